@@ -2,7 +2,7 @@
 WEIR ?= target/debug/weir
 # weir of the crates that the tests are built of. `cargo build` compiles thirty of them once more: without what dev-dependencies ask of tokio.
 BUILD := cargo test --no-run --test floors
-.PHONY: help run test peers test-redis-versions test-postgres-version test-autobahn check deny fuzz bench bench-tools bench-shared bench-limits bench-scale bench-audit bench-protocols bench-lane chart manifests image licenses image-local compose-check stack-test
+.PHONY: help run test peers test-redis-versions test-postgres-version test-autobahn check deny fuzz bench bench-tools bench-shared bench-limits bench-scale bench-audit bench-files bench-protocols bench-lane chart manifests image licenses image-local compose-check stack-test
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -145,6 +145,10 @@ bench-scale: ## Measure what a million keys and sessions take in Redis and in th
 bench-audit: ## Measure what an audited event costs on its way: process, Redis, worker, Postgres
 	@tests/need.sh redis-server postgresql
 	cargo bench --bench audit -- --write benches/AUDIT.md
+
+bench-files: ## Print what a row of SQLite's audit and a record of the spool cost
+	cargo bench --bench sqlite
+	cargo bench --bench spool
 
 bench-lane: ## Measure what the audit takes of a lane's thread, over HTTP (BENCH=--quick: a short run)
 	cargo build --release

@@ -1,6 +1,6 @@
--- Says in a boot's mailbox which of its batches are committed.
+-- Notes which batches of a boot are committed, for audit_done.lua to tell.
 --
--- KEYS    1 the mailbox: a hash of first by last number
+-- KEYS    1 what is done of the boot: a hash of first by last number
 -- ARGV    1 seconds that it is kept from now on
 --         2… first and last number in turn
 -- reply   1

@@ -1,8 +1,12 @@
 -- An operator forces a shared circuit breaker open or closed, or sets it back.
 --
--- KEYS    of those in breaker_sync.lua: 1 the state · 2 those that doubt the upstream · 3 the probes' slots
+-- KEYS    1 the state, as in breaker_sync.lua
+--         2 those that doubt the upstream
+--         3 the probes' slots
 -- ARGV    1 the state: forced_open, forced_closed or closed
---         2 the generation that the process knows · 3 the channel of transitions · 4 the breaker's tag
+--         2 the generation that the process knows
+--         3 the channel of transitions
+--         4 the breaker's tag
 -- reply   the generation from now on
 --
 -- One hash tag. Atomic, so that no report in between is counted to the state that this ends. The window is begun anew by its

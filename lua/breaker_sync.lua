@@ -7,16 +7,29 @@
 --         3 the processes that share it: a sorted set by when they were last heard
 --         4 those that doubt the upstream: likewise
 --         5 the probes' slots that are given: a sorted set of PROCESS/NUMBER by when they come back
--- ARGV    1 the process · 2, 3, 4 generation, state and ms left of it that the process knows
---         5 to 9 results since its last report: calls, failures, slow, 1 where one succeeded, failures after that
---         10 1 where the process doubts the upstream
---         11 slots wanted · 12 1 where requests ask for them · 13 slots held: N,N… · 14 probes that ended: N+ or N-
---         15 `t` or `c`, a window of time or of calls · 16 its ms or its calls · 17 minimum_calls · 18 failure_rate
---         19 consecutive_failures · 20 slow_call.rate, or -1 · 21 quorum
---         22 open_for · 23 max_open_for (ms) · 24 what jitter adds to an opening, as a share
---         25 probes · 26 success_rate · 27 ms for which a slot is given · 28 recover_over (ms)
---         29 the last slot that the process has heard of; it cannot hold later ones yet
---         30 the channel of transitions · 31 the breaker's tag · 32 the most that jitter adds, as a share
+-- ARGV    1 process: who reports
+--         2 known, 3 known_state, 4 known_left: generation, state and ms left of it that the process knows
+--         5 calls, 6 failures, 7 slow: results since its last report
+--         8 succeeded: 1 where one did
+--         9 trailing: failures after that
+--         10 doubts: 1 where the process doubts the upstream
+--         11 want: slots that it wants
+--         12 demanded: 1 where requests ask for them
+--         13 held: slots that it holds, `N,N…`
+--         14 results: probes that ended, `N+` or `N-`
+--         15 kind: `t` or `c`, a window of time or of calls
+--         16 size: its ms or its calls
+--         17 minimum_calls, 18 failure_rate, 19 consecutive_failures: settings
+--         20 slow_rate: of slow_call; -1: none
+--         21 quorum, 22 open_for (ms), 23 max_open_for (ms): settings
+--         24 jitter: what it adds to an opening, as a share
+--         25 probes, 26 success_rate: settings of half_open
+--         27 slot_lasts: ms for which a slot is given
+--         28 recover_over: a setting (ms)
+--         29 heard_slot: the last one that the process has heard of; it cannot hold later ones yet
+--         30 channel: that of transitions
+--         31 tag: the breaker's
+--         32 max_jitter: the most that jitter adds, as a share
 -- reply   generation, state, ms left, calls, failures, slow, processes, processes that doubt, 1 where held slots are wanted,
 --         1 where fewer slots are given than asked for, the last slot given to whomever, then the slots given
 --
@@ -26,11 +39,17 @@
 local DAY, DEAD_AFTER, DOUBT_FOR, WANTED_FOR = 86400000, 5000, 3000, 1000
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local process, known = ARGV[1], tonumber(ARGV[2])
+
+local process = ARGV[1]
+local known, known_state, known_left = tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
 local calls, failures, slow = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
-local size, quorum = tonumber(ARGV[16]), tonumber(ARGV[21])
-local open_for, max_open_for = tonumber(ARGV[22]), tonumber(ARGV[23])
-local probes, success_rate, recover_over = tonumber(ARGV[25]), tonumber(ARGV[26]), tonumber(ARGV[28])
+local succeeded, trailing, doubts = ARGV[8] == '1', tonumber(ARGV[9]), ARGV[10] == '1'
+local want, demanded, held, results = tonumber(ARGV[11]), ARGV[12] == '1', ARGV[13], ARGV[14]
+local kind, size, minimum_calls = ARGV[15], tonumber(ARGV[16]), tonumber(ARGV[17])
+local failure_rate, consecutive_failures, slow_rate = tonumber(ARGV[18]), tonumber(ARGV[19]), tonumber(ARGV[20])
+local quorum, open_for, max_open_for, jitter = tonumber(ARGV[21]), tonumber(ARGV[22]), tonumber(ARGV[23]), tonumber(ARGV[24])
+local probes, success_rate, slot_lasts, recover_over = tonumber(ARGV[25]), tonumber(ARGV[26]), tonumber(ARGV[27]), tonumber(ARGV[28])
+local heard_slot, channel, tag, max_jitter = tonumber(ARGV[29]), ARGV[30], ARGV[31], tonumber(ARGV[32])
 
 local field = redis.call('HMGET', KEYS[1], 'g', 's', 'e', 'n', 'k', 'o', 'b', 'p', 'd', 'w')
 local generation, state = tonumber(field[1] or 0), field[2] or 'closed'
@@ -50,7 +69,7 @@ local function go(to, lasts)
   changed = true
 end
 local function open()
-  local lasts = next_open_for * (1 + tonumber(ARGV[24]))
+  local lasts = next_open_for * (1 + jitter)
   next_open_for = math.min(next_open_for * 2, max_open_for)
   go('open', math.ceil(lasts))
 end
@@ -60,7 +79,7 @@ end
 
 if known > generation then
   window, row, good, bad, wanted = window + 1, 0, 0, 0, 0
-  generation, state, ends = known, ARGV[3], now + tonumber(ARGV[4])
+  generation, state, ends = known, known_state, now + known_left
   if state == 'open' then next_open_for = math.min(open_for * 2, max_open_for) end
   redis.call('DEL', KEYS[4], KEYS[5])
   dirty = true
@@ -70,7 +89,7 @@ if state == 'closed' then next_open_for = open_for end
 next_open_for = math.max(open_for, math.min(next_open_for, max_open_for))
 -- A clock that was set back must not make either last longer than it could.
 local longest = recover_over
-if state == 'open' then longest = math.ceil(max_open_for * (1 + tonumber(ARGV[32]))) end
+if state == 'open' then longest = math.ceil(max_open_for * (1 + max_jitter)) end
 if (state == 'open' or state == 'recovering') and ends > now + longest then
   ends, dirty = now + longest, true
 end
@@ -88,7 +107,7 @@ redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now - DEAD_AFTER)
 redis.call('ZREMRANGEBYSCORE', KEYS[3], now + DEAD_AFTER, '+inf')
 redis.call('PEXPIRE', KEYS[3], DEAD_AFTER)
 local processes = redis.call('ZCARD', KEYS[3])
-if ARGV[10] == '1' and counts then
+if doubts and counts then
   redis.call('ZADD', KEYS[4], now, process)
   redis.call('PEXPIRE', KEYS[4], DOUBT_FOR)
 else
@@ -96,14 +115,14 @@ else
 end
 redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', now - DOUBT_FOR)
 redis.call('ZREMRANGEBYSCORE', KEYS[4], now + DOUBT_FOR, '+inf')
-local doubt = redis.call('ZCARD', KEYS[4])
+local doubters = redis.call('ZCARD', KEYS[4])
 
 -- The window, in steps: tenths of its time, or about twentieths of its calls.
 local parts, all, all_failures, all_slow = {}, 0, 0, 0
 local text = redis.call('GET', KEYS[2])
 local number, rest = string.match(text or '', '^(%d+) (.*)$')
 local width, step = 0, 0
-if ARGV[15] == 't' then
+if kind == 't' then
   width = math.max(size / 10, 1)
   step = math.floor(now / width)
 end
@@ -123,8 +142,8 @@ if counts and calls > 0 then
     parts[#parts + 1] = newest
   end
   newest[2], newest[3], newest[4] = newest[2] + calls, newest[3] + failures, newest[4] + slow
-  if ARGV[8] == '1' then row = tonumber(ARGV[9]) else row = row + failures end
-  dirty = dirty or tonumber(ARGV[19]) > 0
+  if succeeded then row = trailing else row = row + failures end
+  dirty = dirty or consecutive_failures > 0
 end
 for i = 1, #parts do
   all, all_failures, all_slow = all + parts[i][2], all_failures + parts[i][3], all_slow + parts[i][4]
@@ -146,40 +165,38 @@ if counts and calls > 0 then
   redis.call('SET', KEYS[2], string.format('%.0f ', window) .. table.concat(texts, ','), 'PX', lives)
 end
 
-if counts and (state == 'closed' or state == 'recovering') and (calls > 0 or ARGV[10] == '1') then
-  local consecutive, slow_rate = tonumber(ARGV[19]), tonumber(ARGV[20])
-  local trips = consecutive > 0 and row >= consecutive
-    or all >= tonumber(ARGV[17])
-      and (reaches(all_failures, all, tonumber(ARGV[18])) or slow_rate >= 0 and reaches(all_slow, all, slow_rate))
-  if trips and doubt >= math.min(quorum, processes) then open() end
+if counts and (state == 'closed' or state == 'recovering') and (calls > 0 or doubts) then
+  local trips = consecutive_failures > 0 and row >= consecutive_failures
+    or all >= minimum_calls
+      and (reaches(all_failures, all, failure_rate) or slow_rate >= 0 and reaches(all_slow, all, slow_rate))
+  if trips and doubters >= math.min(quorum, processes) then open() end
 end
 
 local given, recall, starved = {}, 0, 0
 if state == 'half_open' then
   redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', now)
-  local lasts = tonumber(ARGV[27])
   -- From before a clock was set back; who lives says so again.
-  for _, slot in ipairs(redis.call('ZRANGEBYSCORE', KEYS[5], '(' .. now + lasts, '+inf')) do
-    redis.call('ZADD', KEYS[5], now + lasts, slot)
+  for _, slot in ipairs(redis.call('ZRANGEBYSCORE', KEYS[5], '(' .. now + slot_lasts, '+inf')) do
+    redis.call('ZADD', KEYS[5], now + slot_lasts, slot)
   end
   local mine = 0
   if counts then
-    for id, mark in string.gmatch(ARGV[14], '(%d+)([+-])') do
+    for id, mark in string.gmatch(results, '(%d+)([+-])') do
       if redis.call('ZREM', KEYS[5], process .. '/' .. id) == 1 then
         if mark == '+' then good = good + 1 else bad = bad + 1 end
         dirty = true
       end
     end
     local holds = {}
-    for id in string.gmatch(ARGV[13], '%d+') do holds[process .. '/' .. id] = true end
+    for id in string.gmatch(held, '%d+') do holds[process .. '/' .. id] = true end
     local slots = redis.call('ZRANGE', KEYS[5], 0, -1)
     for i = 1, #slots do
       if holds[slots[i]] then
-        redis.call('ZADD', KEYS[5], now + lasts, slots[i])
+        redis.call('ZADD', KEYS[5], now + slot_lasts, slots[i])
         mine = mine + 1
       elseif string.sub(slots[i], 1, #process + 1) == process .. '/' then
         -- A report that was long on the way does not know what was given since.
-        if tonumber(string.sub(slots[i], #process + 2)) <= tonumber(ARGV[29]) then
+        if tonumber(string.sub(slots[i], #process + 2)) <= heard_slot then
           redis.call('ZREM', KEYS[5], slots[i])
         else
           mine = mine + 1
@@ -200,23 +217,23 @@ if state == 'half_open' then
     local free = math.max(probes - good - bad - redis.call('ZCARD', KEYS[5]), 0)
     -- None takes all: that several processes see the upstream well says more than that one does.
     local share = math.max(1, math.ceil(probes / processes))
-    local asked = math.min(tonumber(ARGV[11]), math.max(share - mine, 0))
+    local asked = math.min(want, math.max(share - mine, 0))
     local grant = math.min(asked, free)
-    if ARGV[12] == '1' then
+    if demanded then
       if grant < asked then wanted, dirty = now, true end
-      if grant < tonumber(ARGV[11]) then starved = 1 end
+      if grant < want then starved = 1 end
     elseif now - wanted <= WANTED_FOR then
       grant = 0
     end
     for _ = 1, grant do
       last = last + 1
-      redis.call('ZADD', KEYS[5], now + lasts, string.format('%s/%.0f', process, last))
+      redis.call('ZADD', KEYS[5], now + slot_lasts, string.format('%s/%.0f', process, last))
       given[#given + 1] = last
       dirty = true
     end
     if free == 0 and wanted < now and now - wanted <= WANTED_FOR then recall = 1 end
   end
-  redis.call('PEXPIRE', KEYS[5], lasts + DAY)
+  redis.call('PEXPIRE', KEYS[5], slot_lasts + DAY)
 end
 
 local left = 0
@@ -231,9 +248,9 @@ local lives = DAY + left
 if string.sub(state, 1, 6) == 'forced' then lives = 30 * DAY end
 redis.call('PEXPIRE', KEYS[1], lives)
 if changed then
-  redis.call('PUBLISH', ARGV[30], string.format('%s %.0f %s %.0f', ARGV[31], generation, state, left))
+  redis.call('PUBLISH', channel, string.format('%s %.0f %s %.0f', tag, generation, state, left))
   if window ~= tonumber(field[10] or 0) then all, all_failures, all_slow = 0, 0, 0 end
 end
-local reply = { generation, state, left, all, all_failures, all_slow, processes, doubt, recall, starved, last }
+local reply = { generation, state, left, all, all_failures, all_slow, processes, doubters, recall, starved, last }
 for i = 1, #given do reply[#reply + 1] = given[i] end
 return reply

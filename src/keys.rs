@@ -3,13 +3,16 @@
 //!
 //! | key | is | lives |
 //! |---|---|---|
-//! | `weir:l:{KEY}:NKIND` | a counter of a limit's rule: its kind is `b`, `s` with the µs of its window, or `f` with its period, and it is the `N`th of that kind, from 0; `KEY` hashes the limit's name and the key's parts | until it is as new |
+//! | `weir:l:{KEY}:Nb` | a limit's `N`th token bucket, from 0; `KEY` hashes the limit's name and the key's parts | until it is full |
+//! | `weir:l:{KEY}:NsWINDOW` | its `N`th sliding window of so many µs | two windows |
+//! | `weir:l:{KEY}:NfPERIOD` | its `N`th fixed window of that period | until it ends |
 //! | `weir:c:{KEY}` | a concurrency limit's slots: how many each process has, and until when | `hold_ttl` past the last call, or 2 s once none is taken |
 //! | `weir:p:{live}` | the processes that are alive: a sorted set of ids by when they are given up | a minute past the last beat |
 //! | `weir:o:{overrides}` | overrides of limits set at run time, by limit and key | 30 days after the last look |
 //! | `weir:b:{UPSTREAM}:s` | the state of an upstream's shared breaker; `UPSTREAM` hashes its name | a day past the last report, a month where forced |
 //! | `weir:b:{UPSTREAM}:w:SHAPE` | its window of one kind and size | the window, or a day where it is one of calls |
-//! | `weir:b:{UPSTREAM}:m`, `:d` | processes that share it, and those that doubt the upstream, by when they were heard | 5 s, 3 s |
+//! | `weir:b:{UPSTREAM}:m` | processes that share it, by when they were heard | 5 s past the last report |
+//! | `weir:b:{UPSTREAM}:d` | those that doubt the upstream, likewise | 3 s past the last that does |
 //! | `weir:b:{UPSTREAM}:p` | slots for probes, by when they come back | a day past the last |
 //! | `weir:s:NAME:{USER}` | a user's sessions of the entry `NAME`: a hash of its name and of each session's record | as long as the last of them |
 //! | `weir:s:{sweep}` | the process that sweeps the sessions | two sweeps past its last |
@@ -80,7 +83,7 @@ pub struct BreakerKeys {
 /// The hash tag of a limit's counters for one key: 22 characters of base64url, the first half of a SHA-256. Keys meet by chance
 /// once some 2^64 are in use, and by design only if someone does that work.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct LimitTag([u8; 22]);
+pub struct KeyTag([u8; 22]);
 
 /// The hash tag of a user's sessions: 16 characters of base64url, 96 bits of a SHA-256. Each of the user's tokens carries it, so
 /// that a token tells where its session is.
@@ -109,12 +112,12 @@ impl Keys {
     }
 
     /// The counter of a limit's rule, which has this number among those of its kind.
-    pub fn counter(&self, tag: LimitTag, number: usize, kind: &str) -> String {
+    pub fn counter(&self, tag: KeyTag, number: usize, kind: &str) -> String {
         format!("{}:l:{{{}}}:{number}{kind}", self.prefix, tag.as_str())
     }
 
     /// The slots of a concurrency limit, by process.
-    pub fn slots(&self, tag: LimitTag) -> String {
+    pub fn slots(&self, tag: KeyTag) -> String {
         format!("{}:c:{{{}}}", self.prefix, tag.as_str())
     }
 
@@ -131,7 +134,7 @@ impl Keys {
     /// Those of an upstream's shared breaker. Its state is the upstream's, whatever settings it gets by a reload; windows of
     /// different shapes do not mix.
     pub fn breaker(&self, upstream: &str, window: Window) -> BreakerKeys {
-        let tag = LimitTag::new("circuit breaker", [upstream.as_bytes()]);
+        let tag = KeyTag::new("circuit breaker", [upstream.as_bytes()]);
         let shape = match window {
             Window::Time(length) => format!("t{}", length.as_millis()),
             Window::Count(size) => format!("c{size}"),
@@ -244,9 +247,9 @@ impl fmt::Debug for UserTag {
     }
 }
 
-impl LimitTag {
+impl KeyTag {
     /// Of a limit's name and the parts of a key.
-    pub fn new<'a>(limit: &'a str, parts: impl IntoIterator<Item = &'a [u8]>) -> LimitTag {
+    pub fn new<'a>(limit: &'a str, parts: impl IntoIterator<Item = &'a [u8]>) -> KeyTag {
         let mut digest = Sha256::new();
         for part in [limit.as_bytes()].into_iter().chain(parts) {
             // Each with its length, so that `a`, `bc` and `ab`, `c` differ.
@@ -257,7 +260,7 @@ impl LimitTag {
         URL_SAFE_NO_PAD
             .encode_slice(&digest.finalize()[..16], &mut tag)
             .expect("16 bytes are 22 characters");
-        LimitTag(tag)
+        KeyTag(tag)
     }
 
     pub fn as_str(&self) -> &str {
@@ -265,9 +268,9 @@ impl LimitTag {
     }
 }
 
-impl fmt::Debug for LimitTag {
+impl fmt::Debug for KeyTag {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "LimitTag({})", self.as_str())
+        write!(f, "KeyTag({})", self.as_str())
     }
 }
 
@@ -315,8 +318,8 @@ mod tests {
     #[test]
     fn all_rules_of_a_limit_lie_in_one_slot() {
         let keys = Keys::new("weir");
-        let tag = LimitTag::new("login", [&b"10.0.0.1"[..]]);
-        let slots = [0, 1, 7].map(|index| slot(keys.counter(tag, index, "t").as_bytes()));
+        let tag = KeyTag::new("login", [&b"10.0.0.1"[..]]);
+        let slots = [0, 1, 7].map(|index| slot(keys.counter(tag, index, "b").as_bytes()));
         assert_eq!(slots, [slots[0]; 3]);
     }
 
@@ -349,7 +352,7 @@ mod tests {
 
     #[test]
     fn keys_whose_parts_differ_are_different() {
-        let tag = |limit: &str, parts: &[&[u8]]| LimitTag::new(limit, parts.iter().copied());
+        let tag = |limit: &str, parts: &[&[u8]]| KeyTag::new(limit, parts.iter().copied());
         assert_ne!(tag("l", &[b"a", b"bc"]), tag("l", &[b"ab", b"c"]));
         assert_ne!(tag("la", &[b"b"]), tag("l", &[b"ab"]));
         assert_eq!(tag("l", &[b"a"]), tag("l", &[b"a"]));

@@ -1,6 +1,9 @@
 //! weir: a sidecar reverse proxy with rate limits, circuit breakers, sessions and audit.
 //!
 //! `ARCHITECTURE.md` says in which order to read the modules, and how they hang together.
+//!
+//! All of them are `pub` for the tests, the benches and the fuzz targets, which are crates of their own. So the compiler's `dead_code` does not see what
+//! is used by no one: keep `mod` and `pub(super)` wherever those crates do without.
 
 pub mod admin;
 pub mod audit;

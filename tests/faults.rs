@@ -20,7 +20,7 @@ use harness::process::{Echo, Running, file};
 use harness::redis::{Cluster, Server, key_prefix};
 use harness::{Client, Lane, Upstream, eventually, eventually_within};
 use weir::clock::now;
-use weir::keys::{self, Keys, LimitTag};
+use weir::keys::{self, KeyTag, Keys};
 
 /// Of a call: longer than the default, since servers that a busy machine lets wait are to answer in time.
 const BUDGET: Duration = Duration::from_millis(250);
@@ -48,8 +48,8 @@ struct Limit {
 
 /// Where the counter of a key is.
 fn slot(prefix: &str, limit: &str, key: &str) -> u16 {
-    let tag = LimitTag::new(limit, [key.as_bytes()]);
-    keys::slot(Keys::new(prefix).counter(tag, 0, "t").as_bytes())
+    let tag = KeyTag::new(limit, [key.as_bytes()]);
+    keys::slot(Keys::new(prefix).counter(tag, 0, "b").as_bytes())
 }
 
 /// A strict limit and a leased one for each shard.

@@ -28,7 +28,7 @@ const FLOORS: [&[&str]; 4] = [
 ];
 
 /// No I/O, no clock, no randomness.
-const PURE: [&str; 5] = ["http1", "http2", "inject", "policy", "redirect"];
+const PURE: [&str; 6] = ["event", "http1", "http2", "inject", "policy", "redirect"];
 
 const IMPURE: [&str; 16] = [
     "tokio",

@@ -46,7 +46,7 @@ use crate::policy::session::bearer;
 use crate::store::fleet::FleetConnections;
 use crate::store::postgres::Postgres;
 use crate::store::redis::CallError;
-use crate::telemetry::log::Sparing;
+use crate::telemetry::log::LogRateLimit;
 use app_health::AppProbes;
 use drain::Leave;
 use health::Health;
@@ -80,11 +80,11 @@ pub struct Admin {
 
 /// When the log is told of calls that are refused: of some, whoever makes them.
 #[derive(Debug)]
-pub struct Refusals(Mutex<Sparing>);
+pub struct Refusals(Mutex<LogRateLimit>);
 
 impl Default for Refusals {
     fn default() -> Refusals {
-        Refusals(Mutex::new(Sparing::new(5)))
+        Refusals(Mutex::new(LogRateLimit::new(5)))
     }
 }
 

@@ -24,8 +24,8 @@ struct Slip {
 pub(super) struct Duty(Receipt);
 
 impl Receipt {
-    /// Waits until it is known whether the events are safe.
-    pub async fn is_safe(&self) -> bool {
+    /// Waits until it is known whether the events are safe, and says so.
+    pub async fn settled(&self) -> bool {
         let settled = self.0.settled.notified();
         tokio::pin!(settled);
         // Listens before it looks, so that nothing is missed between.
@@ -74,7 +74,7 @@ mod tests {
         let (kept, lost) = (Duty::default(), Duty::default());
         let (is_kept, is_lost) = (kept.receipt(), lost.receipt());
         let waiting =
-            tokio::spawn(async move { (is_kept.is_safe().await, is_lost.is_safe().await) });
+            tokio::spawn(async move { (is_kept.settled().await, is_lost.settled().await) });
         tokio::task::yield_now().await;
         drop(lost);
         kept.safe();
@@ -86,6 +86,6 @@ mod tests {
         let duty = Duty::default();
         let receipt = duty.receipt();
         duty.safe();
-        assert!(receipt.is_safe().await);
+        assert!(receipt.settled().await);
     }
 }

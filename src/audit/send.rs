@@ -164,7 +164,7 @@ fn is_over(common: &Common) -> bool {
 
 /// What could not be sent goes to the spool, or is lost. To be called once both threads have ended.
 pub(super) fn end(common: &Common) {
-    if let Err(error) = common.secure(None) {
+    if let Err(error) = common.persist(None) {
         error!(%error, "the last audit events cannot be spooled");
     }
     let mut uncommitted = common.uncommitted.lock();

@@ -194,7 +194,7 @@ impl Common {
 
     /// Puts what is at risk into the spool, syncs it, and settles what waits for that. `until` so few bytes are in memory, or all
     /// of it where that is `None`. Whether there was something to do.
-    pub(super) fn secure(&self, until: Option<usize>) -> Result<bool, SpoolError> {
+    pub(super) fn persist(&self, until: Option<usize>) -> Result<bool, SpoolError> {
         let mut spool = self.spool.lock();
         let at_risk = self.uncommitted.lock().at_risk();
         let mut placed = std::mem::take(&mut *self.unsynced.lock());
@@ -345,35 +345,35 @@ impl Packing {
     /// Spools what is to be, and decides whether requests are to be refused.
     fn keep_safe(&mut self) {
         let common = self.common.clone();
-        let secured = match common.delivery {
+        let persisted = match common.delivery {
             Delivery::Guaranteed => {
                 if self.trouble == Trouble::Disk {
                     // Safe is what Redis has taken then.
                     let shed = common.uncommitted.lock().shed(common.memory);
                     common.release(shed);
                 }
-                common.secure(None)
+                common.persist(None)
             }
             Delivery::BestEffort => {
                 let shed = common.uncommitted.lock().shed(common.memory);
                 common.release(shed);
                 let over = common.uncommitted.lock().memory() > common.memory;
-                let secured = match over {
-                    true => common.secure(Some(common.memory / 2)),
+                let persisted = match over {
+                    true => common.persist(Some(common.memory / 2)),
                     false => Ok(false),
                 };
-                if matches!(secured, Err(SpoolError::Full(_))) {
+                if matches!(persisted, Err(SpoolError::Full(_))) {
                     let shed = common.uncommitted.lock().shed_spooled();
                     common.release(shed);
                 }
-                secured
+                persisted
             }
         };
-        if secured.is_err() {
+        if persisted.is_err() {
             self.queue.shared.errors.fetch_add(1, Ordering::Relaxed);
         }
         let before = self.trouble;
-        self.trouble = match secured {
+        self.trouble = match persisted {
             Ok(_) if self.is_full() => Trouble::Full,
             // It is not known to work again until something was written.
             Ok(false) if matches!(before, Trouble::Disk) => before,

@@ -155,7 +155,7 @@ mod tests {
         assert!(matches!(tray.lay(&event("/")), Laid::Refused));
         assert_eq!(recorder.counts().dropped, 1);
         drop(queue);
-        assert!(!receipt.is_safe().await);
+        assert!(!receipt.settled().await);
         let (recorder, queue) = Queue::new(1, Delivery::Guaranteed);
         let tray = recorder.tray();
         drop(queue);
@@ -180,7 +180,7 @@ mod tests {
                             };
                             // Groups of one and of two.
                             if count % 3 > 0 {
-                                assert!(receipt.is_safe().await);
+                                assert!(receipt.settled().await);
                             }
                         }
                     });

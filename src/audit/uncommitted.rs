@@ -400,10 +400,10 @@ mod tests {
         }
         assert!(uncommitted.is_at_risk());
         uncommitted.added(1, entry("1-1"));
-        assert!(receipts[0].is_safe().await);
+        assert!(receipts[0].settled().await);
         let released = uncommitted.remove(2);
         assert_eq!((released.events, uncommitted.is_at_risk()), (1, false));
-        assert!(!receipts[1].is_safe().await);
+        assert!(!receipts[1].settled().await);
     }
 
     #[test]

@@ -204,7 +204,7 @@ pub(super) fn mend(error: &StoreError) -> &'static str {
         StoreError::OfDay(_, error) => mend(error),
         StoreError::Full => "make room on the disk",
         StoreError::Locked => "end what holds the lock",
-        StoreError::Version(_)
+        StoreError::Version { .. }
         | StoreError::Undated
         | StoreError::Absent
         | StoreError::Key

@@ -66,7 +66,7 @@ fn tend(live: &Arc<LiveUpstream>, tasks: &mut JoinSet<Infallible>) -> Vec<AbortH
     if let Some(check) = &live.settings.health {
         mine.push(tasks.spawn(check_all(live.clone(), check.clone())));
     }
-    if let (true, Some(settings)) = (live.judges(), live.settings.outlier_detection) {
+    if let (true, Some(settings)) = (live.ejects(), live.settings.outlier_detection) {
         mine.push(tasks.spawn(take_back(live.clone(), settings.interval)));
     }
     mine
@@ -132,6 +132,6 @@ async fn check_on(
 async fn take_back(live: Arc<LiveUpstream>, interval: Duration) -> Infallible {
     loop {
         sleep(interval).await;
-        live.look(clock::mono());
+        live.readmit(clock::mono());
     }
 }

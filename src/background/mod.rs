@@ -70,7 +70,7 @@ pub fn tend_shared_state(
 /// Keeps it known which replicas of Postgres are well.
 pub fn look_at_replicas(supervisor: &mut Supervisor, name: &'static str, postgres: Arc<Postgres>) {
     supervisor.keep_forever(name, SILENCE, move |heartbeat| {
-        postgres.clone().keep(move || heartbeat.beat())
+        postgres.clone().watch_replicas(move || heartbeat.beat())
     });
 }
 

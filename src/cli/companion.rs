@@ -66,7 +66,7 @@ impl Companion {
         let runtime = Background::new()?;
         let handle = runtime.handle();
         let schema = Schema {
-            postgres: postgres.again(settings)?,
+            postgres: postgres.for_other_runtime(settings)?,
             migrates: settings.migrate,
             runs,
             state: Arc::default(),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 pub use super::raw::TlsVersion as Version;
-use super::yaml::Place;
+use super::yaml::Position;
 
 /// Of a client: who is believed, and what is shown.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -52,7 +52,7 @@ pub enum ClientAuth {
 pub struct PemFile {
     pub file: PathBuf,
     pub holds: Holds,
-    pub place: Place,
+    pub place: Position,
 }
 
 /// What a PEM file is to hold.

@@ -35,7 +35,7 @@ use words::{
 
 /// Where a value stands in a file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Place {
+pub struct Position {
     /// For example `routes[2].match.path`; empty for the file as a whole.
     pub path: String,
     /// From 1; 0 where it is not known.
@@ -44,10 +44,10 @@ pub struct Place {
     pub column: u64,
 }
 
-impl Place {
+impl Position {
     /// Of a key of the file itself that is not there.
-    pub fn top(key: &str) -> Place {
-        Place {
+    pub fn top(key: &str) -> Position {
+        Position {
             path: key.to_owned(),
             line: 1,
             column: 1,
@@ -55,19 +55,19 @@ impl Place {
     }
 
     /// Of a key that is not there, or stands for the whole of what it is in.
-    pub fn child(&self, key: &str) -> Place {
+    pub fn child(&self, key: &str) -> Position {
         self.named(format!("{}.{key}", self.path))
     }
 
     /// Of the key `key` beside this one, which stands for both.
-    pub fn sibling(&self, key: &str) -> Place {
+    pub fn sibling(&self, key: &str) -> Position {
         let parent = self.path.rsplit_once('.').map_or("", |(parent, _)| parent);
         self.named(format!("{parent}.{key}"))
     }
 
     /// The same line and column, told as `path`.
-    pub fn named(&self, path: impl Into<String>) -> Place {
-        Place {
+    pub fn named(&self, path: impl Into<String>) -> Position {
+        Position {
             path: path.into(),
             ..*self
         }
@@ -77,7 +77,7 @@ impl Place {
 /// One mistake in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistake {
-    pub place: Place,
+    pub place: Position,
     /// What is wrong, and the mend.
     pub message: String,
 }
@@ -91,7 +91,7 @@ impl Mistake {
 
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Place { path, line, column } = &self.place;
+        let Position { path, line, column } = &self.place;
         write!(f, "line {line}, column {column}: ")?;
         if !path.is_empty() {
             write!(f, "{path}: ")?;
@@ -108,12 +108,12 @@ impl fmt::Display for Mistake {
 #[derive(Debug, Clone)]
 pub struct At<T> {
     pub value: Option<T>,
-    pub place: Place,
+    pub place: Position,
 }
 
 impl<T> At<T> {
     /// The value, where it is right, with its place.
-    pub fn told(self) -> Option<(T, Place)> {
+    pub fn told(self) -> Option<(T, Position)> {
         Some((self.value?, self.place))
     }
 }
@@ -167,7 +167,7 @@ pub fn parse<T: DeserializeOwned>(
             let path = String::new();
             let hint = no_break_space(text, line).unwrap_or_default();
             let mistake = Mistake {
-                place: Place { path, line, column },
+                place: Position { path, line, column },
                 message: in_our_words(&error.to_string()) + &hint,
             };
             return (None, vec![mistake], Places::new());
@@ -220,7 +220,7 @@ impl fmt::Display for Path<'_> {
 #[derive(Debug)]
 struct Error {
     message: String,
-    place: Option<Place>,
+    place: Option<Position>,
     /// Whether a mistake that is noted already says why.
     told: bool,
 }
@@ -278,7 +278,7 @@ impl<'a> Cursor<'a> {
         });
     }
 
-    fn place(&self) -> Place {
+    fn place(&self) -> Position {
         self.node.place(self.path)
     }
 
@@ -336,7 +336,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for At<T> {
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<At<T>, A::Error> {
-                let place = Place {
+                let place = Position {
                     path: parts.next_element()?.unwrap_or_default(),
                     line: parts.next_element()?.unwrap_or(0),
                     column: parts.next_element()?.unwrap_or(0),
@@ -537,7 +537,7 @@ impl<'de> Deserializer<'de> for Cursor<'_> {
             let known = fields.contains(&key.value.as_str());
             if !known {
                 meant.extend(nearest(&key.value, fields));
-                let place = Place {
+                let place = Position {
                     path: Path::Key(self.path, &key.value).to_string(),
                     line: key.referenced.line(),
                     column: key.referenced.column(),

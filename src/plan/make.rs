@@ -149,7 +149,7 @@ fn upstreams(
         let tls = secured.upstreams.get(index).cloned().flatten();
         let mut old = old.iter().flat_map(|old| &old.upstreams);
         let old = old.find(|old| old.settings.name == upstream.name);
-        match old.filter(|old| old.serves(upstream, tls.as_ref())) {
+        match old.filter(|old| old.is_same(upstream, tls.as_ref())) {
             Some(old) => old.clone(),
             None => {
                 let metrics = metrics.upstreams.of(&upstream.name);

@@ -1,6 +1,6 @@
 //! A circuit breaker as a state machine: whether a call may go upstream, and what its result means. Owns the window of
 //! results, the probes and the ramp. Must not do I/O, read a clock or draw a random number: `now` is time since one
-//! origin of the process, and `jitter_unit` a draw from 0 to 1.
+//! origin of the process, and `draw` a random number from 0 to 1.
 //!
 //! ```text
 //! closed --trip--> open --until--> half-open --probes pass--> recovering --recover_over--> closed
@@ -168,8 +168,8 @@ impl Breaker {
     }
 
     /// Asks for one call. An admitted call must end in [`record`](Self::record) or [`release`](Self::release).
-    pub fn try_enter(&mut self, now: Duration, jitter_unit: f64) -> Result<Permit, Refused> {
-        self.advance(now, jitter_unit);
+    pub fn try_enter(&mut self, now: Duration, draw: f64) -> Result<Permit, Refused> {
+        self.advance(now, draw);
         let mut probe = None;
         let wait = match &mut self.phase {
             Phase::Closed | Phase::ForcedClosed => None,
@@ -190,7 +190,7 @@ impl Breaker {
                 probe,
             }),
             Some(wait) => Err(Refused {
-                retry_after: self.jittered(wait, jitter_unit),
+                retry_after: self.jittered(wait, draw),
             }),
         }
     }
@@ -203,9 +203,9 @@ impl Breaker {
         outcome: Outcome,
         elapsed: Duration,
         now: Duration,
-        jitter_unit: f64,
+        draw: f64,
     ) {
-        self.advance(now, jitter_unit);
+        self.advance(now, draw);
         if permit.generation != self.generation {
             return;
         }
@@ -217,7 +217,7 @@ impl Breaker {
             Phase::Closed | Phase::Recovering(_) => {
                 self.count(call, now);
                 if self.trips() && !self.frozen {
-                    self.open(now, jitter_unit);
+                    self.open(now, draw);
                 }
             }
             Phase::HalfOpen(trial) => {
@@ -229,11 +229,11 @@ impl Breaker {
                 self.calls.push(call, now);
                 match verdict {
                     Verdict::Undecided => {}
-                    Verdict::Failed => self.open(now, jitter_unit),
+                    Verdict::Failed => self.open(now, draw),
                     Verdict::Passed => {
                         self.recover(now);
                         // Without a ramp it is closed at once.
-                        self.advance(now, jitter_unit);
+                        self.advance(now, draw);
                     }
                 }
             }
@@ -241,8 +241,8 @@ impl Breaker {
     }
 
     /// Tells how far a probe has come, which is [`Stage::Working`] when it is admitted.
-    pub fn come(&mut self, permit: Permit, stage: Stage, now: Duration, jitter_unit: f64) {
-        self.advance(now, jitter_unit);
+    pub fn come(&mut self, permit: Permit, stage: Stage, now: Duration, draw: f64) {
+        self.advance(now, draw);
         let leg = Leg::of(stage, &self.settings);
         if permit.generation == self.generation
             && let (Phase::HalfOpen(trial), Some(id)) = (&mut self.phase, permit.probe)
@@ -335,7 +335,7 @@ impl Breaker {
     }
 
     /// The steps that time alone takes, each at its own time, so that it does not matter when anyone looks.
-    fn advance(&mut self, now: Duration, jitter_unit: f64) {
+    fn advance(&mut self, now: Duration, draw: f64) {
         loop {
             match &mut self.phase {
                 Phase::Closed | Phase::ForcedOpen | Phase::ForcedClosed => return,
@@ -345,7 +345,7 @@ impl Breaker {
                     // A probe without an end has one: an upstream that hangs must open the breaker again.
                     match trial.pass_time(&self.settings.half_open, now) {
                         (Verdict::Undecided, _) => return,
-                        (Verdict::Failed, at) => self.open(at, jitter_unit),
+                        (Verdict::Failed, at) => self.open(at, draw),
                         (Verdict::Passed, at) => self.recover(at),
                     }
                 }
@@ -380,9 +380,9 @@ impl Breaker {
                     .is_some_and(|limit| reaches(slow, calls, limit.rate)))
     }
 
-    fn open(&mut self, now: Duration, jitter_unit: f64) {
+    fn open(&mut self, now: Duration, draw: f64) {
         let open_for = self.next_open_for;
-        let until = now.saturating_add(self.jittered(open_for, jitter_unit));
+        let until = now.saturating_add(self.jittered(open_for, draw));
         self.next_open_for = open_for.saturating_mul(2).min(self.settings.max_open_for);
         // The window stays, to show what tripped it.
         self.phase = Phase::Open { until };
@@ -402,8 +402,8 @@ impl Breaker {
         self.consecutive_failures = 0;
     }
 
-    fn jittered(&self, wait: Duration, jitter_unit: f64) -> Duration {
-        let share = self.settings.jitter * unit(jitter_unit, 0.0);
+    fn jittered(&self, wait: Duration, draw: f64) -> Duration {
+        let share = self.settings.jitter * unit(draw, 0.0);
         // What no Duration holds is longer than any process lives.
         let extra =
             Duration::try_from_secs_f64(wait.as_secs_f64() * share).unwrap_or(Duration::MAX);

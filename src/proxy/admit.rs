@@ -32,7 +32,7 @@ use crate::policy::limit::Now;
 use crate::policy::rewrite::{self, Asked};
 use crate::policy::routes;
 use crate::policy::session::Session;
-use crate::store::breakers::Entry;
+use crate::store::breakers::CallPermit;
 use crate::upstream::{Aim, ours};
 
 /// A request that every policy lets pass.
@@ -53,7 +53,7 @@ pub(super) struct Admitted<'p> {
     /// Which endpoint is wanted.
     pub aim: Aim,
     /// The right to one call of the upstream, where it has a breaker.
-    pub entry: Option<Entry>,
+    pub permit: Option<CallPermit>,
 }
 
 /// What becomes of a request that every policy lets pass.
@@ -131,7 +131,7 @@ pub(super) async fn admit<'p>(
     // gave comes back when they refuse, and so do concurrency slots.
     let ends_here = headers::max_forwards(buffer, head) == Some(0);
     let entered = enter(plan, route.upstream().filter(|_| !ends_here), now, record);
-    let entry = entered.inspect_err(|_| quota.give_back(now, |_| true))?;
+    let permit = entered.inspect_err(|_| quota.give_back(now, |_| true))?;
     facts.session = session.as_deref();
     if let (Some(draft), Some(session)) = (&mut record.draft, &session) {
         draft.set_user(&session.user);
@@ -160,7 +160,7 @@ pub(super) async fn admit<'p>(
             expects,
             session,
             quota,
-            entry,
+            permit,
         }),
     })
 }
@@ -185,7 +185,7 @@ fn checked<'b>(
         return Err(Rejection::Trace);
     }
     let (path, query) = normalised(buffer, head)?;
-    heed_length(conn.listener, head)?;
+    check_length(conn.listener, head)?;
     Ok(Checked {
         expects: headers::expects_continue(buffer, head)?,
         path,
@@ -221,7 +221,7 @@ fn escaped(query: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(escaped)
 }
 
-fn heed_length(listener: &Listener, head: &RequestHead) -> Result<(), Rejection> {
+fn check_length(listener: &Listener, head: &RequestHead) -> Result<(), Rejection> {
     match head.body {
         BodyLength::Fixed(bytes) if bytes > listener.max_body => Err(Rejection::BodyTooLarge),
         BodyLength::Fixed(_) | BodyLength::Chunked | BodyLength::None => Ok(()),
@@ -334,7 +334,7 @@ fn enter(
     upstream: Option<usize>,
     now: Now,
     record: &mut Record,
-) -> Result<Option<Entry>, Rejection> {
+) -> Result<Option<CallPermit>, Rejection> {
     let Some(upstream) = upstream else {
         return Ok(None);
     };
@@ -348,16 +348,16 @@ fn enter(
         }
     };
     match breaker.try_enter(now.mono) {
-        Ok((entry, None)) => {
-            record.probe = entry.probe().map(Rc::new);
+        Ok((permit, None)) => {
+            record.probe = permit.probe().map(Rc::new);
             decisions.admitted.inc();
             said("admitted");
-            Ok(Some(entry))
+            Ok(Some(permit))
         }
-        Ok((entry, Some(_))) => {
+        Ok((permit, Some(_))) => {
             decisions.shadow_refused.inc();
             said("shadow_refused");
-            Ok(Some(entry))
+            Ok(Some(permit))
         }
         Err(refused) => {
             decisions.refused.inc();

@@ -43,15 +43,15 @@ pub(super) fn give_up(record: &mut Record) {
 
 /// The event of a request could not be made safe.
 #[derive(Debug)]
-pub(super) struct NotSafe;
+pub(super) struct NotPersisted;
 
 /// Where delivery is guaranteed, makes an event of the request as it stands and waits until that is safe: what completes the
 /// answer is not to go out before. Otherwise the event is left to the request's end.
-pub(super) async fn secure(
+pub(super) async fn persist(
     plan: &Plan,
     outbox: &Outbox,
     record: &mut Record,
-) -> Result<(), NotSafe> {
+) -> Result<(), NotPersisted> {
     let guaranteed = |recorder: &Recorder| recorder.delivery == Delivery::Guaranteed;
     let draft = record.draft.as_ref();
     if draft.is_none_or(|draft| draft.event != Event::Due) {
@@ -63,15 +63,15 @@ pub(super) async fn secure(
     if record.route.is_none() && refuses(plan, Level::Metadata) {
         // It has had no effect, and would only wait in vain.
         give_up(record);
-        return Err(NotSafe);
+        return Err(NotPersisted);
     }
     let duration = record.elapsed();
     let Some(gate) = finish(plan, outbox, record, duration) else {
         return Ok(());
     };
-    match gate.is_opened().await {
+    match gate.settled().await {
         true => Ok(()),
-        false => Err(NotSafe),
+        false => Err(NotPersisted),
     }
 }
 

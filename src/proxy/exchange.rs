@@ -66,7 +66,7 @@ pub(super) enum Failure {
     /// The upstream broke off, stalled or sent nonsense within its response.
     UpstreamGone,
     /// The response's event could not be made safe, so that its end was held back.
-    NotSafe,
+    NotPersisted,
     /// weir ended the response within its body, for this reason.
     CutShort(&'static str),
 }
@@ -78,7 +78,7 @@ impl Failure {
             Failure::Reply(rejection, _) => rejection.reason(),
             Failure::ClientGone => "client_left",
             Failure::UpstreamGone => UPSTREAM_LEFT,
-            Failure::NotSafe => Rejection::AuditUnavailable.reason(),
+            Failure::NotPersisted => Rejection::AuditUnavailable.reason(),
             Failure::CutShort(reason) => reason,
         }
     }
@@ -172,11 +172,11 @@ pub(super) async fn on_record(
     body: bool,
     record: &mut Record,
 ) -> Rejection {
-    record.refused(&rejection, body);
-    match audit::secure(&view.plan, &conn.lane.outbox, record).await {
+    record.note_refused(&rejection, body);
+    match audit::persist(&view.plan, &conn.lane.outbox, record).await {
         Ok(()) => rejection,
-        Err(audit::NotSafe) => {
-            record.refused(&Rejection::AuditUnavailable, body);
+        Err(audit::NotPersisted) => {
+            record.note_refused(&Rejection::AuditUnavailable, body);
             Rejection::AuditUnavailable
         }
     }
@@ -194,8 +194,8 @@ pub(super) async fn answer_on_record(
     if body {
         record.bytes_out = answer.body.len() as u64;
     }
-    let safe = audit::secure(&view.plan, &conn.lane.outbox, record).await;
-    safe.map_err(|audit::NotSafe| Rejection::AuditUnavailable)
+    let safe = audit::persist(&view.plan, &conn.lane.outbox, record).await;
+    safe.map_err(|audit::NotPersisted| Rejection::AuditUnavailable)
 }
 
 /// A response's head, and whether the whole request was sent before it came.
@@ -223,14 +223,14 @@ impl Answered {
 }
 
 /// Before the end of the response goes out; `told` once its head has.
-pub(super) async fn secure(
+pub(super) async fn persist(
     (plan, outbox): (&Plan, &Outbox),
     record: &mut Record,
     told: bool,
 ) -> Result<(), Failure> {
-    let safe = audit::secure(plan, outbox, record).await;
-    safe.map_err(|audit::NotSafe| match told {
-        true => Failure::NotSafe,
+    let safe = audit::persist(plan, outbox, record).await;
+    safe.map_err(|audit::NotPersisted| match told {
+        true => Failure::NotPersisted,
         false => Rejection::AuditUnavailable.into(),
     })
 }

@@ -9,7 +9,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::admit::Admitted;
 use super::any_version;
-use super::exchange::{Answered, Conn, Ends, Failure, Next, secure};
+use super::exchange::{Answered, Conn, Ends, Failure, Next, persist};
 use super::following::LaneView;
 use super::headers::{self, put_last_chunk};
 use super::interim::Interims;
@@ -64,7 +64,7 @@ pub(super) async fn send(
             .await?;
     }
     if over_http2 {
-        // Apart, so that others have no room for it.
+        // Boxed, to keep the common future small.
         let sent = any_version::send(
             conn,
             view,
@@ -96,9 +96,9 @@ pub(super) async fn send(
 fn reset_if_cut<T>(request: &Request, client: &mut Stream, sent: &Result<T, Failure>) {
     let is_cut = matches!(
         sent,
-        Err(Failure::UpstreamGone | Failure::NotSafe | Failure::CutShort(_))
+        Err(Failure::UpstreamGone | Failure::NotPersisted | Failure::CutShort(_))
     );
-    if request.old_client && is_cut {
+    if request.is_http10 && is_cut {
         client.reset_on_close();
     }
 }
@@ -122,7 +122,7 @@ impl<'p> Exchange<'_, 'p> {
         } = self;
         let status = answered.head.status;
         // What is left of a body cut off by an early response cannot be told from a next request.
-        let turned = outgoing.turn_back(conn, answer, &answered, answered.uploaded, record);
+        let turned = outgoing.begin_response(conn, answer, &answered, answered.uploaded, record);
         let next = turned.await?;
         let spoken = headers::switched_to(answer, &answered.head, outgoing.switch_to.as_deref());
         answer.drain(..answered.head.len);
@@ -130,7 +130,7 @@ impl<'p> Exchange<'_, 'p> {
         if status == 101 {
             outgoing.finish(End::Status(101), record);
             let upstream = (upstream, std::mem::take(&mut **answer));
-            // Apart, so that others have no room for it.
+            // Boxed, to keep the common future small.
             let switched =
                 upgrade::switched(conn, outgoing, &mut self.ends, upstream, spoken, record);
             Box::pin(switched).await?;
@@ -196,7 +196,7 @@ impl<'p> Exchange<'_, 'p> {
                 biased;
                 head = early_head(request, &mut reading, answer, &mut interims, &mut to_client) => {
                     let head = head?;
-                    record.answers(head.status);
+                    record.note_answered(head.status);
                     return Ok(Answered { head, uploaded: false });
                 }
                 sent = upload.go_on(
@@ -222,7 +222,7 @@ impl<'p> Exchange<'_, 'p> {
         };
         // Its time begins here: how long the client takes to send says nothing of the upstream.
         let pace_is_ours = request.body == BodyLength::None;
-        record.sends(uploaded || pace_is_ours);
+        record.note_sent(uploaded || pace_is_ours);
         loop {
             let response = unless_gone(
                 ends.client,
@@ -233,7 +233,7 @@ impl<'p> Exchange<'_, 'p> {
             let head = head.map_err(|Elapsed| Rejection::UpstreamTimeout)?;
             let head = head.ok_or(Failure::ClientGone)??;
             if !interims.take(answer, &head)? {
-                record.answers(head.status);
+                record.note_answered(head.status);
                 return Ok(Answered { head, uploaded });
             }
             interims
@@ -266,7 +266,7 @@ impl<'p> Exchange<'_, 'p> {
         let audited = (outgoing.plan, &conn.lane.outbox);
         let (request, out) = (&outgoing.request, &mut *outgoing.out);
         let (mut reader, until_close) = answered.reader();
-        let chunked = answered.chunked() && !request.old_client;
+        let chunked = answered.chunked() && !request.is_http10;
         let changes = &outgoing.route.response_headers;
         let (mut client, mut upstream) = (BothWays::of(client), BothWays::of(upstream));
         let (from_client, mut to_client) = client.split();
@@ -300,7 +300,7 @@ impl<'p> Exchange<'_, 'p> {
                     let end = put_last_chunk(out, reader.trailers(), may);
                     end.map_err(|_| broken_off(told))?;
                 }
-                secure(audited, record, told).await?;
+                persist(audited, record, told).await?;
             }
             let bytes_in = &mut record.bytes_in;
             responding.write(bytes_in, &mut to_client, out).await?;
@@ -313,7 +313,7 @@ impl<'p> Exchange<'_, 'p> {
             match responding.step(bytes_in, read).await? {
                 Ok(Ok(1..)) => {}
                 Ok(Ok(0)) if until_close => {
-                    secure(audited, record, told).await?;
+                    persist(audited, record, told).await?;
                     if chunked {
                         let bytes_in = &mut record.bytes_in;
                         let end = responding.write(bytes_in, &mut to_client, b"0\r\n\r\n");
@@ -407,7 +407,7 @@ pub(super) async fn read_head(
     loop {
         let parsed = match answer.is_empty() {
             true => None,
-            false => parse_response(answer, request.to_head, HeadLimits::default())
+            false => parse_response(answer, request.is_head, HeadLimits::default())
                 .map_err(|_| Rejection::UpstreamBroken)?,
         };
         match parsed {

@@ -25,8 +25,8 @@ impl Gate {
         Opener::default().gate()
     }
 
-    /// Waits until it is opened, or given up.
-    pub(super) fn is_opened(&self) -> impl Future<Output = bool> {
+    /// Waits until it is opened or given up, and says whether it was opened.
+    pub(super) fn settled(&self) -> impl Future<Output = bool> {
         let mut place = None;
         poll_fn(move |context| self.poll(&mut place, context))
     }
@@ -82,7 +82,7 @@ mod tests {
     async fn those_who_wait_learn_whether_it_was_opened() {
         let (opened, given_up) = (Opener::default(), Opener::default());
         let (first, second, never) = (opened.gate(), opened.gate(), given_up.gate());
-        let waiting = join3(first.is_opened(), second.is_opened(), never.is_opened());
+        let waiting = join3(first.settled(), second.settled(), never.settled());
         tokio::pin!(waiting);
         assert_eq!(waiting.as_mut().now_or_never(), None);
         opened.open();
@@ -95,7 +95,7 @@ mod tests {
         let opener = Opener::default();
         let gate = opener.gate();
         opener.open();
-        assert_eq!(gate.is_opened().now_or_never(), Some(true));
-        assert_eq!(Gate::given_up().is_opened().now_or_never(), Some(false));
+        assert_eq!(gate.settled().now_or_never(), Some(true));
+        assert_eq!(Gate::given_up().settled().now_or_never(), Some(false));
     }
 }

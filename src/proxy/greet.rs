@@ -55,7 +55,7 @@ pub(super) async fn greet(
     socket: Socket,
     peer: Option<SocketAddr>,
 ) {
-    // Apart, so that a connection has no room for it from then on.
+    // Boxed, to keep the common future small.
     let Some(guest) = Box::pin(meet(lane, listener_index, socket, peer)).await else {
         return;
     };
@@ -140,7 +140,7 @@ async fn meet(
     match (&listener.tls, &view.plan.greetings[listener_index]) {
         (None, _) => {}
         (Some(_), Some(greeting)) => {
-            // Apart, so that plain connections have no room for it.
+            // Boxed, to keep the common future small.
             guest = Box::pin(secure(lane, listener_index, greeting, guest)).await?;
         }
         // Never in plain what is to be under TLS.

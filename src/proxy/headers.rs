@@ -380,7 +380,7 @@ pub(super) struct Back<'a> {
     /// Whether its length is not known ahead.
     pub chunked: bool,
     /// Whether the client speaks HTTP/1.0, which has no chunks.
-    pub old_client: bool,
+    pub is_http10: bool,
     pub next: Next,
     /// Of the route.
     pub changes: &'a HeaderChanges,
@@ -420,7 +420,7 @@ pub(super) fn put_response_head(
     tell: impl FnOnce(&mut Vec<u8>),
 ) -> Next {
     // HTTP/1.0 has no chunks: the end of the connection ends the body.
-    let next = match back.chunked && back.old_client {
+    let next = match back.chunked && back.is_http10 {
         true => Next::Close,
         false => back.next,
     };
@@ -445,7 +445,7 @@ pub(super) fn put_response_head(
     if back.of_session {
         out.extend_from_slice(b"Cache-Control: no-store\r\n");
     }
-    if back.chunked && !back.old_client {
+    if back.chunked && !back.is_http10 {
         out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
     }
     if response.status == 426 {
@@ -460,7 +460,7 @@ pub(super) fn put_response_head(
         put(out, b"Upgrade", chosen(answer, response, offered));
     } else if next == Next::Close {
         out.extend_from_slice(b"Connection: close\r\n");
-    } else if back.old_client {
+    } else if back.is_http10 {
         // HTTP/1.0 closes unless told (RFC 9112 section 9.3).
         out.extend_from_slice(b"Connection: keep-alive\r\n");
     }

@@ -53,7 +53,7 @@ pub(super) fn connection(
         // Who has asked for nothing yet was told nothing, and may be about to ask.
         let mut last_call = &lane.drain;
         if guest.agreed == Some(Protocol::Http2) {
-            // Apart, as below, so that others have no room for it.
+            // Boxed, to keep the common future small.
             return Box::pin(http2_from(lane, listener_index, guest)).await;
         }
         let mut buffer = lane.buffers.take();
@@ -86,7 +86,7 @@ pub(super) fn connection(
                 buffer: &mut buffer,
                 deadlines: &mut deadlines,
             };
-            // Apart, so that an idle connection has no room for it; and made there, where `Box::pin` would move all of its room.
+            // Boxed, to keep an idle connection's future small; and made there, where `Box::pin` would move all of it.
             let served = Box::write(
                 Box::new_uninit(),
                 serve(lane, listener_index, &guest.peer, ends, head),
@@ -160,11 +160,11 @@ async fn serve(
         Err(
             failure @ (Failure::ClientGone
             | Failure::UpstreamGone
-            | Failure::NotSafe
+            | Failure::NotPersisted
             | Failure::CutShort(_)),
         ) => {
             is_cut = true;
-            record.aborted(failure.reason());
+            record.note_aborted(failure.reason());
             Next::Close
         }
         Err(Failure::Reply(rejection, next)) => {

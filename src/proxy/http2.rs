@@ -308,7 +308,7 @@ async fn answer(
             Served::Answered
         }
         Err(failure) => {
-            record.aborted(failure.reason());
+            record.note_aborted(failure.reason());
             match failure {
                 Failure::ClientGone if record.elapsed() < SOON => Served::TakenBack,
                 _ => Served::BrokenOff,

@@ -33,7 +33,7 @@ impl<'r> Interims<'r> {
     pub(super) fn new(request: &Request, changes: &'r HeaderChanges) -> Interims<'r> {
         Interims {
             changes,
-            known: !request.old_client,
+            known: !request.is_http10,
             came: 0,
             out: Vec::new(),
             told: 0,

@@ -25,7 +25,7 @@ use crate::clock;
 use crate::net::listen::{Accepting, Bound};
 use crate::plan::{Phase, Plan};
 use crate::store::fleet::FleetConnections;
-use crate::telemetry::log::Sparing;
+use crate::telemetry::log::LogRateLimit;
 use crate::telemetry::metrics::Metrics;
 
 /// What the connections of one lane share.
@@ -141,7 +141,7 @@ async fn serve(
     });
     beside.spawn_local(flush(lane.clone()));
     let awaiting = lane.clone();
-    beside.spawn_local(async move { awaiting.outbox.secure().await });
+    beside.spawn_local(async move { awaiting.outbox.open_gates().await });
     beside.spawn_local(shed::watch(lane.clone()));
     beside.spawn_local(close_idle(lane.clone()));
     let ending = lane.clone();
@@ -180,7 +180,7 @@ async fn accept(lane: Rc<Lane>, listener_index: usize, listener: Accepting) {
     let mut phases = lane.phases.clone();
     let metrics = lane.following.current().plan.metrics.clone();
     let mut connections = JoinSet::new();
-    let mut lines = Sparing::default();
+    let mut lines = LogRateLimit::default();
     loop {
         tokio::select! {
             _ = phases.wait_for(|phase| *phase >= Phase::Draining) => break,

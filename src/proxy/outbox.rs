@@ -134,7 +134,7 @@ impl Outbox {
     }
 
     /// Tells for ever the requests that wait for their events once these are safe.
-    pub(super) async fn secure(&self) {
+    pub(super) async fn open_gates(&self) {
         loop {
             let group = self
                 .awaited
@@ -145,7 +145,7 @@ impl Outbox {
                 self.laid.notified().await;
                 continue;
             };
-            let is_safe = timeout_at(until, receipt.is_safe()).await;
+            let is_safe = timeout_at(until, receipt.settled()).await;
             // Later groups have come behind it meanwhile.
             let group = self.awaited.borrow_mut().pop_front();
             if let (Ok(true), Some(group)) = (is_safe, group) {

@@ -23,7 +23,7 @@ use crate::http1::head::{BodyLength, RequestHead};
 use crate::http2::grpc;
 use crate::plan::Plan;
 use crate::policy::session::{Session, SessionId};
-use crate::store::breakers::{End, Entry};
+use crate::store::breakers::{CallPermit, End};
 use crate::upstream::{Aim, Cause, authority_of};
 
 /// A checked request with its head as it goes out, and what its answer will need.
@@ -49,7 +49,7 @@ pub(super) struct Outgoing<'p> {
     /// Those of [`sessions::others`].
     other_sessions: Option<Vec<SessionId>>,
     quota: Quota<'p>,
-    entry: Option<Entry>,
+    permit: Option<CallPermit>,
 }
 
 /// The request whose head stands at the front of the client's `buffer`, which is taken off there. `over_http2`: where one side
@@ -103,7 +103,7 @@ pub(super) fn prepare<'p>(
         expects,
         session,
         quota,
-        entry,
+        permit,
         ..
     } = admitted;
     let mut request = Request::of(conn, route, settings, buffer, head);
@@ -127,7 +127,7 @@ pub(super) fn prepare<'p>(
         session,
         other_sessions,
         quota,
-        entry,
+        permit,
     }
 }
 
@@ -145,7 +145,7 @@ impl<'p> Outgoing<'p> {
     /// Does what the upstream's response says to weir, and puts its head for the client in place of the request's in `out`. Says
     /// what becomes of the client's connection, which may live on where it `may_live`. A refusal is no failure of the upstream's, whose
     /// part is over with it.
-    pub(super) async fn turn_back(
+    pub(super) async fn begin_response(
         &mut self,
         conn: &Conn<'_>,
         answer: &[u8],
@@ -175,7 +175,7 @@ impl<'p> Outgoing<'p> {
         let lives = self.keep_alive && may_live && head.status != 101 && !conn.is_to_end();
         let back = headers::Back {
             chunked: answered.chunked(),
-            old_client: self.request.old_client,
+            is_http10: self.request.is_http10,
             next: if lives { Next::KeepAlive } else { Next::Close },
             changes: &self.route.response_headers,
             switched: self.switch_to.as_deref().filter(|_| head.status == 101),
@@ -198,9 +198,9 @@ impl<'p> Outgoing<'p> {
 
     /// The upstream's part is over.
     pub(super) fn finish(&mut self, end: End, record: &Record) {
-        if let Some(entry) = self.entry.take() {
+        if let Some(permit) = self.permit.take() {
             let waited = record.waited().unwrap_or_default();
-            entry.end(end, waited, clock::mono());
+            permit.end(end, waited, clock::mono());
         }
     }
 
@@ -209,9 +209,9 @@ impl<'p> Outgoing<'p> {
         match end_of(failure, &self.request, record) {
             Some(end) => self.finish(end, record),
             None => {
-                if let Some(entry) = self.entry.take() {
+                if let Some(permit) = self.permit.take() {
                     let waited = record.waited().unwrap_or_default();
-                    entry.abandon(waited, clock::mono());
+                    permit.abandon(waited, clock::mono());
                 }
             }
         }
@@ -253,7 +253,7 @@ impl<'p> Outgoing<'p> {
             Ok(_)
             | Err(
                 Failure::ClientGone
-                | Failure::NotSafe
+                | Failure::NotPersisted
                 | Failure::CutShort(_)
                 | Failure::Reply(Rejection::AuditUnavailable, _),
             ) => self.finish(end, record),
@@ -294,7 +294,7 @@ pub(super) struct Request {
     /// How the client frames the body, and so does weir.
     pub body: BodyLength,
     /// Whether the method is HEAD.
-    pub to_head: bool,
+    pub is_head: bool,
     /// Whether it costs nothing to send it twice: it is without a body, and changes nothing.
     pub is_safe: bool,
     /// Whether it does no harm to send it twice (RFC 9110 section 9.2.2).
@@ -304,7 +304,7 @@ pub(super) struct Request {
     /// Whether a switch of protocols was asked for.
     pub upgrade: bool,
     /// Whether the client speaks HTTP/1.0, which has no chunks.
-    pub old_client: bool,
+    pub is_http10: bool,
     pub max_body: u64,
     /// For the response's head once the request is sent, and for each stall of an upstream that does not read.
     pub within: Duration,
@@ -340,13 +340,13 @@ impl Request {
         let retries = settings.retries.as_ref();
         Request {
             body: head.body,
-            to_head: method == b"HEAD",
+            is_head: method == b"HEAD",
             is_safe: is_safe && head.body == BodyLength::None,
             can_repeat: is_idempotent && head.body == BodyLength::None,
             may_be_retried: retries
                 .is_some_and(|it| it.methods.iter().any(|it| it.as_bytes() == method)),
             upgrade: false,
-            old_client: head.minor_version == 0,
+            is_http10: head.minor_version == 0,
             max_body: conn.listener.max_body,
             within: route.timeout.unwrap_or(settings.timeout),
             read_within: conn.listener.request_read,

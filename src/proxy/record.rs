@@ -110,27 +110,27 @@ impl Record {
     }
 
     /// It waits for its turn.
-    pub(super) fn waits(&self) {
+    pub(super) fn note_waiting(&self) {
         if let Some(probe) = &self.probe {
             probe.waits(clock::mono());
         }
     }
 
     /// It is the upstream's turn.
-    pub(super) fn works(&self) {
+    pub(super) fn note_working(&self) {
         if let Some(probe) = &self.probe {
             probe.works(clock::mono());
         }
     }
 
     /// The upstream had the whole request when `sent`.
-    pub(super) fn sends(&mut self, sent: bool) {
+    pub(super) fn note_sent(&mut self, sent: bool) {
         self.sent = sent.then(clock::mono);
-        self.works();
+        self.note_working();
     }
 
     /// The head of the response is here.
-    pub(super) fn answers(&mut self, status: u16) {
+    pub(super) fn note_answered(&mut self, status: u16) {
         let now = clock::mono();
         self.answered = Some(now);
         if let Some(probe) = &self.probe {
@@ -146,7 +146,7 @@ impl Record {
     }
 
     /// It is to go to this endpoint.
-    pub(super) fn aims_at(&mut self, pool: &Rc<Pool>) {
+    pub(super) fn note_target(&mut self, pool: &Rc<Pool>) {
         if self.forwarded.is_some() {
             self.aimed_at = Some(pool.clone());
         }
@@ -184,14 +184,14 @@ impl Record {
             self.before.push(tried);
             self.forwarded = Some(clock::mono());
         }
-        self.aims_at(next);
+        self.note_target(next);
         let renamed = self.trace.as_mut().and_then(Trace::call_again)?;
         renamed.put(head);
         Some(renamed)
     }
 
     /// The client was told so by weir, in a `body` too.
-    pub(super) fn refused(&mut self, rejection: &Rejection, body: bool) {
+    pub(super) fn note_refused(&mut self, rejection: &Rejection, body: bool) {
         self.status = rejection.status();
         self.bytes_out = if body { rejection.body_len() } else { 0 };
         self.reason = Some(rejection.reason());
@@ -199,7 +199,7 @@ impl Record {
     }
 
     /// The exchange broke off, for the client's part or the upstream's.
-    pub(super) fn aborted(&mut self, reason: &'static str) {
+    pub(super) fn note_aborted(&mut self, reason: &'static str) {
         if self.status == 0 {
             self.status = CLIENT_LEFT;
         }
@@ -281,7 +281,7 @@ impl Drop for Ongoing<'_> {
             if self.record.status == 0 {
                 self.record.status = CUT_OFF;
             }
-            self.record.aborted(CUT_SHORT);
+            self.record.note_aborted(CUT_SHORT);
         }
         self.record.finish(self.plan, self.outbox);
     }

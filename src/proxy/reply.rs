@@ -23,7 +23,7 @@ use crate::upstream::{Cause, Stage};
 
 /// Why weir answers in the upstream's place.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Rejection {
+pub(super) enum Rejection {
     BadHead(HeadError),
     BadPath(PathError),
     /// A request target that is not a path, such as that of CONNECT.
@@ -88,7 +88,7 @@ pub enum Rejection {
 
 /// How a client is asked who it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unauthenticated {
+pub(super) struct Unauthenticated {
     /// Whether a bearer token would do.
     pub bearer: bool,
     /// The name of the sessions.
@@ -99,7 +99,7 @@ pub struct Unauthenticated {
 
 /// To whom a reply goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Asker {
+pub(super) struct Asker {
     /// Whether its connection stays open.
     pub keep_alive: bool,
     /// Whether it asked by HEAD, and so gets no body (RFC 9110 section 9.3.2).
@@ -110,7 +110,7 @@ pub struct Asker {
 
 /// What an open breaker answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CircuitOpen {
+pub(super) struct CircuitOpen {
     pub retry_after: Duration,
     /// In place of weir's own reply.
     pub fallback: Option<Fallback>,
@@ -118,7 +118,7 @@ pub struct CircuitOpen {
 
 /// Which limits refuse a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Exceeded {
+pub(super) struct Exceeded {
     /// Their names, each written as a JSON string.
     pub limits: SmallVec<[&'static str; 2]>,
     /// When to come again, where there is such a time.
@@ -129,7 +129,7 @@ pub struct Exceeded {
 
 /// The time as replies tell it, written once a second.
 #[derive(Debug, Default)]
-pub struct Date(RefCell<(u64, Vec<u8>)>);
+pub(super) struct Date(RefCell<(u64, Vec<u8>)>);
 
 impl Date {
     /// The field line of `Date` (RFC 9110 section 6.6.1).
@@ -249,13 +249,13 @@ impl Rejection {
     }
 
     /// The status that the client is told.
-    pub fn status(&self) -> u16 {
+    pub(super) fn status(&self) -> u16 {
         let fallback = self.fallback();
         fallback.map_or_else(|| self.kind().0, |fallback| fallback.status)
     }
 
     /// A name for metrics and audit.
-    pub fn reason(&self) -> &'static str {
+    pub(super) fn reason(&self) -> &'static str {
         match self {
             Rejection::BadHead(_) => "bad_head",
             Rejection::BadPath(_) => "bad_path",
@@ -295,7 +295,7 @@ impl Rejection {
     }
 
     /// Whether it is a policy's word on a request that is in order.
-    pub fn is_policy(&self) -> bool {
+    pub(super) fn is_policy(&self) -> bool {
         matches!(
             self,
             Rejection::NoRoute
@@ -311,7 +311,7 @@ impl Rejection {
     }
 
     /// Appends the whole reply to `out`; `body` is room for what it says.
-    pub fn put(&self, out: &mut Vec<u8>, body: &mut Vec<u8>, to: Asker, date: &Date) {
+    pub(super) fn put(&self, out: &mut Vec<u8>, body: &mut Vec<u8>, to: Asker, date: &Date) {
         let (mut status, mut title, error) = self.kind();
         let mut content_type = "application/problem+json";
         body.clear();

@@ -81,7 +81,7 @@ impl Over<'_> {
                 Failure::Reply(..)
                 | Failure::ClientGone
                 | Failure::UpstreamGone
-                | Failure::NotSafe
+                | Failure::NotPersisted
                 | Failure::CutShort(_),
             ) => false,
         };

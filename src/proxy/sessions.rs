@@ -50,7 +50,7 @@ pub(super) async fn identify<'a>(
     let found = match known {
         Known::Session(session) => Some(session),
         Known::Nobody => None,
-        // Apart, so that requests that wait for no one have no room for it.
+        // Boxed, to keep the common future small.
         Known::Ask(id) => {
             let asked = async |reach: Reach<'_>| Box::pin(live.ask(id, reach)).await;
             let answer = in_time(lane, waited, asked).await;
@@ -102,7 +102,7 @@ pub(super) async fn over(plan: &Plan, lane: &Lane, route: &Route, session: Optio
     let mut unanswered_since = None;
     // At the start too: it may have ended before there was a watch.
     loop {
-        // Apart, so that connections that never switch have no room for it.
+        // Boxed, to keep the common future small.
         let wait = match Box::pin(live.show(session.id, reach(lane))).await {
             Ok(Some(_)) => {
                 unanswered_since = None;

@@ -77,7 +77,7 @@ impl<'p> Quota<'p> {
         // Once a lease has refused the request, Redis is asked of nothing for it: a flood of one key costs no calls by another.
         if round.admitted && !open.is_empty() {
             let began = clock::mono();
-            // Apart: most requests wait for no one, and an idle connection is to have no room for it.
+            // Boxed, to keep the common future small: most requests wait for no one.
             Box::pin(self.ask_redis(&open, &mut round)).await;
             self.waited += clock::mono().saturating_sub(began);
             // What clients are told stands in the order of the limits.

@@ -37,21 +37,21 @@ impl<'p> Exchange<'_, 'p> {
     /// Sends the request to an endpoint of the upstream's. The response's head comes to stand at the front of `answer`.
     pub(super) async fn ask(&mut self) -> Result<(Answerer<'p>, Answered), Failure> {
         let upstream = self.upstream;
-        self.record.waits();
+        self.record.note_waiting();
         // Its turn may be some time off, and is another's where the client has left.
         let slot = self.unless_left(upstream.enter()).await?;
         let mut slot = slot.map_err(|_| Rejection::Overloaded)?;
-        self.record.works();
+        self.record.note_working();
         let picked = upstream.pick(self.outgoing.aim, &[]);
         let mut picked = picked.map_err(|_| Rejection::NoEndpoint)?;
-        self.record.aims_at(&picked.pool);
+        self.record.note_target(&picked.pool);
         let (tried, retrying) = match &self.outgoing.settings().retries {
             None => {
                 let tried = self.ask_one(None, &picked).await;
                 self.tell(&picked, &tried);
                 (tried, None)
             }
-            // Apart, so that requests that are not tried again have no room for it.
+            // Boxed, to keep the common future small.
             Some(retries) => Box::pin(self.try_and_again(retries, &mut picked)).await,
         };
         let status = tried.as_ref().map(|(_, answered)| answered.head.status);
@@ -156,7 +156,7 @@ impl<'p> Exchange<'_, 'p> {
         pool: &Pool,
         until: &mut Option<Until>,
     ) -> Result<Connected, Failure> {
-        // Apart, so that a request on an open connection has no room for it.
+        // Boxed, to keep the common future small.
         let connected = Box::pin(self.unless_left(pool.connect(until))).await?;
         Ok(connected.map_err(unreached)?)
     }

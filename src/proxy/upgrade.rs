@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::exchange::{Conn, Ends, Failure, secure};
+use super::exchange::{Conn, Ends, Failure, persist};
 use super::outgoing::Outgoing;
 use super::record::Record;
 use super::reply::Rejection;
@@ -48,7 +48,7 @@ pub(super) async fn switched(
     spoken: Spoken,
     record: &mut Record,
 ) -> Result<(), Failure> {
-    secure((outgoing.plan, &conn.lane.outbox), record, false).await?;
+    persist((outgoing.plan, &conn.lane.outbox), record, false).await?;
     ends.write(&outgoing.out, outgoing.request.idle).await?;
     let to_upstream = std::mem::take(ends.buffer);
     let (mut client, mut upstream) = (BothWays::of(ends.client), BothWays::of(upstream));
@@ -78,7 +78,7 @@ pub(super) async fn switched_http2(
         head.headers_mut().remove(gone);
     }
     record.status = head.status().as_u16();
-    secure((outgoing.plan, &conn.lane.outbox), record, false).await?;
+    persist((outgoing.plan, &conn.lane.outbox), record, false).await?;
     let writes = respond.send_response(head, false);
     let writes = TunnelWriting(writes.map_err(|_| Failure::ClientGone)?);
     let client = Side::of((TunnelReading::of(body), writes), answer);

@@ -9,7 +9,7 @@
 //! What is synced survives the end of the process and a power cut. What is only appended survives the end of the process, by
 //! `SIGKILL` too. A release survives neither: a record may be found again, never lost.
 //!
-//! Measured by `cargo run --release --example spool_cost` on 2 cores of a virtual machine and its disk, ext4: records a second that
+//! Measured by `cargo bench --bench spool` on 2 cores of a virtual machine and its disk, ext4: records a second that
 //! are appended, synced in groups, and released, and the time that a sync takes in the middle:
 //!
 //! | bytes of a record | groups of 1 | of 10 | of 100 | of 1,000 |

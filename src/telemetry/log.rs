@@ -135,18 +135,18 @@ impl<S: Subscriber> Layer<S> for OfTraces {
 
 /// Holds back the lines of one kind that can come with each request or connection: so many in ten seconds, and a count of the others.
 #[derive(Debug)]
-pub struct Sparing {
+pub struct LogRateLimit {
     at_most: u32,
     since: Option<Duration>,
     told: u32,
     left_out: u64,
 }
 
-impl Sparing {
+impl LogRateLimit {
     const WITHIN: Duration = Duration::from_secs(10);
 
-    pub fn new(at_most: u32) -> Sparing {
-        Sparing {
+    pub fn new(at_most: u32) -> LogRateLimit {
+        LogRateLimit {
             at_most,
             since: None,
             told: 0,
@@ -156,7 +156,7 @@ impl Sparing {
 
     /// `None` where the line is to be left out, else how many were since the last that was not. `now` is by the monotonic clock.
     pub fn next(&mut self, now: Duration) -> Option<u64> {
-        let over = |since| now.saturating_sub(since) >= Sparing::WITHIN;
+        let over = |since| now.saturating_sub(since) >= LogRateLimit::WITHIN;
         if self.since.is_none_or(over) {
             (self.since, self.told) = (Some(now), 0);
         }
@@ -170,9 +170,9 @@ impl Sparing {
 }
 
 /// One line.
-impl Default for Sparing {
-    fn default() -> Sparing {
-        Sparing::new(1)
+impl Default for LogRateLimit {
+    fn default() -> LogRateLimit {
+        LogRateLimit::new(1)
     }
 }
 
@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn lines_beyond_what_ten_seconds_take_are_counted() {
-        let mut lines = Sparing::new(2);
+        let mut lines = LogRateLimit::new(2);
         let mut next = |seconds| lines.next(Duration::from_secs(seconds));
         assert_eq!([next(100), next(103)], [Some(0), Some(0)]);
         assert_eq!([next(103), next(109)], [None, None]);

@@ -26,21 +26,21 @@ use prometheus_client::registry::{Metric, Registry};
 
 use admin::AdminMetrics;
 use audit::AuditMetrics;
-use breakers::Breakers;
+use breakers::BreakerFamilies;
 use connections::ConnectionMetrics;
 use drain::DrainMetrics;
 use http2::Http2Errors;
-use limits::Limits;
+use limits::LimitFamilies;
 use outlets::Outlet;
 use process::ProcessMetrics;
 use proxy_protocol::ProxyFailures;
-use redis_calls::Redis;
-use reloads::Reloads;
+use redis_calls::RedisFamilies;
+use reloads::ReloadMetrics;
 use requests::RequestMetrics;
-use sessions::Sessions;
-use tasks::Tasks;
+use sessions::SessionFamilies;
+use tasks::TaskMetrics;
 use tls::TlsMetrics;
-use upstreams::Upstreams;
+use upstreams::UpstreamFamilies;
 
 /// All metrics of a process.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ pub struct Metrics {
     registry: Registry,
     pub process: ProcessMetrics,
     pub admin: AdminMetrics,
-    pub breakers: Breakers,
+    pub breakers: BreakerFamilies,
     /// Of the audit, up to where it is kept.
     pub audit: AuditMetrics,
     /// Of the audit, from there into Postgres.
@@ -56,17 +56,17 @@ pub struct Metrics {
     pub tls: TlsMetrics,
     pub proxy_failures: ProxyFailures,
     pub http2_errors: Http2Errors,
-    pub upstreams: Upstreams,
+    pub upstreams: UpstreamFamilies,
     pub log: Outlet,
     pub access_log: Outlet,
     pub traces: Outlet,
     pub requests: RequestMetrics,
     pub connections: ConnectionMetrics,
-    pub limits: Limits,
-    pub sessions: Sessions,
-    pub redis: Redis,
-    pub reloads: Reloads,
-    pub tasks: Tasks,
+    pub limits: LimitFamilies,
+    pub sessions: SessionFamilies,
+    pub redis: RedisFamilies,
+    pub reloads: ReloadMetrics,
+    pub tasks: TaskMetrics,
 }
 
 impl Default for Metrics {
@@ -75,23 +75,23 @@ impl Default for Metrics {
         Metrics {
             process: ProcessMetrics::register(&mut registry),
             admin: AdminMetrics::register(&mut registry),
-            breakers: Breakers::register(&mut registry),
+            breakers: BreakerFamilies::register(&mut registry),
             audit: AuditMetrics::register(&mut registry),
             drain: DrainMetrics::register(&mut registry),
             tls: TlsMetrics::register(&mut registry),
             proxy_failures: ProxyFailures::register(&mut registry),
             http2_errors: Http2Errors::register(&mut registry),
-            upstreams: Upstreams::register(&mut registry),
+            upstreams: UpstreamFamilies::register(&mut registry),
             log: outlets::log(&mut registry),
             access_log: outlets::access_log(&mut registry),
             traces: outlets::traces(&mut registry),
             requests: RequestMetrics::register(&mut registry),
             connections: ConnectionMetrics::register(&mut registry),
-            limits: Limits::register(&mut registry),
-            sessions: Sessions::register(&mut registry),
-            redis: Redis::register(&mut registry),
-            reloads: Reloads::register(&mut registry),
-            tasks: Tasks::register(&mut registry),
+            limits: LimitFamilies::register(&mut registry),
+            sessions: SessionFamilies::register(&mut registry),
+            redis: RedisFamilies::register(&mut registry),
+            reloads: ReloadMetrics::register(&mut registry),
+            tasks: TaskMetrics::register(&mut registry),
             registry,
         }
     }

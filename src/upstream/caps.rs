@@ -33,7 +33,7 @@ pub struct Caps {
 }
 
 /// A connection's place below the cap, until it is dropped.
-pub type Place = OwnedSemaphorePermit;
+pub type ConnectionPermit = OwnedSemaphorePermit;
 
 /// A request's place below the caps, until it is dropped.
 #[derive(Debug)]
@@ -115,7 +115,7 @@ impl Caps {
     }
 
     /// The place of a connection.
-    pub(super) async fn connection(&self, within: Duration) -> Result<Place, Full> {
+    pub(super) async fn connection(&self, within: Duration) -> Result<ConnectionPermit, Full> {
         if let Ok(place) = self.connections.clone().try_acquire_owned() {
             return Ok(place);
         }

@@ -75,7 +75,7 @@ pub async fn connect(target: &Target, way: Way<'_>, within: Duration) -> io::Res
         socket.set_nodelay()?;
         match way {
             Way::Plain => Ok(Stream::Plain(socket)),
-            // Apart, so that plain connections have no room for it.
+            // Boxed, to keep the common future small.
             Way::Tls(tls, name, offer) => Box::pin(tls.shake_hands(socket, name, offer)).await,
             Way::Nowhere => Err(io::ErrorKind::Unsupported.into()),
         }

@@ -104,7 +104,7 @@ const PINGS: u8 = 2;
 
 /// A place for one request, until it is dropped.
 #[derive(Debug)]
-pub struct Place {
+pub struct StreamPermit {
     pub requests: SendRequest<Bytes>,
     /// Whether the connection served a request before: then the upstream may have closed it unseen.
     pub reused: bool,
@@ -112,12 +112,12 @@ pub struct Place {
     usage: Rc<Usage>,
 }
 
-impl Place {
-    fn new(requests: SendRequest<Bytes>, reused: bool, usage: &Rc<Usage>) -> Place {
+impl StreamPermit {
+    fn new(requests: SendRequest<Bytes>, reused: bool, usage: &Rc<Usage>) -> StreamPermit {
         let now = clock::now();
         usage.requests.set(usage.requests.get() + 1);
         usage.at.set(now);
-        Place {
+        StreamPermit {
             requests,
             reused,
             begun: now,
@@ -141,7 +141,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for StreamPermit {
     fn drop(&mut self) {
         self.usage.requests.set(self.usage.requests.get() - 1);
         self.usage.at.set(clock::now());
@@ -168,7 +168,7 @@ impl Multiplexed {
         &self,
         connected: Connected,
         times: Times,
-    ) -> Result<Place, (Unreached, String)> {
+    ) -> Result<StreamPermit, (Unreached, String)> {
         let Connected {
             stream,
             old_at,
@@ -206,7 +206,7 @@ impl Multiplexed {
             pings: Cell::new(0),
             silent: Cell::new(false),
         });
-        let place = Place::new(requests.clone(), false, &usage);
+        let place = StreamPermit::new(requests.clone(), false, &usage);
         self.open.borrow_mut().push(Open {
             requests,
             usage: usage.clone(),
@@ -245,7 +245,7 @@ impl Multiplexed {
 
     /// A place on an open connection; those that take no more requests are forgotten, and end with their last one. `takes_old`: old ones
     /// that have some take others, too.
-    pub(super) fn free(&self, takes_old: bool) -> Option<Place> {
+    pub(super) fn free(&self, takes_old: bool) -> Option<StreamPermit> {
         let mut found = None;
         self.open.borrow_mut().retain(|open| {
             if found.is_some() {
@@ -263,7 +263,7 @@ impl Multiplexed {
                 Poll::Ready(Err(_)) => false,
                 Poll::Ready(Ok(())) => {
                     if open.usage.requests.get() < requests.current_max_send_streams() {
-                        found = Some(Place::new(requests, true, &open.usage));
+                        found = Some(StreamPermit::new(requests, true, &open.usage));
                     }
                     true
                 }

@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 use tokio::task::AbortHandle;
 
 use super::caps::{Caps, Full, Turn};
-use super::live::{Endpoint, LiveUpstream, Outcome, Picture};
+use super::live::{Endpoint, LiveUpstream, Outcome, Snapshot};
 use super::pool::Pool;
 use crate::clock;
 use crate::config::upstreams::Balancing;
@@ -39,8 +39,8 @@ pub struct LaneUpstream {
 /// The endpoints that the lane saw last, and its connections to each.
 #[derive(Debug)]
 struct View {
-    picture: Arc<Picture>,
-    /// One for each endpoint of the picture, in its order.
+    snapshot: Arc<Snapshot>,
+    /// One for each endpoint of the snapshot, in its order.
     pools: Vec<Rc<Pool>>,
 }
 
@@ -76,11 +76,11 @@ impl LaneUpstream {
     /// With what is of use of `old`'s connections. To be called on the lane.
     pub fn new(shared: Arc<LiveUpstream>, old: Option<&LaneUpstream>) -> Rc<LaneUpstream> {
         let under_way = old.map(|old| old.under_way.clone()).unwrap_or_default();
-        shared.join(under_way.clone());
+        shared.count_lane(under_way.clone());
         let old = old.filter(|old| old.shared.connects_as(&shared));
         let old = old.map(|old| old.view.borrow().clone());
-        let picture = shared.picture().clone();
-        let view = View::new(&shared, picture, old.as_deref());
+        let snapshot = shared.snapshot().clone();
+        let view = View::new(&shared, snapshot, old.as_deref());
         Rc::new_cyclic(|upstream: &Weak<LaneUpstream>| LaneUpstream {
             // Lanes that begin with different endpoints do not go round together.
             turn: Cell::new(fastrand::usize(..)),
@@ -120,23 +120,23 @@ impl LaneUpstream {
             });
         }
         let view = self.view();
-        let picture = &view.picture;
+        let snapshot = &view.snapshot;
         let is_tried = |index: usize| {
-            let endpoint = &picture.endpoints[index];
+            let endpoint = &snapshot.endpoints[index];
             tried
                 .iter()
                 .any(|pool| Arc::ptr_eq(&pool.endpoint, endpoint))
         };
         let mut untried = SmallVec::<[usize; 16]>::new();
         if !tried.is_empty() {
-            let usable = picture.usable.iter().copied();
+            let usable = snapshot.usable.iter().copied();
             untried.extend(usable.filter(|index| !is_tried(*index)));
         }
         let among = match untried.is_empty() {
-            true => picture.usable.as_slice(),
+            true => snapshot.usable.as_slice(),
             false => untried.as_slice(),
         };
-        let index = self.choose(picture, among, key).ok_or(NoEndpoint)?;
+        let index = self.choose(snapshot, among, key).ok_or(NoEndpoint)?;
         let pool = view.pools[index].clone();
         pool.endpoint.under_way.fetch_add(1, Ordering::Relaxed);
         Ok(Picked {
@@ -186,8 +186,8 @@ impl LaneUpstream {
         }
     }
 
-    fn choose(&self, picture: &Picture, among: &[usize], key: Option<u64>) -> Option<usize> {
-        let endpoint = |place: usize| &picture.endpoints[among[place]];
+    fn choose(&self, snapshot: &Snapshot, among: &[usize], key: Option<u64>) -> Option<usize> {
+        let endpoint = |place: usize| &snapshot.endpoints[among[place]];
         let weight = |place: usize| self.weight(endpoint(place));
         let place = match (&self.shared.settings.load_balancing, key) {
             (Balancing::LeastRequest, _) => {
@@ -197,7 +197,7 @@ impl LaneUpstream {
             (Balancing::RoundRobin, _) => {
                 // Of all, so that turns are the same for a request that may not go everywhere; it passes over the others, and takes
                 // no turn: that is for first tries.
-                let all = &picture.usable;
+                let all = &snapshot.usable;
                 let is_first = among.len() == all.len();
                 let weight = |place: usize| match among.binary_search(&all[place]) {
                     Ok(place) if is_first => weight(place),
@@ -216,7 +216,7 @@ impl LaneUpstream {
                 let key = key.unwrap_or_else(|| fastrand::u64(..));
                 // In their order.
                 let usable = |index: usize| among.binary_search(&index).is_ok();
-                return picture.ring.find(key, usable);
+                return snapshot.ring.find(key, usable);
             }
         };
         Some(among[place])
@@ -232,13 +232,13 @@ impl LaneUpstream {
         })
     }
 
-    /// The newest picture; connections to endpoints that stay are kept.
+    /// The newest snapshot; connections to endpoints that stay are kept.
     fn view(&self) -> Rc<View> {
-        let picture = self.shared.picture();
-        if Arc::ptr_eq(&picture, &self.view.borrow().picture) {
+        let snapshot = self.shared.snapshot();
+        if Arc::ptr_eq(&snapshot, &self.view.borrow().snapshot) {
             return self.view.borrow().clone();
         }
-        let new = View::new(&self.shared, picture.clone(), Some(&*self.view.borrow()));
+        let new = View::new(&self.shared, snapshot.clone(), Some(&*self.view.borrow()));
         let new = Rc::new(new);
         self.view.replace(new.clone());
         new
@@ -254,9 +254,9 @@ impl Drop for LaneUpstream {
 }
 
 impl View {
-    fn new(shared: &LiveUpstream, picture: Arc<Picture>, old: Option<&View>) -> View {
+    fn new(shared: &LiveUpstream, snapshot: Arc<Snapshot>, old: Option<&View>) -> View {
         let pools = match old {
-            Some(old) if old.has_the_endpoints_of(&picture) => old.pools.clone(),
+            Some(old) if old.has_the_endpoints_of(&snapshot) => old.pools.clone(),
             Some(_) | None => {
                 let mut kept: std::collections::BTreeMap<_, _> = old
                     .into_iter()
@@ -268,15 +268,15 @@ impl View {
                     let new = || shared.pool(endpoint.clone());
                     kept.unwrap_or_else(|| Rc::new(new()))
                 };
-                picture.endpoints.iter().map(pool).collect()
+                snapshot.endpoints.iter().map(pool).collect()
             }
         };
-        View { picture, pools }
+        View { snapshot, pools }
     }
 
-    fn has_the_endpoints_of(&self, picture: &Picture) -> bool {
-        let both = self.picture.endpoints.iter().zip(&picture.endpoints);
-        self.picture.endpoints.len() == picture.endpoints.len()
+    fn has_the_endpoints_of(&self, snapshot: &Snapshot) -> bool {
+        let both = self.snapshot.endpoints.iter().zip(&snapshot.endpoints);
+        self.snapshot.endpoints.len() == snapshot.endpoints.len()
             && both.into_iter().all(|(one, other)| Arc::ptr_eq(one, other))
     }
 }

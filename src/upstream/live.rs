@@ -1,5 +1,5 @@
 //! An upstream as all lanes see it: which endpoints there are, how they are, and how much goes on. Lanes read it without a lock;
-//! what changes it is rare, and makes the picture that they read anew.
+//! what changes it is rare, and makes the snapshot that they read anew.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
@@ -26,7 +26,7 @@ use crate::net::tls::client::ClientTls;
 use crate::policy::balance::{self, Ring};
 use crate::policy::outlier::{Checks, Ejections, may_eject};
 use crate::policy::retry::within_budget;
-use crate::telemetry::log::Sparing;
+use crate::telemetry::log::LogRateLimit;
 use crate::telemetry::metrics::upstreams::UpstreamMetrics;
 
 /// An upstream of the configuration made live. All lanes share it.
@@ -38,7 +38,7 @@ pub struct LiveUpstream {
     /// Whether there is one endpoint for good, and nothing asks how it is: then there is nothing to choose, nor to count.
     pub(super) is_lone: bool,
     pub(super) caps: Option<Arc<Caps>>,
-    picture: ArcSwap<Picture>,
+    snapshot: ArcSwap<Snapshot>,
     members: Mutex<Members>,
     /// Counts changes of which endpoints there are.
     changes: watch::Sender<u64>,
@@ -52,7 +52,7 @@ pub struct LiveUpstream {
     lanes: Mutex<Vec<Arc<AtomicU32>>>,
     pub metrics: UpstreamMetrics,
     /// One for each kind of line that its responses can make the log say.
-    pub lines: [Mutex<Sparing>; 4],
+    pub lines: [Mutex<LogRateLimit>; 4],
 }
 
 /// Where requests can go.
@@ -118,7 +118,7 @@ impl Drop for Retrying<'_> {
 
 /// The endpoints at a moment, as lanes see them.
 #[derive(Debug)]
-pub(super) struct Picture {
+pub(super) struct Snapshot {
     pub endpoints: Vec<Arc<Endpoint>>,
     /// Indexes of those that requests may go to: those that are up, or all in a panic.
     pub usable: Vec<usize>,
@@ -138,7 +138,7 @@ pub struct Counts {
     pub panic: bool,
 }
 
-/// What the picture is made of.
+/// What the snapshot is made of.
 #[derive(Debug, Default)]
 struct Members {
     /// The addresses of each source that is a name.
@@ -224,7 +224,7 @@ impl LiveUpstream {
         let live = LiveUpstream {
             is_lone,
             caps,
-            picture: ArcSwap::from_pointee(Picture::empty()),
+            snapshot: ArcSwap::from_pointee(Snapshot::empty()),
             changes: watch::Sender::new(0),
             looks,
             lanes: Mutex::default(),
@@ -247,8 +247,8 @@ impl LiveUpstream {
     }
 
     /// Whether requests are to be sent as before: the rest of the settings is not this module's.
-    pub fn serves(&self, settings: &Upstream, tls: Option<&Arc<ClientTls>>) -> bool {
-        of_endpoints(&self.settings) == of_endpoints(settings) && self.shows(tls)
+    pub fn is_same(&self, settings: &Upstream, tls: Option<&Arc<ClientTls>>) -> bool {
+        of_endpoints(&self.settings) == of_endpoints(settings) && self.has_tls(tls)
     }
 
     /// A lane's connections to one of them.
@@ -272,7 +272,7 @@ impl LiveUpstream {
         pool
     }
 
-    fn shows(&self, tls: Option<&Arc<ClientTls>>) -> bool {
+    fn has_tls(&self, tls: Option<&Arc<ClientTls>>) -> bool {
         self.tls.as_ref().map(Arc::as_ptr) == tls.map(Arc::as_ptr)
     }
 
@@ -288,17 +288,17 @@ impl LiveUpstream {
             ..of_endpoints(upstream)
         };
         of_connections(&self.settings) == of_connections(&other.settings)
-            && self.shows(other.tls.as_ref())
+            && self.has_tls(other.tls.as_ref())
     }
 
     /// Whether something is to be done for it beside the lanes.
     pub fn wants_care(&self) -> bool {
         let names = self.settings.endpoints.iter().any(is_name);
-        names || self.settings.health.is_some() || self.judges()
+        names || self.settings.health.is_some() || self.ejects()
     }
 
     /// Whether endpoints are ejected. A lone one is not: there is no other to take its requests.
-    pub fn judges(&self) -> bool {
+    pub fn ejects(&self) -> bool {
         self.settings.outlier_detection.is_some() && !self.is_lone
     }
 
@@ -309,12 +309,12 @@ impl LiveUpstream {
 
     /// The endpoints there are.
     pub fn list(&self) -> Vec<Arc<Endpoint>> {
-        self.picture.load().endpoints.clone()
+        self.snapshot.load().endpoints.clone()
     }
 
     /// How many endpoints are as they are, as of the last change.
     pub fn counts(&self) -> Counts {
-        self.picture.load().counts
+        self.snapshot.load().counts
     }
 
     /// Requests under way, of all lanes.
@@ -395,7 +395,7 @@ impl LiveUpstream {
 
     /// Notes what an endpoint made of a request; ejects it where that is one failure too many.
     pub(super) fn tell(&self, endpoint: &Arc<Endpoint>, outcome: Outcome) {
-        if !self.judges() {
+        if !self.ejects() {
             return;
         }
         let Outcome::Failed(last) = outcome else {
@@ -431,7 +431,7 @@ impl LiveUpstream {
     }
 
     /// Takes back the endpoints whose ejection is over; to be called each interval.
-    pub fn look(&self, now: Duration) {
+    pub fn readmit(&self, now: Duration) {
         let Some(settings) = &self.settings.outlier_detection else {
             return;
         };
@@ -451,12 +451,12 @@ impl LiveUpstream {
         }
     }
 
-    pub(super) fn picture(&self) -> arc_swap::Guard<Arc<Picture>> {
-        self.picture.load()
+    pub(super) fn snapshot(&self) -> arc_swap::Guard<Arc<Snapshot>> {
+        self.snapshot.load()
     }
 
     /// Takes in a lane's count of its requests under way.
-    pub(super) fn join(&self, lane: Arc<AtomicU32>) {
+    pub(super) fn count_lane(&self, lane: Arc<AtomicU32>) {
         let mut lanes = self.lanes.lock();
         // Those of lanes that have gone.
         lanes.retain(|lane| Arc::strong_count(lane) > 1);
@@ -520,7 +520,7 @@ impl LiveUpstream {
             ejected: count(members, |member| member.ejections.is_ejected()),
             panic,
         };
-        let before = self.picture.load().counts.panic;
+        let before = self.snapshot.load().counts.panic;
         if panic != before {
             let upstream = &self.settings.name;
             match panic {
@@ -532,7 +532,7 @@ impl LiveUpstream {
         }
         let usable = list.iter().enumerate();
         let usable = usable.filter(|(_, member)| panic || member.is_up());
-        self.picture.store(Arc::new(Picture {
+        self.snapshot.store(Arc::new(Snapshot {
             usable: usable.map(|(index, _)| index).collect(),
             endpoints: list.iter().map(|member| member.endpoint.clone()).collect(),
             ring: members.ring.clone(),
@@ -541,9 +541,9 @@ impl LiveUpstream {
     }
 }
 
-impl Picture {
-    fn empty() -> Picture {
-        Picture {
+impl Snapshot {
+    fn empty() -> Snapshot {
+        Snapshot {
             endpoints: Vec::new(),
             usable: Vec::new(),
             ring: Arc::default(),

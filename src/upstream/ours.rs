@@ -1,5 +1,5 @@
-//! Which connections are weir's own: one to a connection's original destination must not come back to weir, or it would go round until
-//! there are no more sockets.
+//! Tracks weir's outbound sockets, so that a transparent listener notices a connection that loops back: it would go round until there
+//! are no more sockets.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;

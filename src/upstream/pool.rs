@@ -10,7 +10,7 @@ use tokio::sync::MutexGuard;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use super::caps::{Caps, Full, Place};
+use super::caps::{Caps, ConnectionPermit, Full};
 use super::connect::{Way, connect};
 use super::http2::{self, Multiplexed};
 use super::live::Endpoint;
@@ -55,7 +55,7 @@ pub struct Connected {
     /// Since when it takes no new requests.
     pub(super) old_at: Duration,
     /// Where connections are capped.
-    pub(super) place: Option<Place>,
+    pub(super) place: Option<ConnectionPermit>,
     /// Where it might come back.
     pub(super) ours: Option<Ours>,
 }
@@ -72,7 +72,7 @@ pub enum Reached {
     /// By HTTP/1.1, over a connection of the request's own.
     Http1(Connected),
     /// By HTTP/2, over one that it shares with others.
-    Http2(http2::Place),
+    Http2(http2::StreamPermit),
 }
 
 /// When a request is given up that may be tried again; by [`clock::mono`].
@@ -169,7 +169,7 @@ impl Pool {
     }
 
     /// A place on an open connection of HTTP/2.
-    fn shared(&self) -> Option<http2::Place> {
+    fn shared(&self) -> Option<http2::StreamPermit> {
         // One that is old is better than none.
         let is_full = self.caps.as_ref().is_some_and(|caps| caps.is_full());
         self.multiplexed.free(is_full)
@@ -260,7 +260,11 @@ impl Pool {
     }
 
     /// The place of a connection below the cap.
-    async fn place(&self, caps: &Caps, until: &mut Option<Until>) -> Result<Place, Full> {
+    async fn place(
+        &self,
+        caps: &Caps,
+        until: &mut Option<Until>,
+    ) -> Result<ConnectionPermit, Full> {
         let Some(until) = until else {
             return caps.connection(self.connect_timeout).await;
         };

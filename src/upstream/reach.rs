@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::caps::Full;
 use crate::net::tls::Trouble;
-use crate::telemetry::log::Sparing;
+use crate::telemetry::log::LogRateLimit;
 
 /// Why there is no connection.
 #[derive(Debug)]
@@ -140,7 +140,7 @@ pub(super) fn too_late(stage: Stage, within: Duration) -> io::Error {
 pub(super) struct Reach {
     out: AtomicBool,
     /// Some come and go with each connection.
-    lines: Mutex<Sparing>,
+    lines: Mutex<LogRateLimit>,
 }
 
 impl Reach {

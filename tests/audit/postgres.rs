@@ -165,7 +165,7 @@ fn a_sick_replica_is_left_out_and_taken_back() {
         let mut config = config(&primary.url(), &urls);
         config.timeout = Duration::from_secs(1);
         let postgres = Postgres::new(&config).unwrap();
-        tokio::spawn(postgres.clone().keep(|| {}));
+        tokio::spawn(postgres.clone().watch_replicas(|| {}));
         let ports = replicas.each_ref().map(|replica| replica.port);
         let mut read = [reads_from(&postgres).await, reads_from(&postgres).await];
         read.sort_unstable();

@@ -1,5 +1,6 @@
 //! docs/reference.md has what the source has: each path of the admin port as it answers, each label by which weir refuses with its status,
-//! each metric with its type. `make chart` holds the labels of metrics against what is exported.
+//! each metric with its type. `make chart` holds the labels of metrics against what is exported. Keys in Redis stand with what they
+//! are of, and all of them are those of keys.rs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,6 +13,14 @@ use serde_json::Value;
 const REFERENCE: &str = include_str!("../../docs/reference.md");
 const REPLY: &str = include_str!("../../src/proxy/reply.rs");
 const TLS: &str = include_str!("../../src/proxy/reply/tls.rs");
+
+/// The documents that tell of keys in Redis.
+const KEYS: [&str; 4] = [
+    include_str!("../../docs/audit.md"),
+    include_str!("../../docs/sessions.md"),
+    include_str!("../../docs/shared-breakers.md"),
+    include_str!("../../docs/shared-state.md"),
+];
 
 /// The cells of each row of the tables under this heading, without the tables' heads.
 fn rows(heading: &str) -> Vec<Vec<&'static str>> {
@@ -193,6 +202,19 @@ fn each_metric_stands_there_with_its_type() {
         seen += 1;
     }
     assert!(seen > 40, "{scraped}");
+}
+
+#[test]
+fn each_key_in_redis_stands_there() {
+    fn first_cells(text: &'static str) -> impl Iterator<Item = &'static str> {
+        let rows = text.lines().map(|line| line.trim_start_matches("//! "));
+        rows.filter_map(|row| Some(row.strip_prefix("| `weir:")?.split_once("` |")?.0))
+            .filter(|name| name.contains('{'))
+    }
+    let has = BTreeSet::from_iter(first_cells(include_str!("../../src/keys.rs")));
+    let told: Vec<_> = KEYS.into_iter().flat_map(first_cells).collect();
+    assert_eq!(has.len(), told.len(), "none twice: {told:?}");
+    assert_eq!(BTreeSet::from_iter(told), has);
 }
 
 #[test]

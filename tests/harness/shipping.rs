@@ -229,5 +229,5 @@ pub fn is_safe(receipts: &[Receipt]) -> bool {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_all().build().unwrap();
     let mut receipts = receipts.iter();
-    receipts.all(|receipt| runtime.block_on(receipt.is_safe()))
+    receipts.all(|receipt| runtime.block_on(receipt.settled()))
 }

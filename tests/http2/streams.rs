@@ -12,7 +12,7 @@ use super::harness::process::{Running, file};
 use super::harness::versions::{
     Broken, Client, Length, Origin, Outgoing, PAIRINGS, Version, field, run,
 };
-use super::{Lane, World, on_each_pairing};
+use super::{World, on_each_pairing};
 
 /// What a sender may be ahead of its receiver, in bytes: weir's windows, its buffers, and the kernel's.
 const AHEAD: usize = 3 << 19;
@@ -424,41 +424,6 @@ fn a_client_that_leaves_between_both_bodies_is_told_upstream() {
         world.ends("client_left", 1).await;
         world.is_fine().await;
     });
-}
-
-#[test]
-fn a_response_that_breaks_off_for_its_request_says_so() {
-    for (asks, serves) in PAIRINGS {
-        eprintln!("from {asks:?} to {serves:?}");
-        run(async {
-            let origin = Origin::start(serves).await;
-            let lane = Lane::start(&format!(
-                "listeners: [{{address: '127.0.0.1:0', timeouts: {{stream_idle: 500ms}}, limits: {{max_body: 1KiB}}}}]\n\
-                 upstreams: {{app: {{endpoints: ['http://{}'], protocol: {}}}}}\n",
-                origin.address,
-                serves.name()
-            ));
-            let client = Client::connect(asks, lane.address).await;
-            let mut world = World {
-                lane,
-                client,
-                origin,
-                asks,
-                serves,
-            };
-            let mut call = world.client.call("POST", "/", &[], Length::Unknown).await;
-            call.body.send(b"abc").await.unwrap();
-            let mut asked = world.origin.asked().await;
-            asked.body.expect(b"abc").await;
-            let mut out = asked.reply(200, &[], Length::Unknown).await;
-            out.send(b"abc").await.unwrap();
-            let mut answer = call.answer().await;
-            answer.body.expect(b"abc").await;
-            let _ = answer.sent.send(&[b'x'; 2000]).await;
-            assert_eq!(answer.body.rest().await, Err(Broken));
-            world.ends("body_too_large", 1).await;
-        });
-    }
 }
 
 /// An upload that waits for the upstream, too, hears that its client has left.

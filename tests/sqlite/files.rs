@@ -342,7 +342,7 @@ fn a_file_of_something_else_is_refused_and_left_alone() {
     let is_refused = |error: StoreError| match error {
         StoreError::OfDay(day, error) => {
             assert_eq!(day, Day::of(NOW));
-            matches!(*error, StoreError::Version(0))
+            matches!(*error, StoreError::Version { found: 0, .. })
         }
         _ => false,
     };

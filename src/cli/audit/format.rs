@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use comfy_table::{Table, presets};
 
 use crate::store::audit::Stored;
-use crate::store::audit::record::{COLUMNS, Record};
+use crate::store::audit::record::{self, Record};
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
@@ -65,10 +65,10 @@ pub(super) fn print(
                 .has_headers(false)
                 .from_writer(out);
             if head {
-                csv.write_record(COLUMNS)?;
+                csv.write_record(record::columns())?;
             }
             for record in records {
-                csv.serialize(record.flat())?;
+                csv.write_record(record.flat().iter().map(|text| text.as_bytes()))?;
             }
             csv.flush()?;
         }

@@ -4,12 +4,12 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::Checker;
 use crate::config::listeners::Address;
-use crate::config::yaml::Place;
+use crate::config::yaml::Position;
 
 /// An address of the file, and where it stands.
 pub(super) struct Listening {
     /// Without a line where the file does not say it: it is a default.
-    place: Place,
+    place: Position,
     address: Address,
     /// Whether it is a listener's, which may stand beside a less specific one, as in nginx: the kernel gives a connection to the most
     /// specific one.
@@ -17,7 +17,7 @@ pub(super) struct Listening {
 }
 
 impl Listening {
-    pub(super) fn listener(place: Place, address: Address) -> Listening {
+    pub(super) fn listener(place: Position, address: Address) -> Listening {
         Listening {
             place,
             address,
@@ -26,7 +26,7 @@ impl Listening {
     }
 
     /// Of the control thread.
-    pub(super) fn port(place: Place, address: SocketAddr) -> Listening {
+    pub(super) fn port(place: Position, address: SocketAddr) -> Listening {
         Listening {
             place,
             address: Address::Tcp(address),
@@ -137,7 +137,7 @@ fn overlap(one: SocketAddr, two: SocketAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture;
+    use super::super::tests::fixture;
 
     fn said(text: &str) -> String {
         let said = fixture::read(&format!("upstream: http://x:1\n{text}"));

@@ -153,7 +153,7 @@ mod tests {
     use std::time::Duration;
 
     use super::super::DAY;
-    use super::super::fixture;
+    use super::super::tests::fixture;
     use super::*;
     use crate::config::Config;
     use crate::config::audit::Delivery;

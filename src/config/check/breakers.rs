@@ -195,7 +195,7 @@ impl Checker {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture;
+    use super::super::tests::fixture;
     use super::*;
     use crate::config::limits::Mode;
 

@@ -14,7 +14,7 @@ use crate::config::limits::{
 };
 use crate::config::raw::{self, Algorithm};
 use crate::config::units::{Percent, TimeLength};
-use crate::config::yaml::{At, OneOrMany, Place, told};
+use crate::config::yaml::{At, OneOrMany, Position, told};
 
 /// The name of the limit that the short form makes.
 const SHORT_LIMIT: &str = "rate_limit";
@@ -255,7 +255,7 @@ impl Checker {
     /// `None` for `unlimited`.
     fn rules(
         &mut self,
-        place: &Place,
+        place: &Position,
         texts: Vec<At<String>>,
         algorithm: Algorithm,
         burst: Option<u64>,

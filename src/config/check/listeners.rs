@@ -13,7 +13,7 @@ use crate::config::listeners::{Address, ProxyProtocol};
 use crate::config::raw;
 use crate::config::tls::{Certificate, ClientAuth, Holds, ListenerTls, PemFile};
 use crate::config::units::FileMode;
-use crate::config::yaml::{At, Place, told};
+use crate::config::yaml::{At, Position, told};
 use crate::http1::head::HeadLimits;
 
 impl Checker {
@@ -51,7 +51,7 @@ impl Checker {
         }
         if listeners.is_empty() {
             let message = "no listener: add \"listen: 0.0.0.0:8080\"";
-            self.say(&Place::top("listen"), message);
+            self.say(&Position::top("listen"), message);
         }
         listeners
     }
@@ -256,7 +256,7 @@ impl Checker {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture;
+    use super::super::tests::fixture;
     use super::*;
 
     fn read(listener: &str) -> Result<Listener, String> {

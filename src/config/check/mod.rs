@@ -31,7 +31,7 @@ use crate::config::audit::Level;
 use crate::config::breakers::CircuitBreaker;
 use crate::config::raw;
 use crate::config::tls::PemFile;
-use crate::config::yaml::{self, At, Lookup, Mistake, Place, Places, told};
+use crate::config::yaml::{self, At, Lookup, Mistake, Places, Position, told};
 use crate::config::{Admin, Config};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -115,7 +115,7 @@ struct Checker {
     /// Where each route stands that was read.
     routes_at: Vec<RouteAt>,
     /// The names of the upstreams that may start and end sessions, and where each says so.
-    trusted: Vec<(String, Place)>,
+    trusted: Vec<(String, Position)>,
     /// The index of each upstream in the configuration.
     upstreams: BTreeMap<String, usize>,
     /// The index of each limit.
@@ -132,7 +132,7 @@ struct Checker {
     /// Of routes that do not say; `None` where the file has no audit.
     audit_level: Option<Level>,
     /// Where the audit's `capture` stands, if it names headers.
-    captures_at: Option<Place>,
+    captures_at: Option<Position>,
     /// Whether a route goes to an upstream, or does not say where.
     needs_upstream: bool,
     /// Request fields that tell upstreams who asks, as [`crate::http1::hygiene::folded`].
@@ -144,7 +144,7 @@ struct Checker {
     /// What the process listens on.
     listening: Vec<Listening>,
     /// The endpoints that are no names of DNS, each as it is written in the configuration.
-    endpoints: Vec<(Place, String)>,
+    endpoints: Vec<(Position, String)>,
 }
 
 impl Checker {
@@ -237,7 +237,7 @@ impl Checker {
         });
         let Some(at) = raw.address else {
             let address = SocketAddr::from(([127, 0, 0, 1], 9901));
-            let place = Place::default().named("admin.address");
+            let place = Position::default().named("admin.address");
             self.listening.push(Listening::port(place, address));
             return Admin { address, token };
         };
@@ -262,7 +262,7 @@ impl Checker {
         address
     }
 
-    fn warn(&mut self, place: &Place, message: impl Into<String>) {
+    fn warn(&mut self, place: &Position, message: impl Into<String>) {
         self.warnings.push(Mistake {
             place: place.clone(),
             message: message.into(),
@@ -271,7 +271,7 @@ impl Checker {
 
     /// Says what is wrong with a value beside others, or that one lacks: unless that may be because of what was not read, in the
     /// same entry or among the file's own keys; anywhere, if it is about the file as a whole.
-    fn say(&mut self, place: &Place, message: impl Into<String>) {
+    fn say(&mut self, place: &Position, message: impl Into<String>) {
         let path = &place.path;
         let may_follow = |told: &Mistake| {
             let other = &told.place.path;
@@ -283,7 +283,7 @@ impl Checker {
     }
 
     /// Says that nothing has a name that is used: unless it may have, where it was not read.
-    fn say_unknown(&mut self, kind: Kind, place: &Place, name: &str) {
+    fn say_unknown(&mut self, kind: Kind, place: &Position, name: &str) {
         let known = self.names(kind);
         let mut of_form = self.of_form.iter();
         if known.contains(name) || of_form.any(|told| is_own_key(&told.place.path)) {
@@ -299,7 +299,7 @@ impl Checker {
     }
 
     /// Says what is wrong with a value by itself.
-    fn refuse(&mut self, place: &Place, message: impl Into<String>) {
+    fn refuse(&mut self, place: &Position, message: impl Into<String>) {
         self.mistakes.push(Mistake {
             place: place.clone(),
             message: message.into(),
@@ -332,155 +332,4 @@ fn entry(path: &str) -> &str {
 }
 
 #[cfg(test)]
-mod contradictions;
-#[cfg(test)]
-mod fixture;
-#[cfg(test)]
-mod in_one_run;
-
-#[cfg(test)]
-mod tests {
-    use super::fixture::read;
-    use super::*;
-    use crate::config::Route;
-    use crate::config::listeners::Address;
-    use crate::config::matches::Match;
-    use crate::config::rewrite::{HeaderChanges, Rewrite, To};
-    use crate::config::upstreams::Source;
-
-    #[test]
-    fn the_short_form_makes_one_of_each() {
-        let config = read("listen: 127.0.0.1:8080\nupstream: http://app\n").unwrap();
-        assert_eq!(
-            config.listeners[0].address,
-            Address::Tcp("127.0.0.1:8080".parse().unwrap())
-        );
-        assert_eq!(config.listeners[0].max_body, 10 << 20);
-        assert_eq!(
-            config.upstreams[0].endpoints,
-            [Source::Fixed("app:80".to_owned())]
-        );
-        assert_eq!(
-            config.routes,
-            [Route {
-                matches: Match::default(),
-                to: To::Upstream(0),
-                rewrite: Rewrite::default(),
-                request_headers: HeaderChanges::default(),
-                response_headers: HeaderChanges::default(),
-                hidden: BTreeSet::new(),
-                limits: Vec::new(),
-                session_limits: Vec::new(),
-                session: None,
-                audit: Level::None,
-                audit_sample: None,
-                timeout: None,
-                shed: true
-            }]
-        );
-        assert_eq!((config.lanes, config.drain), (None, 25 * SECOND));
-    }
-
-    #[test]
-    fn the_long_form_is_read_whole() {
-        let config = read(
-            "version: 1\nlisteners:\n  - {name: in, address: '[::1]:80', limits: {max_headers: 5}, timeouts: {keep_alive: 1m}}\n\
-             upstreams:\n  a: {endpoints: ['http://[::1]:3000/'], timeout: 3s}\n  b: {endpoints: ['http://h:1']}\n\
-             routes:\n  - match: {host: '*.x.org', path: /p/*, methods: [POST], headers: {X-A: '1'}}\n    upstream: b\n    timeout: 2s\n\
-             runtime: {lanes: 2}\nshutdown: {drain: 3s}\n",
-        )
-        .unwrap();
-        assert_eq!(config.listeners[0].head_limits.max_fields, 5);
-        assert_eq!(config.listeners[0].keep_alive, 60 * SECOND);
-        assert_eq!(
-            config.upstreams[0].endpoints,
-            [Source::Fixed("[::1]:3000".to_owned())]
-        );
-        assert_eq!(
-            (config.routes[0].upstream(), config.routes[0].timeout),
-            (Some(1), Some(2 * SECOND))
-        );
-        assert_eq!(
-            config.routes[0].matches.headers,
-            [("x-a".to_owned(), "1".to_owned())]
-        );
-        assert_eq!(config.lanes.map(usize::from), Some(2));
-    }
-
-    #[test]
-    fn every_mistake_of_meaning_is_told_in_one_run() {
-        let said = read(
-            "version: 2\nlisten: nowhere\nupstreams:\n  app: {endpoints: ['ftp://x']}\n  two: {endpoints: []}\n\
-             routes:\n  - {upstream: apq}\n  - {match: {path: /a//b, host: '*', methods: [get]}, upstream: app, timeout: 0s}\n",
-        )
-        .unwrap_err();
-        for (line, part) in [
-            ("line 1, column 10: version: ", "use 1"),
-            ("line 2, column 9: listen: ", "use IP:PORT"),
-            ("line 4, ", "use http://HOST:PORT"),
-            ("line 5, ", "no endpoint"),
-            (
-                "line 7, column 16: routes[0].upstream: ",
-                "unknown upstream \"apq\"; did you mean \"app\"?",
-            ),
-            ("line 8, ", "use its normal form, \"/a/b\""),
-            ("line 8, ", "routes[1].match.host: "),
-            ("line 8, ", "\"get\" is not a method"),
-            ("line 8, ", "routes[1].timeout: 0s is over at once"),
-        ] {
-            assert!(
-                said.iter()
-                    .any(|mistake| mistake.starts_with(line) && mistake.contains(part)),
-                "{part}: {said:#?}"
-            );
-        }
-        assert_eq!(said.len(), 9, "{said:#?}");
-    }
-
-    #[test]
-    fn what_is_no_address_or_no_token_is_one_mistake() {
-        for (admin, part) in [
-            (
-                "{address: localhost:9901}",
-                "\"localhost:9901\" is not an address",
-            ),
-            ("{address: 0.0.0.0:2, token: ''}", "an empty token"),
-            ("{address: 0.0.0.0:2, token: '***'}", "a masked secret"),
-            ("{address: 0.0.0.0:2, token: $TOKEN}", "write ${TOKEN}"),
-            ("{address: 0.0.0.0:2, token: $(TOKEN)}", "write ${TOKEN}"),
-            ("{address: 0.0.0.0:2}", "needs admin.token"),
-        ] {
-            let text = format!("listen: 127.0.0.1:1\nupstream: http://x\nadmin: {admin}\n");
-            let said = read(&text).unwrap_err();
-            assert!(said.len() == 1 && said[0].contains(part), "{said:#?}");
-        }
-        // What a variable brings in may look like one.
-        let text = "listen: 127.0.0.1:1\nupstream: http://x\nadmin: {address: 0.0.0.0:2, token: '${TOKEN}'}\n";
-        assert!(parse(text, &|_| Some("$ecret".to_owned())).is_ok());
-    }
-
-    #[test]
-    fn a_file_of_another_proxy_is_told_as_that() {
-        let said = |text: &str| read(text).unwrap_err().join("\n");
-        let help = |proxy: &str| {
-            format!(
-                "; this looks like a file of {proxy}: docs/coming-from.md says what stands for what"
-            )
-        };
-        for text in [
-            "server {\n  listen 80;\n  location / {\n    proxy_pass http://x;\n  }\n}\n",
-            "upstream app {\n  server 10.0.0.1:80;\n}\nmap $a $b {\n  \"~x: y\" 1;\n}\n",
-        ] {
-            assert!(said(text).ends_with(&help("nginx")), "{}", said(text));
-        }
-        let text = "static_resources:\n  listeners:\n  - name: a\n";
-        assert!(said(text).contains(&help("Envoy")), "{}", said(text));
-        let text = "listen: x\nroutes: [{reply: {body: 'server {'}}]\n";
-        assert!(!said(text).contains("looks like"), "{}", said(text));
-    }
-
-    #[test]
-    fn an_empty_file_says_what_it_needs() {
-        assert_eq!(read("version: 1\n").unwrap_err().len(), 2);
-    }
-}
+mod tests;

@@ -11,7 +11,7 @@ use crate::config::Secret;
 use crate::config::raw::{self, RedisMode};
 use crate::config::redis::{Client, Endpoint, Mode, Redis, Tls};
 use crate::config::tls::Holds;
-use crate::config::yaml::{At, OneOrMany, Place, told};
+use crate::config::yaml::{At, OneOrMany, Position, told};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 
@@ -100,7 +100,7 @@ impl Checker {
         None
     }
 
-    fn redis_client(&mut self, raw: raw::RedisClient, place: &Place) -> Option<Client> {
+    fn redis_client(&mut self, raw: raw::RedisClient, place: &Position) -> Option<Client> {
         let urls = self.urls(raw.urls?)?;
         let (first, first_at) = urls.first()?;
         let several = urls.len() > 1;
@@ -181,7 +181,7 @@ impl Checker {
     }
 
     /// Each with its line, all of one scheme; `None` once a mistake is told.
-    fn urls(&mut self, at: At<OneOrMany<String>>) -> Option<Vec<(Url, Place)>> {
+    fn urls(&mut self, at: At<OneOrMany<String>>) -> Option<Vec<(Url, Position)>> {
         let texts = at.value?.list();
         if texts.is_empty() {
             let message = "no URL: add one, for example redis://127.0.0.1:6379";
@@ -293,7 +293,7 @@ fn login(text: &str) -> Result<Login, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture;
+    use super::super::tests::fixture;
     use super::*;
 
     fn read(redis: &str) -> Result<Option<Redis>, String> {

@@ -8,7 +8,7 @@ use super::values::field_name;
 use crate::config::raw;
 use crate::config::rewrite::{HeaderChanges, NewPath, Redirect, Reply, Rewrite, To};
 use crate::config::sessions::Sessions;
-use crate::config::yaml::{At, Place, told};
+use crate::config::yaml::{At, Position, told};
 use crate::http1::head::is_host;
 use crate::http1::hygiene::{folded, is_folded, is_hop_by_hop};
 use crate::http1::path;
@@ -31,7 +31,7 @@ pub(super) struct RawTo {
 }
 
 impl Checker {
-    pub(super) fn to(&mut self, place: &Place, raw: RawTo) -> To {
+    pub(super) fn to(&mut self, place: &Position, raw: RawTo) -> To {
         let keys = [
             raw.upstream.is_some().then_some("upstream"),
             raw.redirect.is_some().then_some("redirect"),
@@ -319,7 +319,7 @@ fn host_alone(text: &str) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture;
+    use super::super::tests::fixture;
     use super::*;
     use crate::config::Route;
     use crate::config::rewrite::Scheme;

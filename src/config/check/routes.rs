@@ -11,7 +11,7 @@ use crate::config::audit::Level;
 use crate::config::matches::{HostMatch, Match, PathMatch};
 use crate::config::raw;
 use crate::config::rewrite::{HeaderChanges, Rewrite, To};
-use crate::config::yaml::{At, Place, told};
+use crate::config::yaml::{At, Position, told};
 use crate::http1::path;
 
 impl Checker {
@@ -24,11 +24,11 @@ impl Checker {
         let Some(routes) = routes else {
             if upstreams > 1 {
                 let message = "several upstreams need \"routes\" to say which serves what";
-                self.say(&Place::top("routes"), message);
+                self.say(&Position::top("routes"), message);
             }
             let on_it = on_every_route.to_vec();
             let (limits, session_limits) =
-                self.part_limits(&Place::top("rate_limit"), on_it, false);
+                self.part_limits(&Position::top("rate_limit"), on_it, false);
             return vec![Route {
                 matches: Match::default(),
                 to: To::Upstream(0),

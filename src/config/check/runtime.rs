@@ -64,7 +64,7 @@ fn memory_bound(text: &str) -> Result<MemoryBound, String> {
 mod tests {
     use super::*;
     use crate::config::Config;
-    use crate::config::check::fixture;
+    use crate::config::check::tests::fixture;
 
     fn read(runtime: &str) -> Result<Config, String> {
         let text =

@@ -14,7 +14,7 @@ use crate::config::sessions::{
     check_cookie,
 };
 use crate::config::units::TimeLength;
-use crate::config::yaml::{At, Place, told};
+use crate::config::yaml::{At, Position, told};
 
 /// The cookie that holds the token, unless told.
 const COOKIE: &str = "sid";
@@ -39,7 +39,7 @@ impl Checker {
     }
 
     /// Of two cookies of a name a browser keeps one, or sends both, which are no token.
-    fn warn_of_shared_cookies(&mut self, sessions: &[Sessions], places: &[Place]) {
+    fn warn_of_shared_cookies(&mut self, sessions: &[Sessions], places: &[Position]) {
         for (index, one) in sessions.iter().enumerate() {
             let path = &one.settings.cookie.path;
             for (other, at) in sessions.iter().zip(places).skip(index + 1) {
@@ -62,7 +62,7 @@ impl Checker {
         }
     }
 
-    fn session_entry(&mut self, name: String, raw: raw::Sessions, place: &Place) -> Sessions {
+    fn session_entry(&mut self, name: String, raw: raw::Sessions, place: &Position) -> Sessions {
         let sources = match raw.token {
             None => vec![TokenSource::Cookie(COOKIE.to_owned())],
             Some(at) => self.token_sources(at),
@@ -248,7 +248,7 @@ impl Checker {
     /// Parts the limits of a route into those that need no session and those that do; the latter need a route that has one.
     pub(super) fn part_limits(
         &mut self,
-        place: &Place,
+        place: &Position,
         named: Vec<usize>,
         has_session: bool,
     ) -> (Vec<usize>, Vec<usize>) {
@@ -305,7 +305,7 @@ fn meet(one: &str, other: &str) -> bool {
 mod tests {
     use serde_json::json;
 
-    use super::super::fixture;
+    use super::super::tests::fixture;
     use super::*;
     use crate::config::Config;
     use crate::config::sessions::OnMax;

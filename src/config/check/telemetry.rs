@@ -65,7 +65,7 @@ fn access_log_of(raw: raw::AccessLog, log: Log) -> AccessLog {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{fixture, parse};
+    use super::super::{parse, tests::fixture};
     use super::*;
     use crate::config::telemetry::LogFormat;
 

@@ -9,7 +9,7 @@ use super::places::Places;
 use crate::config::audit::Level;
 use crate::config::matches::Match;
 use crate::config::rewrite::{Scheme, To};
-use crate::config::yaml::{At, Place};
+use crate::config::yaml::{At, Position};
 use crate::config::{Config, Route};
 
 /// What has a name by which others use it.
@@ -36,12 +36,12 @@ impl fmt::Display for Kind {
 pub(super) struct Named {
     kind: Kind,
     name: String,
-    place: Place,
+    place: Position,
 }
 
 /// Where a route stands in the file.
 pub(super) struct RouteAt {
-    pub(super) place: Place,
+    pub(super) place: Position,
     /// Whether its `match` says if case counts.
     pub(super) says_case: bool,
 }
@@ -234,7 +234,7 @@ impl<'c> Used<'c> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture;
+    use super::super::tests::fixture;
 
     fn warned(text: &str) -> Vec<String> {
         fixture::warned(&format!("listen: 127.0.0.1:1\n{text}"))

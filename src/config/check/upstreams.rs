@@ -17,7 +17,7 @@ use crate::config::upstreams::{
     Asks, Balancing, Concurrency, DnsName, HealthCheck, OutlierDetection, SlowStart, Source,
     Upstream,
 };
-use crate::config::yaml::{self, At, OneOrMany, Place, told};
+use crate::config::yaml::{self, At, OneOrMany, Position, told};
 use crate::http1::head::is_host;
 use tls::Security;
 
@@ -55,7 +55,7 @@ impl Checker {
         }
         if upstreams.is_empty() && self.needs_upstream {
             let message = "no upstream: add \"upstream: http://127.0.0.1:3000\"";
-            self.say(&Place::top("upstream"), message);
+            self.say(&Position::top("upstream"), message);
         }
         self.upstreams = upstreams
             .iter()
@@ -158,7 +158,7 @@ impl Checker {
         (sources, found)
     }
 
-    fn note_endpoint(&mut self, place: Place, source: &Source) {
+    fn note_endpoint(&mut self, place: Position, source: &Source) {
         match source {
             Source::Fixed(at) => self.endpoints.push((place, at.clone())),
             Source::Dns(_) => {}

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::{Checker, DAY};
 use crate::config::Secret;
 use crate::config::units::{ByteSize, Percent, TimeLength};
-use crate::config::yaml::{At, Place, told};
+use crate::config::yaml::{At, Position, told};
 use crate::event::REDACTED;
 
 pub(super) const MASKED: &str =
@@ -98,7 +98,7 @@ impl Checker {
         bounds: RangeInclusive<u64>,
     ) -> N {
         let told = at.and_then(At::told);
-        let (count, place) = told.map_or((default, Place::default()), |(count, at)| {
+        let (count, place) = told.map_or((default, Position::default()), |(count, at)| {
             (count.into(), at)
         });
         if !bounds.contains(&count) {

@@ -184,7 +184,7 @@ fn tree(pattern: &PathMatch) -> PathMatch {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture;
+    use super::super::tests::fixture;
 
     /// Routes in lines of their own, behind upstreams `a` and `b`.
     fn warned(routes: &[&str]) -> Vec<String> {

@@ -62,7 +62,7 @@ impl Checker {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture;
+    use super::super::tests::fixture;
     use super::*;
 
     fn read(worker: &str) -> Result<Worker, String> {

@@ -6,7 +6,7 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
-use super::{Lookup, Mistake, Path, Place, Places};
+use super::{Lookup, Mistake, Path, Places, Position};
 
 /// YAML 1.2, in which `no` and `on` are texts: a country or a state, and no boolean.
 pub(super) fn tree(text: &str) -> Result<Node, serde_saphyr::Error> {
@@ -41,8 +41,8 @@ pub(super) struct Node {
 }
 
 impl Node {
-    pub(super) fn place(&self, path: &Path<'_>) -> Place {
-        Place {
+    pub(super) fn place(&self, path: &Path<'_>) -> Position {
+        Position {
             path: path.to_string(),
             line: self.line,
             column: self.column,

@@ -15,13 +15,13 @@ use super::{
 pub use crate::config::breakers::OnLoss;
 
 /// Between two reports of a breaker in use, and how late a change is seen that no message told.
-pub const REPORT_EVERY: Duration = Duration::from_millis(100);
+const REPORT_EVERY: Duration = Duration::from_millis(100);
 /// Between two of one that is not.
 const IDLE_REPORT_EVERY: Duration = Duration::from_secs(1);
 /// After its last call, a breaker is not in use.
 const IDLE_AFTER: Duration = Duration::from_secs(2);
 /// Without an answer for this long, the process goes on by itself.
-pub const LOST_AFTER: Duration = Duration::from_secs(1);
+const LOST_AFTER: Duration = Duration::from_secs(1);
 /// For how long after a report that named it a probe's slot may be used.
 pub const HOLD: Duration = Duration::from_secs(3);
 /// A probe's slot that its process names no more comes back after [`HOLD`], the probe's time and this: what its process
@@ -80,7 +80,7 @@ pub struct Report {
     pub known: Word,
     pub delta: Delta,
     /// Whether this process by itself has reason to doubt the upstream: it counts for the quorum.
-    pub sick: bool,
+    pub doubts: bool,
     /// Slots for probes.
     pub want: u32,
     /// Whether requests ask for them, rather than might.
@@ -103,7 +103,7 @@ pub struct Reply {
     pub slow: u64,
     /// Processes that share the breaker, and those of them that doubt the upstream.
     pub processes: u64,
-    pub sick: u64,
+    pub doubters: u64,
     /// Whether another process wants slots and there are none.
     pub recall: bool,
     /// Whether this one has got fewer than requests ask for.
@@ -157,7 +157,7 @@ struct View {
     failures: u64,
     slow: u64,
     processes: u64,
-    sick: u64,
+    doubters: u64,
 }
 
 /// Slots of the current generation.
@@ -205,7 +205,7 @@ impl Member {
                 failures: 0,
                 slow: 0,
                 processes: 0,
-                sick: 0,
+                doubters: 0,
             },
             ramp: Ramp::until(Duration::ZERO),
             delta: Delta::default(),
@@ -255,11 +255,11 @@ impl Member {
     }
 
     /// As [`Breaker::try_enter`].
-    pub fn try_enter(&mut self, now: Duration, jitter: f64) -> (Result<Permit, Refused>, bool) {
+    pub fn try_enter(&mut self, now: Duration, draw: f64) -> (Result<Permit, Refused>, bool) {
         let used = self.is_used(now);
         self.last_call = Some(now);
         if !self.together {
-            return (self.own.try_enter(now, jitter).map(Permit::Local), false);
+            return (self.own.try_enter(now, draw).map(Permit::Local), false);
         }
         // In use again, it is reported more often from now on.
         let mut wake = !used && self.urge();
@@ -293,7 +293,7 @@ impl Member {
                 probe,
             }),
             Some(wait) => Err(Refused {
-                retry_after: self.own.jittered(wait, jitter),
+                retry_after: self.own.jittered(wait, draw),
             }),
         };
         (answer, wake)
@@ -306,11 +306,11 @@ impl Member {
         outcome: Outcome,
         elapsed: Duration,
         now: Duration,
-        jitter: f64,
+        draw: f64,
     ) -> bool {
         let (generation, probe) = match permit {
             Permit::Local(permit) if !self.together => {
-                self.own.record(permit, outcome, elapsed, now, jitter);
+                self.own.record(permit, outcome, elapsed, now, draw);
                 return false;
             }
             Permit::Shared { generation, probe } if self.together => (generation, probe),
@@ -345,9 +345,9 @@ impl Member {
     }
 
     /// As [`Breaker::come`].
-    pub fn come(&mut self, permit: Permit, stage: Stage, now: Duration, jitter: f64) {
+    pub fn come(&mut self, permit: Permit, stage: Stage, now: Duration, draw: f64) {
         match permit {
-            Permit::Local(permit) => self.own.come(permit, stage, now, jitter),
+            Permit::Local(permit) => self.own.come(permit, stage, now, draw),
             Permit::Shared {
                 generation,
                 probe: Some(id),
@@ -405,7 +405,7 @@ impl Member {
 
     /// Processes that share the breaker, and those that doubt the upstream, as last heard.
     pub fn processes(&self) -> (u64, u64) {
-        (self.view.processes, self.view.sick)
+        (self.view.processes, self.view.doubters)
     }
 
     /// Until the next report is due.
@@ -446,7 +446,7 @@ impl Member {
                 left: self.view.until.saturating_sub(now),
             },
             delta: std::mem::take(&mut self.delta),
-            sick: self.is_sick(now),
+            doubts: self.doubts(now),
             want: match half_open {
                 true => demand.max(u32::from(spare)),
                 false => 0,
@@ -489,7 +489,7 @@ impl Member {
         }
         let (view, word) = (&mut self.view, reply.word);
         (view.calls, view.failures, view.slow) = (reply.calls, reply.failures, reply.slow);
-        (view.processes, view.sick) = (reply.processes, reply.sick);
+        (view.processes, view.doubters) = (reply.processes, reply.doubters);
         if word.state == State::HalfOpen {
             let usable_until = flight.sent_at + HOLD;
             for ready in &mut self.probes.ready {
@@ -546,7 +546,7 @@ impl Member {
     }
 
     /// The next report is due at once.
-    pub fn urge(&mut self) -> bool {
+    fn urge(&mut self) -> bool {
         !std::mem::replace(&mut self.urgent, true)
     }
 
@@ -582,7 +582,7 @@ impl Member {
     }
 
     /// Half of what trips is enough: processes do not see the same, and one with a failure now and then has no reason.
-    fn is_sick(&mut self, now: Duration) -> bool {
+    fn doubts(&mut self, now: Duration) -> bool {
         let counts = self.own.calls.counts(now);
         let half_reaches = |part, rate| reaches(part, counts.calls, rate / 2.0);
         let limit = self.settings.consecutive_failures;

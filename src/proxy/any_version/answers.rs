@@ -64,7 +64,7 @@ impl Answers<'_> {
             Answers::Http1(stream) => Ok((read_head(request, stream, answer).await?, None)),
             Answers::Http2(response, fate) => {
                 let mut how = Answering {
-                    to_head: request.to_head,
+                    to_head: request.is_head,
                     ended: false,
                     to_http1,
                 };

@@ -19,7 +19,7 @@ use crate::http2::grpc::GrpcStatus;
 use crate::http2::head::upgrade_response;
 use crate::net::stream::{Reading, Writing};
 use crate::plan::Plan;
-use crate::proxy::exchange::{Failure, secure};
+use crate::proxy::exchange::{Failure, persist};
 use crate::proxy::headers;
 use crate::proxy::interim::Interims;
 use crate::proxy::outbox::Outbox;
@@ -315,7 +315,7 @@ impl<'c> Down<'_, 'c> {
 
     /// Before the end of the response goes out.
     async fn safe(&mut self, record: &mut Record) -> Result<(), Failure> {
-        let safe = secure(self.audited, record, self.sink.is_some()).await;
+        let safe = persist(self.audited, record, self.sink.is_some()).await;
         if safe.is_err() {
             self.abort();
         }
@@ -336,7 +336,7 @@ impl<'c> Down<'_, 'c> {
         let why = ours.unwrap_or(Rejection::UpstreamBroken);
         let status = why.grpc();
         // This, too, is an answer: its event comes first, and says so.
-        record.aborted(failure.reason());
+        record.note_aborted(failure.reason());
         record.grpc = Some(status);
         if let Err(not_safe) = self.safe(record).await {
             return not_safe;

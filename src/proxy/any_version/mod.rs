@@ -31,7 +31,7 @@ use crate::http1::head::BodyLength;
 use crate::http2::head::{upgrade_request, websocket_connect};
 use crate::net::stream::BothWays;
 use crate::net::tunnel::{TunnelReading, TunnelWriting};
-use crate::upstream::http2::Place;
+use crate::upstream::http2::StreamPermit;
 use crate::upstream::{Connected, Pool, Reached};
 use answers::{Answers, Fate};
 use down::Back;
@@ -146,18 +146,18 @@ impl Exchange<'_, '_, '_> {
                 record,
                 ..
             } = &mut *self;
-            record.waits();
+            record.note_waiting();
             let entered = back
                 .unless_gone(&outgoing.request, upstream.enter())
                 .await?;
             let slot = entered.map_err(|_| Rejection::Overloaded)?;
-            record.works();
+            record.note_working();
             let is_lost = Cell::new(false);
             let retries = outgoing.settings().retries.as_ref();
             let within = outgoing.request.within;
             let picked = upstream.pick(outgoing.aim, &[]);
             let picked = picked.map_err(|_| Rejection::NoEndpoint)?;
-            record.aims_at(&picked.pool);
+            record.note_target(&picked.pool);
             let to = (slot, picked);
             let mut trying = Trying::new(upstream, to, (retries, within), &is_lost);
             let length = outgoing.request.body;
@@ -331,7 +331,7 @@ impl Exchange<'_, '_, '_> {
         };
         let client = (&mut **body, &mut **respond);
         let switched = upgrade::switched_http2(conn, outgoing, client, upstream, answer, record);
-        // Apart, so that others have no room for it.
+        // Boxed, to keep the common future small.
         Box::pin(switched).await?;
         Ok(Used::Ended(Ended::Whole(Next::Close)))
     }
@@ -339,7 +339,7 @@ impl Exchange<'_, '_, '_> {
     async fn by_http2(
         &mut self,
         pool: &Pool,
-        mut place: Place,
+        mut place: StreamPermit,
         body: &mut Body<'_, '_, '_>,
         trying: &mut Trying<'_>,
     ) -> Result<Used, Failure> {
@@ -416,6 +416,6 @@ fn waited_in_vain(failure: &Failure, record: &Record) -> bool {
         Failure::UpstreamGone | Failure::CutShort(_) => true,
         // That may have been its reason, unless it was answered.
         Failure::ClientGone => record.status == 0,
-        Failure::NotSafe => false,
+        Failure::NotPersisted => false,
     }
 }

@@ -88,7 +88,7 @@ impl Exchange<'_, '_, '_> {
         trying.waited = progress.waited();
         trying.point = Point::of(progress.begun.get(), answer);
         let (head, mut body) = answered?;
-        record.answers(head.status);
+        record.note_answered(head.status);
         progress.answered.set(true);
         progress.made();
         let status = head.status;
@@ -98,7 +98,7 @@ impl Exchange<'_, '_, '_> {
         };
         let by_http2 = matches!(answers, Answers::Http2(..));
         if let Some(wait) = trying.another(&request, Ok(status)) {
-            // Apart, so that others have no room for it.
+            // Boxed, to keep the common future small.
             let gone_on = Box::pin(trying.go_on(wait, Ok(status), outgoing, back, record));
             if gone_on.await? {
                 let reusable = !by_http2 && is_over(&answered, answer);
@@ -119,7 +119,7 @@ impl Exchange<'_, '_, '_> {
         })?;
         // What is left of a body cut off by an early response cannot be told from a next request; streams are apart from each other.
         let may_live = answered.uploaded || !back.is_http1();
-        let turned = outgoing.turn_back(conn, answer, &answered, may_live, record);
+        let turned = outgoing.begin_response(conn, answer, &answered, may_live, record);
         let next = turned.await?;
         let grpc = grpc_status(&request, answer, &answered.head);
         answer.drain(..answered.head.len);
@@ -131,7 +131,7 @@ impl Exchange<'_, '_, '_> {
         let mut body = source(body.as_mut(), answers, answer, &answered)?;
         let mut down = Down {
             head: std::mem::take(&mut *outgoing.out),
-            chunked: answered.chunked() && !request.old_client,
+            chunked: answered.chunked() && !request.is_http10,
             sink: None,
             audited: (plan, &conn.lane.outbox),
             request: &request,
@@ -183,7 +183,7 @@ async fn await_head<F: Future<Output = Result<(), Failure>>>(
         return Ok(head);
     }
     // Its time begins here: how long the client takes to send says nothing of the upstream.
-    record.sends(uploading.whole);
+    record.note_sent(uploading.whole);
     let to_http1 = back.is_http1();
     loop {
         let (head, body) = {

@@ -125,7 +125,7 @@ pub fn may_pass(error: &StoreError) -> bool {
             .is_some_and(|error| error.is_of_the_server() || error.is_slow()),
         StoreError::OfDay(_, error) => may_pass(error),
         StoreError::Full
-        | StoreError::Version(_)
+        | StoreError::Version { .. }
         | StoreError::Undated
         | StoreError::Absent
         | StoreError::Key

@@ -1,4 +1,4 @@
-//! Where audit events are kept: what can be asked of a store, and what it answers. Must not name a database.
+//! Where audit events are kept: what can be asked of a store, and what it answers. `events` alone asks SQLite or Postgres.
 
 pub mod batch;
 pub mod chain;
@@ -27,8 +27,8 @@ pub enum StoreError {
     Locked,
     #[error("audit database cannot grow: the disk is full")]
     Full,
-    #[error("not an audit database of this weir (its version is {0}, not {expected})", expected = super::sqlite::VERSION)]
-    Version(i64),
+    #[error("not an audit database of this weir (its version is {found}, not {expected})")]
+    Version { found: i64, expected: i64 },
     /// A file stands at the path itself, where version 1 kept all days.
     #[error(
         "a file without a day in its name is from an earlier weir: move it away, and read it with that weir"
@@ -69,7 +69,7 @@ impl StoreError {
     /// Where it is of a day's file, not of a lock, the disk or the time.
     pub fn of_day(self, day: Day) -> StoreError {
         match self {
-            StoreError::Version(_)
+            StoreError::Version { .. }
             | StoreError::Undated
             | StoreError::Folder(_)
             | StoreError::Damaged(_)
@@ -140,7 +140,7 @@ pub struct Filter {
 
 impl Filter {
     /// Whether an event passes by its route, method, path and status: what SQLite keeps no column of.
-    pub fn passes(&self, event: &Traits<'_>) -> bool {
+    pub fn admits_traits(&self, event: &Traits<'_>) -> bool {
         let is = |wanted: &Option<String>, value| wanted.is_none() || wanted.as_deref() == value;
         let prefix = self.path_prefix.as_ref();
         let status = self.status.as_ref();
@@ -167,7 +167,7 @@ impl Filter {
             && client.is_none_or(|client| client == Ok(event.client))
             && is(&self.user, event.user.as_deref())
             && is(&self.label, event.label.as_deref())
-            && self.passes(&traits)
+            && self.admits_traits(&traits)
     }
 }
 

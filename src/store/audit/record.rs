@@ -39,33 +39,40 @@ pub struct Record<'a> {
     pub headers: Vec<(&'a str, &'a str)>,
 }
 
-/// The names of what [`Record::flat`] gives.
-pub const COLUMNS: [&str; 25] = [
-    "time",
-    "id",
-    "instance",
-    "boot",
-    "seq",
-    "route",
-    "upstream",
-    "endpoint",
-    "client",
-    "user",
-    "method",
-    "host",
-    "path",
-    "query",
-    "status",
-    "label",
-    "limits",
-    "breaker",
-    "bytes_in",
-    "bytes_out",
-    "duration_us",
-    "upstream_duration_us",
-    "request_id",
-    "trace_id",
-    "headers",
+/// A field's name, and what it is as a text.
+type Column = (&'static str, for<'r> fn(&'r Record<'r>) -> Cow<'r, str>);
+
+/// A record's fields as texts; lists are one each, their items parted by `; `.
+const FLAT: [Column; 25] = [
+    ("time", |it| (&*it.time).into()),
+    ("id", |it| (&*it.id).into()),
+    ("instance", |it| it.instance.into()),
+    ("boot", |it| (&*it.boot).into()),
+    ("seq", |it| it.seq.to_string().into()),
+    ("route", |it| text(it.route)),
+    ("upstream", |it| text(it.upstream)),
+    ("endpoint", |it| text(it.endpoint)),
+    ("client", |it| (&*it.client).into()),
+    ("user", |it| text(it.user)),
+    ("method", |it| it.method.into()),
+    ("host", |it| it.host.into()),
+    ("path", |it| it.path.into()),
+    ("query", |it| text(it.query)),
+    ("status", |it| it.status.to_string().into()),
+    ("label", |it| text(it.label)),
+    ("limits", |it| it.limits.join("; ").into()),
+    ("breaker", |it| text(it.breaker)),
+    ("bytes_in", |it| it.bytes_in.to_string().into()),
+    ("bytes_out", |it| it.bytes_out.to_string().into()),
+    ("duration_us", |it| it.duration_us.to_string().into()),
+    ("upstream_duration_us", |it| {
+        it.upstream_duration_us
+            .map_or(String::new(), |us| us.to_string())
+            .into()
+    }),
+    ("request_id", |it| (&*it.request_id).into()),
+    ("trace_id", |it| text(it.trace_id.as_deref())),
+    ("headers", |it| headers(it)),
 ];
 
 impl<'a> Record<'a> {
@@ -106,43 +113,27 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// The values of [`COLUMNS`]; lists are one field each, their items parted by `; `.
-    pub fn flat(&self) -> Vec<String> {
-        let text = |value: Option<&str>| value.unwrap_or_default().to_owned();
-        let headers = self
-            .headers
-            .iter()
-            .map(|(name, value)| format!("{name}: {value}"));
-        vec![
-            self.time.clone(),
-            self.id.clone(),
-            self.instance.to_owned(),
-            self.boot.clone(),
-            self.seq.to_string(),
-            text(self.route),
-            text(self.upstream),
-            text(self.endpoint),
-            self.client.clone(),
-            text(self.user),
-            self.method.to_owned(),
-            self.host.to_owned(),
-            self.path.to_owned(),
-            text(self.query),
-            self.status.to_string(),
-            text(self.label),
-            self.limits.join("; "),
-            text(self.breaker),
-            self.bytes_in.to_string(),
-            self.bytes_out.to_string(),
-            self.duration_us.to_string(),
-            self.upstream_duration_us
-                .map(|us| us.to_string())
-                .unwrap_or_default(),
-            self.request_id.clone().into_owned(),
-            text(self.trace_id.as_deref()),
-            headers.collect::<Vec<_>>().join("; "),
-        ]
+    /// The values of [`columns`].
+    pub fn flat(&self) -> [Cow<'_, str>; FLAT.len()] {
+        FLAT.map(|(_, text)| text(self))
     }
+}
+
+/// The names of what [`Record::flat`] gives.
+pub fn columns() -> [&'static str; FLAT.len()] {
+    FLAT.map(|(name, _)| name)
+}
+
+fn text(value: Option<&str>) -> Cow<'_, str> {
+    value.unwrap_or_default().into()
+}
+
+fn headers<'r>(record: &'r Record<'_>) -> Cow<'r, str> {
+    let headers = record.headers.iter();
+    let lines: Vec<_> = headers
+        .map(|(name, value)| format!("{name}: {value}"))
+        .collect();
+    lines.join("; ").into()
 }
 
 fn show_time(time: Micros) -> String {

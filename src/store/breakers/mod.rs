@@ -118,26 +118,29 @@ impl LiveBreaker {
     }
 
     /// Asks for one call. In shadow mode a refusal is in the second part, and the call may go on all the same.
-    pub fn try_enter(self: &Arc<Self>, now: Duration) -> Result<(Entry, Option<Refused>), Refused> {
-        let jitter = fastrand::f64();
+    pub fn try_enter(
+        self: &Arc<Self>,
+        now: Duration,
+    ) -> Result<(CallPermit, Option<Refused>), Refused> {
+        let draw = fastrand::f64();
         let asked = match &self.state {
             State::Local(breaker) => self
-                .act(breaker, now, |it| it.try_enter(now, jitter))
+                .act(breaker, now, |it| it.try_enter(now, draw))
                 .map(Permit::Local),
             State::Shared(member, sharing) => {
-                let (asked, wake) = member.lock().try_enter(now, jitter);
+                let (asked, wake) = member.lock().try_enter(now, draw);
                 sharing.wake_if(wake);
                 asked
             }
         };
-        let entry = |permit| Entry {
+        let call = |permit| CallPermit {
             breaker: self.clone(),
             permit,
         };
         match asked {
-            Ok(permit) => Ok((entry(Some(permit)), None)),
+            Ok(permit) => Ok((call(Some(permit)), None)),
             Err(refused) if self.settings.mode == Mode::Enforce => Err(refused),
-            Err(refused) => Ok((entry(None), Some(refused))),
+            Err(refused) => Ok((call(None), Some(refused))),
         }
     }
 
@@ -207,13 +210,13 @@ impl LiveBreaker {
     }
 
     fn record(&self, permit: Permit, outcome: Outcome, elapsed: Duration, now: Duration) {
-        let jitter = fastrand::f64();
+        let draw = fastrand::f64();
         match (&self.state, permit) {
             (State::Local(breaker), Permit::Local(permit)) => self.act(breaker, now, |it| {
-                it.record(permit, outcome, elapsed, now, jitter);
+                it.record(permit, outcome, elapsed, now, draw);
             }),
             (State::Shared(member, sharing), permit) => {
-                let wake = member.lock().record(permit, outcome, elapsed, now, jitter);
+                let wake = member.lock().record(permit, outcome, elapsed, now, draw);
                 sharing.wake_if(wake);
             }
             // A breaker gives no permits of the other kind.
@@ -222,12 +225,12 @@ impl LiveBreaker {
     }
 
     fn come(&self, permit: Permit, stage: Stage, now: Duration) {
-        let jitter = fastrand::f64();
+        let draw = fastrand::f64();
         match (&self.state, permit) {
             (State::Local(breaker), Permit::Local(permit)) => {
-                self.act(breaker, now, |it| it.come(permit, stage, now, jitter))
+                self.act(breaker, now, |it| it.come(permit, stage, now, draw))
             }
-            (State::Shared(member, _), permit) => member.lock().come(permit, stage, now, jitter),
+            (State::Shared(member, _), permit) => member.lock().come(permit, stage, now, draw),
             (State::Local(_), Permit::Shared { .. }) => {}
         }
     }
@@ -271,9 +274,9 @@ impl fmt::Debug for LiveBreaker {
     }
 }
 
-/// The right to one call; dropped without [`Entry::end`], it frees its probe's slot and counts for nothing.
+/// The right to one call; dropped without [`CallPermit::end`], it frees its probe's slot and counts for nothing.
 #[derive(Debug)]
-pub struct Entry {
+pub struct CallPermit {
     breaker: Arc<LiveBreaker>,
     /// `None` in shadow mode, where the breaker would have refused.
     permit: Option<Permit>,
@@ -306,7 +309,7 @@ impl Probe {
     }
 }
 
-impl Entry {
+impl CallPermit {
     /// The call, where it is a probe.
     pub fn probe(&self) -> Option<Probe> {
         let permit = self.permit.filter(Permit::is_probe)?;
@@ -334,7 +337,7 @@ impl Entry {
     }
 }
 
-impl Drop for Entry {
+impl Drop for CallPermit {
     fn drop(&mut self) {
         if let Some(permit) = self.permit.take() {
             self.breaker.release(permit);

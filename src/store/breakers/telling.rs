@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use crate::config::limits::Mode;
 use crate::policy::breaker::{Snapshot, State};
-use crate::telemetry::log::Sparing;
+use crate::telemetry::log::LogRateLimit;
 
 /// Of one breaker, in ten seconds: the states of two ways round, and of one that flaps no more.
 const AT_MOST: u32 = 8;
@@ -29,7 +29,7 @@ struct Lines {
     seen: State,
     /// Changes since a state was told.
     changes: u64,
-    sparing: Sparing,
+    sparing: LogRateLimit,
 }
 
 impl Telling {
@@ -40,7 +40,7 @@ impl Telling {
             lines: Mutex::new(Lines {
                 seen: state,
                 changes: 0,
-                sparing: Sparing::new(AT_MOST),
+                sparing: LogRateLimit::new(AT_MOST),
             }),
         }
     }

@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 
 use crate::clock;
 use crate::config::limits::{MAX_RULES, Rule};
-use crate::keys::{Keys, LimitTag};
+use crate::keys::{KeyTag, Keys};
 use crate::policy::lease::{Grant, Refusal, Request, RuleState};
 use crate::policy::limit;
 use crate::store::redis::{Arg, CallError, Connections, Script, Value};
@@ -50,7 +50,7 @@ impl Grants {
     pub async fn ask(
         &self,
         redis: &Connections,
-        tag: LimitTag,
+        tag: KeyTag,
         rules: &[Rule],
         request: &Request,
         deadline: Instant,
@@ -69,7 +69,7 @@ impl Grants {
     pub async fn forget(
         &self,
         redis: &Connections,
-        tag: LimitTag,
+        tag: KeyTag,
         rules: &[Rule],
     ) -> Result<bool, CallError> {
         let keys = self.counters(tag, rules);
@@ -80,7 +80,7 @@ impl Grants {
     async fn ask_once(
         &self,
         redis: &Connections,
-        tag: LimitTag,
+        tag: KeyTag,
         rules: &[Rule],
         request: &Request,
         deadline: Instant,
@@ -132,7 +132,7 @@ impl Grants {
         Ok(answer)
     }
 
-    fn counters(&self, tag: LimitTag, rules: &[Rule]) -> SmallVec<[String; 1]> {
+    fn counters(&self, tag: KeyTag, rules: &[Rule]) -> SmallVec<[String; 1]> {
         let numbered = rules.iter().take(MAX_RULES).enumerate();
         numbered
             .map(|(index, rule)| {

@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use super::grants::Grants;
 use crate::clock;
 use crate::config::limits::Rule;
-use crate::keys::{Keys, LimitTag};
+use crate::keys::{KeyTag, Keys};
 use crate::policy::lease::{Answer, Batch, Lease, Request, Round, RuleView, Terms};
 use crate::store::redis::{CallError, Connections};
 use crate::store::table::{Key, SHARDS, Shard};
@@ -178,7 +178,7 @@ impl Leases {
                 continue;
             };
             let asking = Asking::new(part, ask.key);
-            let tag = LimitTag::new(ask.limit, ask.parts.iter().map(AsRef::as_ref));
+            let tag = KeyTag::new(ask.limit, ask.parts.iter().map(AsRef::as_ref));
             let granted = self.grants.ask(redis, tag, ask.rules, &request, deadline);
             return match granted.await {
                 Ok(grant) => asking.end(|lease| {
@@ -198,7 +198,7 @@ impl Leases {
 
     fn renew(self: &Arc<Self>, redis: &Arc<Connections>, ask: &Ask<'_>, request: Request) {
         let (leases, redis) = (self.clone(), redis.clone());
-        let tag = LimitTag::new(ask.limit, ask.parts.iter().map(AsRef::as_ref));
+        let tag = KeyTag::new(ask.limit, ask.parts.iter().map(AsRef::as_ref));
         let rules: SmallVec<[Rule; 1]> = ask.rules.into();
         let (key, terms) = (ask.key, ask.terms);
         tokio::spawn(async move {
@@ -228,7 +228,7 @@ impl Leases {
         let now = clock::mono();
         let mut lease = Lease::default();
         let request = lease.ask(0, &ask.terms, now);
-        let tag = LimitTag::new(ask.limit, ask.parts.iter().map(AsRef::as_ref));
+        let tag = KeyTag::new(ask.limit, ask.parts.iter().map(AsRef::as_ref));
         let deadline: Instant = clock::now() + ask.terms.patience;
         let grant = self.grants.ask(redis, tag, ask.rules, &request, deadline);
         lease.granted(&request, &grant.await?, &ask.terms, now);
@@ -237,7 +237,7 @@ impl Leases {
 
     /// Forgets what all processes have counted for a key; whether there was anything. Others spend what they hold of it.
     pub async fn reset(&self, redis: &Connections, ask: &Ask<'_>) -> Result<bool, CallError> {
-        let tag = LimitTag::new(ask.limit, ask.parts.iter().map(AsRef::as_ref));
+        let tag = KeyTag::new(ask.limit, ask.parts.iter().map(AsRef::as_ref));
         let known = self.grants.forget(redis, tag, ask.rules).await;
         self.forget(ask.key);
         known

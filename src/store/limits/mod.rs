@@ -239,7 +239,7 @@ pub struct LimitKeys(KeyBuilder);
 
 impl LimitKeys {
     /// Begins the key of the limit's `index`th rule. Rules of other kinds, or with windows of other lengths, never share a
-    /// counter, not even when a reload changes them: a second would else go on until the month is over that it was before.
+    /// counter, not even when a reload changes them: otherwise a per-second limit that replaced a monthly one would keep the month's window.
     pub fn of_rule(&self, rules: &[Rule], index: usize) -> KeyBuilder {
         let mut builder = self.0.clone();
         let (kind, window) = rules[index].shape();

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::leases::Decision;
 use crate::clock;
-use crate::keys::LimitTag;
+use crate::keys::KeyTag;
 use crate::policy::lease::Batch;
 use crate::policy::limit::Verdict;
 use crate::store::fleet::Fleet;
@@ -97,7 +97,7 @@ struct Held {
 /// Whose slots they are.
 #[derive(Debug, Clone, Copy)]
 struct Of {
-    tag: LimitTag,
+    tag: KeyTag,
     slots: u64,
     hold_ttl: Duration,
 }
@@ -105,7 +105,7 @@ struct Of {
 impl Of {
     fn new(ask: &Ask<'_>) -> Of {
         Of {
-            tag: LimitTag::new(ask.limit, ask.parts.iter().map(AsRef::as_ref)),
+            tag: KeyTag::new(ask.limit, ask.parts.iter().map(AsRef::as_ref)),
             slots: ask.slots,
             hold_ttl: ask.hold_ttl,
         }
@@ -179,7 +179,7 @@ impl Slots {
 
     /// Forgets what Redis has of a key; whether there was anything. Requests that hold slots tell it again.
     pub async fn reset(&self, redis: &Connections, ask: &Ask<'_>) -> Result<bool, CallError> {
-        let tag = LimitTag::new(ask.limit, ask.parts.iter().map(AsRef::as_ref));
+        let tag = KeyTag::new(ask.limit, ask.parts.iter().map(AsRef::as_ref));
         let deleted = redis.delete(&[&self.fleet.keys.slots(tag)]).await?;
         self.doubt(ask.key);
         Ok(deleted > 0)

@@ -124,15 +124,18 @@ impl Postgres {
             parse(&place, &url.0, config.timeout).map(|config| config.get_ssl_mode())
         };
         let modes = urls.map(mode).collect::<Result<Vec<_>, _>>()?;
-        Postgres::by(config, tls::read(&config.tls, modes.into_iter())?)
+        Postgres::with_tls(config, tls::read(&config.tls, modes.into_iter())?)
     }
 
     /// Pools of their own, of the same `config`, for another runtime. The files of `tls` are not read again: what holds here holds there.
-    pub fn again(&self, config: &postgres::Postgres) -> Result<Arc<Postgres>, OpenError> {
-        Postgres::by(config, self.tls.clone())
+    pub fn for_other_runtime(
+        &self,
+        config: &postgres::Postgres,
+    ) -> Result<Arc<Postgres>, OpenError> {
+        Postgres::with_tls(config, self.tls.clone())
     }
 
-    fn by(
+    fn with_tls(
         config: &postgres::Postgres,
         tls: Option<Arc<StoreTls>>,
     ) -> Result<Arc<Postgres>, OpenError> {
@@ -295,7 +298,7 @@ impl Postgres {
 
     /// Looks at the replicas for ever, so that a sick one is left out and taken back when it answers again. Whatever the servers
     /// do, `beat` is called again within `timeout` and a second.
-    pub async fn keep(self: Arc<Self>, beat: impl Fn()) -> std::convert::Infallible {
+    pub async fn watch_replicas(self: Arc<Self>, beat: impl Fn()) -> std::convert::Infallible {
         loop {
             beat();
             join_all(self.replicas.iter().map(Target::look)).await;

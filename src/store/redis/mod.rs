@@ -30,7 +30,7 @@ use tokio::time::{Instant, sleep};
 pub use node::NodeHealth;
 pub use push::Heard;
 pub use redis::Value;
-pub use scan::Place;
+pub use scan::ScanCursor;
 pub use script::{Arg, Script};
 pub use topology::Address;
 

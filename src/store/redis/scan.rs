@@ -13,7 +13,7 @@ use super::{CallError, Connections};
 
 /// Where a walk goes on. Written `HOST:PORT~CURSOR`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct ScanCursor {
     node: Address,
     /// SCAN's, on this node.
     cursor: u64,
@@ -25,11 +25,11 @@ impl Connections {
     /// change their nodes meanwhile.
     pub async fn scan(
         &self,
-        from: Option<&Place>,
+        from: Option<&ScanCursor>,
         pattern: &str,
         count: usize,
         within: Duration,
-    ) -> Result<(Vec<String>, Option<Place>), CallError> {
+    ) -> Result<(Vec<String>, Option<ScanCursor>), CallError> {
         let node = self.node_from(from.map(|from| &from.node));
         let Some(node) = node else {
             // A walk that had begun meets no node behind the last; one that begins should.
@@ -44,8 +44,8 @@ impl Connections {
         let (cursor, keys): (u64, Vec<String>) =
             redis::from_redis_value(answer).map_err(|_| CallError::Nonsense)?;
         let next = match cursor {
-            0 => self.node_behind(&node.address).map(Place::first_of),
-            cursor => Some(Place {
+            0 => self.node_behind(&node.address).map(ScanCursor::first_of),
+            cursor => Some(ScanCursor {
                 node: node.address.clone(),
                 cursor,
             }),
@@ -54,9 +54,9 @@ impl Connections {
     }
 
     /// Where a walk goes on that leaves out the rest of a node, which does not answer.
-    pub fn scan_past(&self, from: Option<&Place>) -> Option<Place> {
+    pub fn scan_past(&self, from: Option<&ScanCursor>) -> Option<ScanCursor> {
         let node = self.node_from(from.map(|from| &from.node))?;
-        self.node_behind(&node.address).map(Place::first_of)
+        self.node_behind(&node.address).map(ScanCursor::first_of)
     }
 
     /// The node of this address, or the next one where it has gone.
@@ -76,30 +76,30 @@ impl Connections {
     }
 }
 
-impl Place {
-    fn first_of(node: Arc<Node>) -> Place {
-        Place {
+impl ScanCursor {
+    fn first_of(node: Arc<Node>) -> ScanCursor {
+        ScanCursor {
             node: node.address.clone(),
             cursor: 0,
         }
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for ScanCursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}~{}", self.node, self.cursor)
     }
 }
 
-impl FromStr for Place {
+impl FromStr for ScanCursor {
     type Err = ();
 
-    fn from_str(text: &str) -> Result<Place, ()> {
+    fn from_str(text: &str) -> Result<ScanCursor, ()> {
         let (node, cursor) = text.rsplit_once('~').ok_or(())?;
         let mut node = Address::parse(node, "").ok_or(())?;
         // As a URL has an IPv6 address.
         node.host = node.host.trim_matches(['[', ']']).to_owned();
-        Ok(Place {
+        Ok(ScanCursor {
             node,
             cursor: cursor.parse().map_err(|_| ())?,
         })
@@ -113,10 +113,10 @@ mod tests {
     #[test]
     fn a_place_is_read_as_it_is_written() {
         for text in ["10.0.0.1:6379~12", "[::1]:1~0"] {
-            assert_eq!(text.parse::<Place>().unwrap().to_string(), text);
+            assert_eq!(text.parse::<ScanCursor>().unwrap().to_string(), text);
         }
         for bad in ["", "a:1", "a~1", "a:1~x", "a:99999~1"] {
-            assert_eq!(bad.parse::<Place>(), Err(()), "{bad}");
+            assert_eq!(bad.parse::<ScanCursor>(), Err(()), "{bad}");
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::config::sessions::{Claims, OnMax, Settings, Shared};
 use crate::keys::{Keys, UserTag};
 use crate::policy::session::{Session, SessionId, Times};
 use crate::store::fleet::Fleet;
-use crate::store::redis::{Arg, CallError, Connections, Place, Script, Value};
+use crate::store::redis::{Arg, CallError, Connections, ScanCursor, Script, Value};
 use crate::telemetry::metrics::sessions::SessionMetrics;
 
 /// The user's tag, and 32 random bytes as base64url without padding (RFC 4648 section 5).
@@ -278,10 +278,10 @@ impl SharedSessions {
     async fn list_all(
         &self,
         limit: usize,
-        mut place: Option<Place>,
+        mut place: Option<ScanCursor>,
         reach: Reach<'_>,
         found: &mut BTreeMap<SessionId, Session>,
-    ) -> Result<Option<Place>, CallError> {
+    ) -> Result<Option<ScanCursor>, CallError> {
         let redis = reach.redis.ok_or(CallError::Down)?;
         let within = reach.within.unwrap_or(redis.client().timeout);
         let pattern = self.keys.all_sessions(&self.name);

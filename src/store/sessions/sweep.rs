@@ -7,7 +7,7 @@ use futures_util::future::try_join_all;
 
 use crate::keys::{Keys, UserTag};
 use crate::store::fleet::Fleet;
-use crate::store::redis::{Arg, CallError, Connections, Place, Script, Value};
+use crate::store::redis::{Arg, CallError, Connections, ScanCursor, Script, Value};
 
 /// Keys that a step looks at, about.
 const STEP: usize = 100;
@@ -65,8 +65,8 @@ impl Sweeper {
         &self,
         redis: &Connections,
         name: &str,
-        from: Option<&Place>,
-    ) -> Result<(Swept, Option<Place>), CallError> {
+        from: Option<&ScanCursor>,
+    ) -> Result<(Swept, Option<ScanCursor>), CallError> {
         let name = Keys::name(name);
         let pattern = self.keys.all_sessions(&name);
         let (keys, next) = redis.scan(from, &pattern, STEP, WITHIN).await?;

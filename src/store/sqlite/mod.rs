@@ -27,7 +27,7 @@ use super::audit::days::Day;
 use super::audit::links::Previous;
 
 /// Of the tables; kept as `user_version`.
-pub const VERSION: i64 = 3;
+const VERSION: i64 = 3;
 
 /// How long a lock of another process is waited for; who appends has a queue, and tries again.
 const BUSY: Duration = Duration::from_millis(50);
@@ -35,7 +35,7 @@ const BUSY: Duration = Duration::from_millis(50);
 /// See the figures below.
 const PAGE_SIZE: u32 = 8_192;
 
-// While a day is written: one b-tree by order of arrival and no other index. Measured by `cargo run --release --example audit_cost` on 2 cores
+// While a day is written: one b-tree by order of arrival and no other index. Measured by `cargo bench --bench sqlite` on 2 cores
 // of a virtual machine, 500,000 rows of 361 B in batches of 500, microseconds a row to append, plain and with a key:
 //
 // | layout | 4 KiB pages | 8 KiB pages | 16 KiB pages |
@@ -143,7 +143,7 @@ fn open_if_made(path: &Path) -> Result<Option<Connection>, StoreError> {
         Err(_) if matches!(path.metadata(), Err(error) if error.kind() == io::ErrorKind::NotFound) => {
             Ok(None)
         }
-        Err(StoreError::Version(0)) => {
+        Err(StoreError::Version { found: 0, .. }) => {
             let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
             match is_empty(&connection)? {
                 true => Ok(None),
@@ -219,7 +219,10 @@ fn check_version(connection: &Connection) -> Result<(), StoreError> {
     match connection.query_row("PRAGMA user_version", [], |row| row.get(0))? {
         VERSION => Ok(()),
         1 => Err(StoreError::Undated),
-        other => Err(StoreError::Version(other)),
+        found => Err(StoreError::Version {
+            found,
+            expected: VERSION,
+        }),
     }
 }
 

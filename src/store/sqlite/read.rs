@@ -203,7 +203,7 @@ impl Search<'_> {
             let cursor = place(day, row.get(0)?);
             self.place = Some(cursor);
             let body = row.get_ref(4)?.as_blob().unwrap_or_default();
-            if Traits::of(body).is_some_and(|event| !filter.passes(&event)) {
+            if Traits::of(body).is_some_and(|event| !filter.admits_traits(&event)) {
                 continue;
             }
             match AuditEvent::decode(body) {

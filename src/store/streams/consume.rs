@@ -14,7 +14,7 @@ use crate::store::redis::{Arg, CallError, Connections, Script, Value};
 
 /// For a call. None is on a request's way, so a node under load is given time.
 const BUDGET: Duration = Duration::from_secs(3);
-/// How long the mailbox of a boot is kept past the last word in it, in seconds.
+/// How long what is done of a boot is kept past the last note of it, in seconds.
 const DONE_KEPT: u64 = 3_600;
 /// Batches that one call is about.
 const AT_ONCE: usize = 2_000;
@@ -243,7 +243,7 @@ impl Streams {
             .map(drop)
     }
 
-    /// Says in the boots' mailboxes that these batches are committed. What is not heard is sent again, and found stored.
+    /// Notes for their boots that these batches are committed. What is not heard is sent again, and found stored.
     pub async fn done(&self, batches: &[Done]) -> Result<(), CallError> {
         let mut boots: HashMap<[u8; 16], Vec<&Done>> = HashMap::new();
         for done in batches {

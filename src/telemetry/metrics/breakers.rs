@@ -10,7 +10,7 @@ use super::add;
 
 /// Of all upstreams that have one.
 #[derive(Debug, Clone)]
-pub struct Breakers {
+pub struct BreakerFamilies {
     decisions: Family<DecisionLabels, Counter>,
     state: Family<StateLabels, Gauge>,
     shared: Family<UpstreamLabels, Gauge>,
@@ -43,9 +43,9 @@ struct UpstreamLabels {
     upstream: String,
 }
 
-impl Breakers {
-    pub(super) fn register(registry: &mut Registry) -> Breakers {
-        Breakers {
+impl BreakerFamilies {
+    pub(super) fn register(registry: &mut Registry) -> BreakerFamilies {
+        BreakerFamilies {
             decisions: add(
                 registry,
                 "breaker_decisions",

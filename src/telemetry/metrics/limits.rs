@@ -10,7 +10,7 @@ use super::add;
 
 /// Of all limits.
 #[derive(Debug)]
-pub struct Limits {
+pub struct LimitFamilies {
     decisions: Family<DecisionLabels, Counter>,
     alone: Family<LimitLabels, Gauge>,
     /// Keys in memory.
@@ -45,9 +45,9 @@ struct LimitLabels {
     limit: String,
 }
 
-impl Limits {
-    pub(super) fn register(registry: &mut Registry) -> Limits {
-        Limits {
+impl LimitFamilies {
+    pub(super) fn register(registry: &mut Registry) -> LimitFamilies {
+        LimitFamilies {
             decisions: add(registry, "limit_decisions", "Decisions of rate limits"),
             alone: add(
                 registry,

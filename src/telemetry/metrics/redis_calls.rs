@@ -12,7 +12,7 @@ use super::durations::Durations;
 
 /// Of all clients.
 #[derive(Debug)]
-pub struct Redis {
+pub struct RedisFamilies {
     calls: Family<CallLabels, Counter>,
     durations: Family<ClientLabels, Durations>,
     unheard: Family<ClientLabels, Counter>,
@@ -44,9 +44,9 @@ struct ClientLabels {
     client: &'static str,
 }
 
-impl Redis {
-    pub(super) fn register(registry: &mut Registry) -> Redis {
-        Redis {
+impl RedisFamilies {
+    pub(super) fn register(registry: &mut Registry) -> RedisFamilies {
+        RedisFamilies {
             calls: add(
                 registry,
                 "redis_calls",

@@ -10,7 +10,7 @@ use super::add;
 
 /// Of all reloads, and whether the last one was taken.
 #[derive(Debug)]
-pub struct Reloads {
+pub struct ReloadMetrics {
     all: Family<ResultLabels, Counter>,
     last_loaded: Gauge,
 }
@@ -20,9 +20,9 @@ struct ResultLabels {
     result: &'static str,
 }
 
-impl Reloads {
-    pub(super) fn register(registry: &mut Registry) -> Reloads {
-        let reloads = Reloads {
+impl ReloadMetrics {
+    pub(super) fn register(registry: &mut Registry) -> ReloadMetrics {
+        let reloads = ReloadMetrics {
             all: add(
                 registry,
                 "config_reloads",

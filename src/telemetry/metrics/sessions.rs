@@ -10,7 +10,7 @@ use super::add;
 
 /// Of all entries of `sessions`.
 #[derive(Debug)]
-pub struct Sessions {
+pub struct SessionFamilies {
     checks: Family<OutcomeLabels, Counter>,
     events: Family<EventLabels, Counter>,
     held: Family<EntryLabels, Gauge>,
@@ -79,9 +79,9 @@ struct EntryLabels {
     sessions: String,
 }
 
-impl Sessions {
-    pub(super) fn register(registry: &mut Registry) -> Sessions {
-        Sessions {
+impl SessionFamilies {
+    pub(super) fn register(registry: &mut Registry) -> SessionFamilies {
+        SessionFamilies {
             checks: add(
                 registry,
                 "session_checks",

@@ -9,7 +9,7 @@ use super::add;
 
 /// Of all tasks.
 #[derive(Debug)]
-pub struct Tasks {
+pub struct TaskMetrics {
     restarts: Family<TaskLabels, Counter>,
     /// Tasks of any kind that ended by a panic.
     pub panics: Counter,
@@ -20,9 +20,9 @@ struct TaskLabels {
     task: &'static str,
 }
 
-impl Tasks {
-    pub(super) fn register(registry: &mut Registry) -> Tasks {
-        Tasks {
+impl TaskMetrics {
+    pub(super) fn register(registry: &mut Registry) -> TaskMetrics {
+        TaskMetrics {
             restarts: add(
                 registry,
                 "task_restarts",

@@ -14,7 +14,7 @@ const STATES: [&str; 3] = ["up", "unhealthy", "ejected"];
 
 /// Of all upstreams.
 #[derive(Debug, Clone)]
-pub struct Upstreams {
+pub struct UpstreamFamilies {
     endpoints: Family<StateLabels, Gauge>,
     panic: Family<UpstreamLabels, Gauge>,
     under_way: Family<UpstreamLabels, Gauge>,
@@ -88,7 +88,7 @@ struct ResultLabels {
     result: &'static str,
 }
 
-impl Upstreams {
+impl UpstreamFamilies {
     /// Takes out what says how an upstream is now. What was counted stays.
     pub fn forget(&self, upstream: &str) {
         let upstream = upstream.to_owned();
@@ -105,8 +105,8 @@ impl Upstreams {
         }
     }
 
-    pub(super) fn register(registry: &mut Registry) -> Upstreams {
-        Upstreams {
+    pub(super) fn register(registry: &mut Registry) -> UpstreamFamilies {
+        UpstreamFamilies {
             endpoints: add(
                 registry,
                 "upstream_endpoints",

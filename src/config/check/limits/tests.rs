@@ -1,6 +1,6 @@
 //! The rules of limits in a file, as tests.
 
-use super::super::fixture;
+use super::super::tests::fixture;
 use super::*;
 use crate::config::Config;
 

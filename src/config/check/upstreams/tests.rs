@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::super::fixture;
+use super::super::tests::fixture;
 use super::*;
 use crate::config::limits::KeyPart;
 use crate::config::upstreams::RetryOn;

@@ -7,7 +7,7 @@ use super::split_port;
 use crate::config::raw;
 use crate::config::tls::UpstreamTls;
 use crate::config::upstreams::Source;
-use crate::config::yaml::{At, Place};
+use crate::config::yaml::{At, Position};
 
 /// Whether an endpoint says of itself that TLS is spoken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +55,7 @@ impl Checker {
         &mut self,
         raw: Option<At<raw::UpstreamTls>>,
         found: &[Security],
-        endpoints_at: &Place,
+        endpoints_at: &Position,
     ) -> Option<UpstreamTls> {
         let says = |what: Security| found.contains(&what);
         if says(Security::Tls) && says(Security::Plain) {

@@ -94,7 +94,7 @@ impl Sim {
     /// The script runs one request, in any order.
     fn run(&mut self, index: usize) {
         let (process, report) = self.requests.remove(index);
-        let brings = report.delta.calls > 0 || !report.results.is_empty() || report.sick;
+        let brings = report.delta.calls > 0 || !report.results.is_empty() || report.doubts;
         let joins = !self.script.members.contains_key(&process) && !brings;
         self.script.advance(self.now);
         let before = (self.script.generation, self.script.state);

@@ -275,10 +275,10 @@ proptest! {
             recover_over: durations[5],
         });
         // `now` also runs backwards.
-        for (now, elapsed, good, jitter_unit) in steps {
-            if let Ok(permit) = breaker.try_enter(now, jitter_unit) {
+        for (now, elapsed, good, draw) in steps {
+            if let Ok(permit) = breaker.try_enter(now, draw) {
                 let outcome = if good { Success } else { Failure };
-                breaker.record(permit, outcome, elapsed, now, jitter_unit);
+                breaker.record(permit, outcome, elapsed, now, draw);
             }
             breaker.snapshot(elapsed);
         }

@@ -97,7 +97,7 @@ impl Script {
         let counts = report.known.generation == self.generation;
         self.members.insert(process, now);
         self.members.retain(|_, at| now < *at + 5 * SECOND);
-        match report.sick && counts {
+        match report.doubts && counts {
             true => self.doubters.insert(process, now),
             false => self.doubters.remove(&process),
         };
@@ -107,7 +107,7 @@ impl Script {
             *self.counted.entry((process, self.generation)).or_default() += report.delta.calls;
         }
         let closed = matches!(self.state, State::Closed | State::Recovering);
-        if counts && closed && (report.delta.calls > 0 || report.sick) {
+        if counts && closed && (report.delta.calls > 0 || report.doubts) {
             let all = self.window.calls;
             let trips = all >= u64::from(self.settings.minimum_calls)
                 && (reaches(self.window.failures, all, self.settings.failure_rate)
@@ -179,7 +179,7 @@ impl Script {
             failures: self.window.failures,
             slow: self.window.slow,
             processes: self.members.len() as u64,
-            sick: self.doubters.len() as u64,
+            doubters: self.doubters.len() as u64,
             recall,
             starved,
             last_slot: self.last_slot,

@@ -1,4 +1,4 @@
-//! What the spool costs: `cargo run --release --example spool_cost [FOLDER]`; the folder is to be on the disk in question.
+//! What the spool costs: `cargo bench --bench spool [-- FOLDER]`; the folder is to be on the disk in question.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -7,19 +7,20 @@ use std::time::{Duration, Instant};
 use weir::clock;
 use weir::store::spool::Spool;
 
-/// How long each row is measured.
-const FOR: Duration = Duration::from_secs(1);
-
 fn main() -> anyhow::Result<()> {
-    let folder = std::env::args().nth(1);
+    let mut arguments = std::env::args().skip(1);
+    let folder = arguments.find(|argument| !argument.starts_with("--"));
     let folder = folder.map_or_else(std::env::temp_dir, Into::into);
+    // `cargo test` wants to know that it works, in seconds.
+    let whole = std::env::args().any(|argument| argument == "--bench");
+    let lasts = Duration::from_millis(if whole { 1_000 } else { 10 });
     let root = folder.join(format!("weir-spool-cost-{}", std::process::id()));
-    let measured = measure(&root);
+    let measured = measure(&root, lasts);
     std::fs::remove_dir_all(&root)?;
     measured
 }
 
-fn measure(root: &Path) -> anyhow::Result<()> {
+fn measure(root: &Path, lasts: Duration) -> anyhow::Result<()> {
     let mut out = std::io::stdout();
     writeln!(
         out,
@@ -28,22 +29,22 @@ fn measure(root: &Path) -> anyhow::Result<()> {
     writeln!(out, "|---|---|---|---|---|---|---|")?;
     for size in [64, 1_000, 20_000] {
         for group in [1, 10, 100, 1_000] {
-            let row = row(root, size, group)?;
+            let row = row(root, size, group, lasts)?;
             writeln!(out, "{row}")?;
         }
     }
     Ok(())
 }
 
-/// Appends and syncs in groups, and releases each group once it is synced.
-fn row(root: &Path, size: usize, group: usize) -> anyhow::Result<String> {
+/// Appends and syncs in groups for so long, and releases each group once it is synced.
+fn row(root: &Path, size: usize, group: usize, lasts: Duration) -> anyhow::Result<String> {
     let (mut spool, _) = Spool::open(root, 256 << 20, clock::uuid(clock::wall()))?;
     let payload: Vec<u8> = (0..size).map(|at| at as u8).collect();
     let mut appending = Duration::ZERO;
     let mut syncs = Vec::new();
     let mut places = Vec::new();
     let start = clock::now();
-    while start.elapsed() < FOR {
+    while start.elapsed() < lasts {
         let before = clock::now();
         for _ in 0..group {
             places.push(spool.append(&payload)?);

@@ -2,10 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::parse;
+use super::super::parse;
 use crate::config::yaml::Mistake;
 
-const EVERY_KEY: &str = include_str!("../every_key.yaml");
+const EVERY_KEY: &str = include_str!("../../every_key.yaml");
 
 fn mistakes(text: &str) -> Vec<Mistake> {
     parse(text, &|_| None).err().unwrap_or_default()
