@@ -254,7 +254,7 @@ fn in_memory(case: &Case, time: Duration) -> Vec<Round> {
 /// As a request does.
 fn decide(plan: &Plan, address: &Address) {
     let rule = &plan.config.limits[0].rules.as_deref().unwrap()[0];
-    let mut key = plan.limit_keys[0].of_rule(std::slice::from_ref(rule), 0);
+    let mut key = plan.limits[0].keys.of_rule(std::slice::from_ref(rule), 0);
     key.part(address);
     let ask = Ask {
         key: key.finish(),
@@ -268,7 +268,10 @@ fn decide(plan: &Plan, address: &Address) {
         reset: Duration::ZERO,
         retry_after: None,
     }];
-    black_box(plan.limits.ask(&[ask], NOW.with(|now| *now), &mut verdicts));
+    black_box(
+        plan.counters
+            .ask(&[ask], NOW.with(|now| *now), &mut verdicts),
+    );
     black_box(verdicts);
 }
 

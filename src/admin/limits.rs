@@ -65,7 +65,7 @@ pub(super) async fn answer(
             let keys = override_keys(&limit.by, key, &plan.config.ipv6_prefixes());
             for key in keys.map_err(Problem::bad)? {
                 put(plan, redis, (name, &key), Some(&new)).await?;
-                plan.limits.set_override(name, &key, Some(rules.clone()));
+                plan.counters.set_override(name, &key, Some(rules.clone()));
             }
             Ok(Reply::Json(describe(plan, limit)))
         }
@@ -77,7 +77,7 @@ pub(super) async fn answer(
             let mut known = false;
             for key in keys.unwrap_or_else(as_it_is) {
                 known |= put(plan, redis, (name, &key), None).await?;
-                known |= plan.limits.set_override(name, &key, None);
+                known |= plan.counters.set_override(name, &key, None);
             }
             match known {
                 true => Ok(Reply::Nothing),
@@ -151,7 +151,7 @@ async fn one_key(
     }
     let parts = counted_parts(plan, limit, parts)?;
     let rules = {
-        let set = plan.limits.overrides();
+        let set = plan.counters.overrides();
         let rules = limits::rules(limit, || parts.join(":"), &set);
         rules.map(<[Rule]>::to_vec)
     };
@@ -210,7 +210,7 @@ fn counted_parts(plan: &Plan, limit: &Limit, parts: Vec<String>) -> Result<Vec<S
 /// The keys of each rule in this process's memory.
 fn keys(plan: &Plan, limit: &Limit, rules: &[Rule], parts: &[String]) -> Vec<Key> {
     let key = |index| {
-        let mut key = plan.limits.keys_of(&limit.name).of_rule(rules, index);
+        let mut key = plan.counters.keys_of(&limit.name).of_rule(rules, index);
         parts.iter().for_each(|part| key.part(part.as_bytes()));
         key.finish()
     };
@@ -220,7 +220,7 @@ fn keys(plan: &Plan, limit: &Limit, rules: &[Rule], parts: &[String]) -> Vec<Key
 fn reset_here(plan: &Plan, limit: &Limit, rules: &[Rule], parts: &[String]) -> bool {
     let keys = keys(plan, limit, rules, parts).into_iter().zip(rules);
     keys.fold(false, |known, (key, rule)| {
-        plan.limits.reset(key, rule) | known
+        plan.counters.reset(key, rule) | known
     })
 }
 
@@ -228,7 +228,7 @@ fn reset_here(plan: &Plan, limit: &Limit, rules: &[Rule], parts: &[String]) -> b
 fn ask_here(plan: &Plan, limit: &Limit, rules: &[Rule], parts: &[String]) -> Vec<(u64, Duration)> {
     let (now, keys) = (clock::moment(), keys(plan, limit, rules, parts));
     let verdicts = keys.into_iter().zip(rules).map(|(key, rule)| {
-        let verdict = plan.limits.peek(key, rule, now);
+        let verdict = plan.counters.peek(key, rule, now);
         (verdict.remaining, verdict.reset)
     });
     verdicts.collect()
@@ -309,7 +309,7 @@ fn bytes(parts: &[String]) -> Vec<Cow<'_, [u8]>> {
 
 fn describe(plan: &Plan, limit: &Limit) -> Value {
     let by: Vec<_> = limit.by.iter().map(ToString::to_string).collect();
-    let set = plan.limits.overrides();
+    let set = plan.counters.overrides();
     let set = set
         .iter()
         .filter(|((name, _), _)| *name == limit.name)

@@ -111,8 +111,8 @@ pub async fn first_look(plan: &Plan, within: Duration) {
 }
 
 fn shared(plan: &Plan) -> impl Iterator<Item = &Arc<LiveBreaker>> {
-    let breakers = plan.breakers.iter().flatten();
-    breakers.filter(|breaker| breaker.sharing().is_some())
+    plan.breakers()
+        .filter(|breaker| breaker.sharing().is_some())
 }
 
 async fn keep(

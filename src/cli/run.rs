@@ -269,7 +269,7 @@ async fn tend(
     if let (Some(redis), Role::All) = (redis, role) {
         background::sweep_shared_sessions(control, following, redis);
     }
-    first_look(&first.upstreams, reload::NAMES_WITHIN).await;
+    first_look(first.live_upstreams(), reload::NAMES_WITHIN).await;
     background::tend_endpoints(control, following.clone());
     if let (Some(redis), Some(settings)) = (redis, &first.config.redis) {
         background::tend_shared_state(control, following, redis);

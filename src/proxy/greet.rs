@@ -119,7 +119,7 @@ async fn meet(
         peer,
         agreed,
     };
-    match (&listener.tls, &view.plan.greetings[listener_index]) {
+    match (&listener.tls, &view.plan.listeners[listener_index].greeting) {
         (None, _) => {}
         (Some(_), Some(greeting)) => {
             // Apart, so that plain connections have no room for it.

@@ -35,7 +35,7 @@ pub(super) struct Quota<'p> {
 impl Drop for Quota<'_> {
     fn drop(&mut self) {
         for (key, cost) in self.held.drain(..) {
-            self.plan.limits.release(key, cost);
+            self.plan.counters.release(key, cost);
         }
         for (key, cost) in self.slots.drain(..) {
             if let Some(shared) = &self.plan.shared_limits {
@@ -104,7 +104,7 @@ impl<'p> Quota<'p> {
     ) -> Result<bool, Rejection> {
         let (plan, alone) = (self.plan, &self.alone);
         // Held for as long as rules of it are asked.
-        let overrides = plan.limits.overrides();
+        let overrides = plan.counters.overrides();
         let mut asks = SmallVec::<[Ask<'_>; 4]>::new();
         let mut limit_of = SmallVec::<[usize; 4]>::new();
         for limit_index in limits.iter().copied() {
@@ -125,7 +125,7 @@ impl<'p> Quota<'p> {
             };
             let cost = facts.cost(limit);
             for (index, rule) in rules.iter().enumerate() {
-                let mut key = plan.limit_keys[limit_index].of_rule(rules, index);
+                let mut key = plan.limits[limit_index].keys.of_rule(rules, index);
                 parts.iter().for_each(|part| key.part(part));
                 asks.push(Ask {
                     key: key.finish(),
@@ -146,7 +146,7 @@ impl<'p> Quota<'p> {
             retry_after: None,
         };
         let mut verdicts = SmallVec::<[_; 4]>::from_elem(BLANK, asks.len());
-        let admitted = plan.limits.ask(&asks, now, &mut verdicts);
+        let admitted = plan.counters.ask(&asks, now, &mut verdicts);
         for (limit_index, verdict) in limit_of.iter().zip(&mut verdicts) {
             // What is too much for this process's part may pass once Redis answers.
             if !verdict.admitted && alone.iter().any(|(lost, _)| lost == limit_index) {
@@ -199,7 +199,7 @@ impl<'p> Quota<'p> {
             });
         }
         for (rule, (key, charged)) in self.verdicts.take_charges(which) {
-            plan.limits.give_back(key, &rule, charged, now);
+            plan.counters.give_back(key, &rule, charged, now);
         }
     }
 

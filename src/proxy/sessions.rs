@@ -213,7 +213,7 @@ pub(super) async fn start_or_end(
     let Some(index) = route.upstream() else {
         return Ok(None);
     };
-    let (settings, upstream) = (&plan.config.upstreams[index], &*plan.upstreams[index]);
+    let (settings, upstream) = (&plan.config.upstreams[index], &*plan.upstreams[index].live);
     let (Some(asks), true) = (&route.session, settings.trust_session_headers) else {
         say(upstream, Line::Ignored, |upstream, left_out| {
             warn!(

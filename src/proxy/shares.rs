@@ -119,7 +119,7 @@ impl<'p> Quota<'p> {
         'p: 'a,
     {
         let plan = self.plan;
-        let overrides = plan.limits.overrides();
+        let overrides = plan.counters.overrides();
         let mut open = SmallVec::new();
         for limit_index in limits.iter().copied() {
             let limit = &plan.config.limits[limit_index];
@@ -199,7 +199,7 @@ impl<'p> Quota<'p> {
         let (plan, now) = (self.plan, round.now);
         let limit = &plan.config.limits[limit_index];
         let enforced = refuses(limit, parts);
-        let sharing = &plan.sharing[limit_index];
+        let sharing = &plan.limits[limit_index].sharing;
         let cost = match ask {
             SharedAsk::Tokens(ask) => ask.cost,
             SharedAsk::Slots(ask) => ask.cost,
@@ -220,7 +220,7 @@ impl<'p> Quota<'p> {
             }
             Decision::Lost => {
                 sharing.lost(now.mono);
-                plan.limit_metrics[limit_index].lost.inc();
+                plan.limits[limit_index].metrics.lost.inc();
                 match limit.on_redis_loss {
                     OnLoss::Local => {
                         let alive = plan.fleet.as_ref().map_or(1, |fleet| fleet.alive());

@@ -9,7 +9,7 @@ use super::record::Record;
 use super::reply::{Exceeded, Rejection, seconds};
 use crate::config::LimitDefaults;
 use crate::config::limits::{Limit, Rule};
-use crate::plan::{LimitNames, Plan};
+use crate::plan::{Plan, Words};
 use crate::policy::limit::{Charged, Now, Verdict};
 use crate::store::limits::Key;
 
@@ -56,7 +56,7 @@ impl<'p> Verdicts<'p> {
     ) {
         count_decisions(plan, admitted, said.clone());
         if let Some(draft) = &mut record.draft {
-            let words = |said: Said<'_>| said_by(&plan.names.limits[said.limit], &said);
+            let words = |said: Said<'_>| said_by(&plan.limits[said.limit].words, &said);
             draft.add_limits(said.clone().map(words));
         }
         for said in said {
@@ -73,7 +73,7 @@ impl<'p> Verdicts<'p> {
             });
             self.0.push(Told {
                 limit: &plan.config.limits[said.limit],
-                json: plan.names.limits[said.limit].json,
+                json: plan.limits[said.limit].words.json,
                 rule: *said.rule,
                 verdict: said.verdict,
                 enforced: said.enforced,
@@ -192,7 +192,7 @@ fn count_decisions<'a>(plan: &Plan, admitted: bool, said: impl Iterator<Item = S
             passes &= said.verdict.admitted;
             near |= is_near(&said);
         }
-        let metrics = &plan.limit_metrics[first.limit];
+        let metrics = &plan.limits[first.limit].metrics;
         match (passes, first.enforced) {
             (true, _) if admitted => {
                 if near {
@@ -209,11 +209,11 @@ fn count_decisions<'a>(plan: &Plan, admitted: bool, said: impl Iterator<Item = S
 }
 
 /// What one rule says, for the audit.
-fn said_by(names: &LimitNames, said: &Said<'_>) -> &'static str {
+fn said_by(words: &Words, said: &Said<'_>) -> &'static str {
     match (said.verdict.admitted, said.enforced) {
-        (true, _) => names.admitted,
-        (false, true) => names.refused,
-        (false, false) => names.shadow_refused,
+        (true, _) => words.admitted,
+        (false, true) => words.refused,
+        (false, false) => words.shadow_refused,
     }
 }
 

@@ -104,8 +104,8 @@ pub async fn look_up(live: &LiveUpstream, source: usize, name: &DnsName) {
 
 /// Looks up the names that never were, so that no request meets an upstream whose endpoints are not known yet; but not for longer than
 /// `within`: then requests get 503 until they are.
-pub async fn first_look(upstreams: &[Arc<LiveUpstream>], within: Duration) {
-    let all = upstreams.iter().flat_map(|live| {
+pub async fn first_look(upstreams: impl Iterator<Item = &Arc<LiveUpstream>>, within: Duration) {
+    let all = upstreams.flat_map(|live| {
         let untried = names(live).filter(|(index, _)| !live.looks[*index].was_done());
         untried.map(|(index, name)| look_up(live, index, name))
     });
