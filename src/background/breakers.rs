@@ -11,8 +11,8 @@ use tokio::time::{interval, sleep, timeout};
 use tracing::{info, warn};
 
 use super::SILENCE;
-use crate::admin::health::Heartbeat;
 use crate::clock;
+use crate::heartbeat::Heartbeat;
 use crate::plan::Plan;
 use crate::policy::breaker::shared::Change;
 use crate::store::breakers::LiveBreaker;

@@ -19,9 +19,9 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info, warn};
 
 use self::gather::{Load, Reading, Work};
-use crate::admin::health::Heartbeat;
 use crate::config::audit::Stream;
 use crate::config::worker::Worker;
+use crate::heartbeat::Heartbeat;
 use crate::store::audit::batch::{self, Batch, BatchError};
 use crate::store::fleet::Fleet;
 use crate::store::postgres::write::{Outcome, Writer};

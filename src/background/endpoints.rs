@@ -8,9 +8,9 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::sleep;
 
-use crate::admin::health::Heartbeat;
 use crate::clock;
 use crate::config::upstreams::{DnsName, HealthCheck};
+use crate::heartbeat::Heartbeat;
 use crate::plan::Plan;
 use crate::upstream::{Endpoint, LiveUpstream, names, probe};
 

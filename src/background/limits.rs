@@ -11,8 +11,8 @@ use tokio::time::{sleep, timeout};
 use tracing::warn;
 
 use super::SILENCE;
-use crate::admin::health::Heartbeat;
 use crate::config::check::limits::override_rules;
+use crate::heartbeat::Heartbeat;
 use crate::plan::{Plan, SharedAsk};
 use crate::store::fleet::{Fleet, FleetConnections};
 use crate::store::limits;

@@ -12,8 +12,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 
-use crate::admin::health::Heartbeat;
 use crate::clock;
+use crate::heartbeat::Heartbeat;
 use crate::plan::Plan;
 use crate::store::fleet::FleetConnections;
 use crate::store::redis::{CallError, Connections, Heard};

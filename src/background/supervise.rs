@@ -15,7 +15,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, warn};
 
-use crate::admin::health::{Heartbeat, Watched};
+use crate::heartbeat::{Heartbeat, Watched};
 use crate::telemetry::metrics::Metrics;
 
 /// The wait after a first failure, which doubles with each in a row, and the most that it comes to; by chance up to half of it

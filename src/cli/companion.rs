@@ -13,12 +13,12 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use crate::admin::health::Heartbeat;
 use crate::admin::health::check::{Check, Finding, Status};
 use crate::admin::health::stores;
 use crate::background::supervise::{AtStop, Supervisor};
 use crate::background::{self, drain, partitions};
 use crate::config::Config;
+use crate::heartbeat::Heartbeat;
 use crate::store::fleet::Fleet;
 use crate::store::postgres::migrate::{check_version, migrate};
 use crate::store::postgres::{Postgres, PostgresError};

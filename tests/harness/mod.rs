@@ -42,12 +42,12 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
-use weir::admin::health::Heartbeat;
 use weir::background;
 use weir::background::supervise::Supervisor;
 use weir::clock;
 use weir::config::check;
 use weir::config::listeners::Address;
+use weir::heartbeat::Heartbeat;
 use weir::net::listen::Bound;
 use weir::net::tls::Secured;
 use weir::plan::{Phase, Plan, Process};
