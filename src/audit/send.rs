@@ -18,6 +18,7 @@ use super::ship::Common;
 use super::uncommitted::{Entry, Released, Source, Uncommitted};
 use crate::clock;
 use crate::config::audit::{Delivery, Stream};
+use crate::policy::retry::Pauses;
 use crate::store::audit::batch::{self, BatchError, Boot};
 use crate::store::audit::chain::Hasher;
 use crate::store::fleet::Fleet;
@@ -26,8 +27,11 @@ use crate::store::streams::produce::{AddError, Producer};
 
 /// Batches on their way to one stream, at most.
 const WINDOW: usize = 16;
-/// Before a stream that has not taken a batch is tried again: from the first to the last, doubled each time.
-const BACK_OFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+/// Before a stream that has not taken a batch is tried again.
+const PAUSES: Pauses = Pauses {
+    first: Duration::from_millis(20),
+    longest: Duration::from_secs(1),
+};
 /// Between looks at what is committed.
 const POLL: Duration = Duration::from_millis(100);
 /// How old an entry is that is looked for, and between two looks at all of them where they are few.
@@ -410,12 +414,11 @@ impl Shard {
     }
 
     fn fail(&self, now: Instant) {
-        let (first, longest) = BACK_OFF;
         let pause = match self.not_before.get() {
             // Those that were under way together count as one.
             Some((not_before, _)) if not_before > now => return,
-            Some((_, pause)) => (pause * 2).min(longest),
-            None => first,
+            Some((_, pause)) => PAUSES.after(pause),
+            None => PAUSES.first,
         };
         self.not_before.set(Some((now + pause, pause)));
     }

@@ -13,6 +13,7 @@ use super::live::LiveUpstream;
 use crate::clock;
 use crate::config::upstreams::{DnsName, Source};
 use crate::net::resolve::{GONE_AFTER, ResolveError, SOONEST, Wanted, resolve};
+use crate::policy::retry::Pauses;
 
 /// When a name is looked up next.
 #[derive(Debug, Default)]
@@ -96,7 +97,11 @@ pub async fn look_up(live: &LiveUpstream, source: usize, name: &DnsName) {
             if nowhere == GONE_AFTER && live.set_addresses(source, Vec::new()) {
                 warn!(%upstream, name = name.name, "name has no address any more: its endpoints are gone");
             }
-            SOONEST.saturating_mul(1 << before.min(16))
+            let pauses = Pauses {
+                first: SOONEST,
+                longest: name.refresh,
+            };
+            pauses.nth(before)
         }
     };
     look.next_in(wait.min(name.refresh));
