@@ -39,8 +39,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Entries that are looked for at each poll: Redis copies each of them, so that a thousand in one call would hold up others for
 /// 30 ms.
 const LOOKS: usize = 50;
-/// Batches of a boot that is gone that are under way at a time, and their bytes.
-const ADOPTED: (usize, usize) = (4_096, 8 << 20);
+/// Batches of a boot that is gone that are under way at a time.
+const ADOPTED: usize = 4_096;
+const ADOPTED_BYTES: usize = 8 << 20;
 
 /// Between looks at what processes have left.
 const ADOPT_EVERY: Duration = Duration::from_secs(30);
@@ -534,7 +535,7 @@ async fn feed(
 /// Whether as many batches are under way as may be of what another process has left.
 fn is_enough(uncommitted: &Mutex<Uncommitted>) -> bool {
     let uncommitted = uncommitted.lock();
-    uncommitted.len() >= ADOPTED.0 || uncommitted.memory() >= ADOPTED.1
+    uncommitted.len() >= ADOPTED || uncommitted.memory() >= ADOPTED_BYTES
 }
 
 /// Makes room on the disk for what the process itself has.
