@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 
 use crate::audit::Recorder;
 use crate::config::Config;
-use crate::config::limits::{self, Accuracy, Rule};
+use crate::config::limits::{self, Accuracy, Rule, Rules};
 use crate::event::Redaction;
 use crate::net::tls::Secured;
 use crate::net::tls::server::ServerTls;
@@ -201,14 +201,11 @@ impl Plan {
     }
 
     /// What is asked of a shared limit, by its index, for a key of these parts; `None` where nothing is shared.
-    ///
-    /// # Panics
-    /// Without a rule.
     pub fn shared_ask<'a>(
         &'a self,
         limit_index: usize,
         parts: &'a [Cow<'a, [u8]>],
-        rules: &'a [Rule],
+        rules: &'a Rules,
         cost: u64,
     ) -> Option<SharedAsk<'a>> {
         let fleet = self.fleet.as_ref()?;
@@ -218,24 +215,26 @@ impl Plan {
             hold_ttl,
             ..
         } = &self.config.limits[limit_index];
-        let key = self.shared_key(limit_index, parts, rules);
-        if let Rule::Concurrency { limit: slots } = rules[0] {
-            return Some(SharedAsk::Slots(slots::Ask {
-                key,
-                limit: name,
-                parts,
-                slots,
-                cost,
-                hold_ttl: *hold_ttl,
-                patience: fleet.rate_limit.timeout,
-            }));
-        }
+        let windows = match rules {
+            Rules::Windows(windows) => windows,
+            Rules::Slots(slots) => {
+                return Some(SharedAsk::Slots(slots::Ask {
+                    key: self.shared_key(limit_index, parts, Rule::Slots(*slots)),
+                    limit: name,
+                    parts,
+                    slots: *slots,
+                    cost,
+                    hold_ttl: *hold_ttl,
+                    patience: fleet.rate_limit.timeout,
+                }));
+            }
+        };
         let lease = self.config.limit_defaults.lease;
         Some(SharedAsk::Tokens(leases::Ask {
-            key,
+            key: self.shared_key(limit_index, parts, Rule::Window(windows.first)),
             limit: name,
             parts,
-            rules,
+            windows,
             cost,
             terms: Terms {
                 ttl: lease.ttl,
@@ -246,9 +245,9 @@ impl Plan {
         }))
     }
 
-    /// All rules of a limit lie together.
-    fn shared_key(&self, limit_index: usize, parts: &[Cow<'_, [u8]>], rules: &[Rule]) -> Key {
-        let mut key = self.limits[limit_index].keys.of_rule(rules, 0);
+    /// All rules of a limit lie together, by the first of them.
+    fn shared_key(&self, limit_index: usize, parts: &[Cow<'_, [u8]>], first: Rule) -> Key {
+        let mut key = self.limits[limit_index].keys.of_rule((0, first));
         parts.iter().for_each(|part| key.part(part));
         key.finish()
     }

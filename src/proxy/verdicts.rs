@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 use super::record::Record;
 use super::reply::{Exceeded, Rejection, seconds};
 use crate::config::LimitDefaults;
-use crate::config::limits::{Limit, Rule};
+use crate::config::limits::{Limit, Rule, Window};
 use crate::plan::{Plan, Words};
 use crate::policy::limit::{Charged, Now, Verdict};
 use crate::store::limits::Key;
@@ -60,7 +60,7 @@ impl<'p> Verdicts<'p> {
             draft.add_limits(said.clone().map(words));
         }
         for said in said {
-            let is_slot = matches!(said.rule, Rule::Concurrency { .. });
+            let is_slot = matches!(said.rule, Rule::Slots(_));
             let is_counted = admitted && said.verdict.admitted && !is_slot;
             let charge = said.counter.filter(|_| is_counted);
             let charge = charge.map(|(key, at)| {
@@ -219,30 +219,30 @@ fn said_by(words: &Words, said: &Said<'_>) -> &'static str {
 
 fn quota(rule: &Rule) -> u64 {
     match rule {
-        Rule::TokenBucket { count, .. } => *count,
-        Rule::SlidingWindow { limit, .. }
-        | Rule::FixedWindow { limit, .. }
-        | Rule::Concurrency { limit } => *limit,
+        Rule::Window(Window::Bucket { count, .. }) => *count,
+        Rule::Window(Window::Sliding { limit, .. })
+        | Rule::Window(Window::Fixed { limit, .. })
+        | Rule::Slots(limit) => *limit,
     }
 }
 
 /// What is left of a rule that nothing was taken of: of a bucket its burst, whatever the rate.
 fn capacity(rule: &Rule) -> u64 {
     match rule {
-        Rule::TokenBucket { burst, .. } => *burst,
-        Rule::SlidingWindow { limit, .. }
-        | Rule::FixedWindow { limit, .. }
-        | Rule::Concurrency { limit } => *limit,
+        Rule::Window(Window::Bucket { burst, .. }) => *burst,
+        Rule::Window(Window::Sliding { limit, .. })
+        | Rule::Window(Window::Fixed { limit, .. })
+        | Rule::Slots(limit) => *limit,
     }
 }
 
 /// In whole seconds.
 fn window(rule: &Rule) -> Option<u64> {
     match rule {
-        Rule::TokenBucket { per, .. } => Some(seconds(*per)),
-        Rule::SlidingWindow { window, .. } => Some(seconds(*window)),
-        Rule::FixedWindow { period, .. } => Some(seconds(period.at_most())),
-        Rule::Concurrency { .. } => None,
+        Rule::Window(Window::Bucket { per, .. }) => Some(seconds(*per)),
+        Rule::Window(Window::Sliding { window, .. }) => Some(seconds(*window)),
+        Rule::Window(Window::Fixed { period, .. }) => Some(seconds(period.at_most())),
+        Rule::Slots(_) => None,
     }
 }
 
