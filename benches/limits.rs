@@ -253,8 +253,9 @@ fn in_memory(case: &Case, time: Duration) -> Vec<Round> {
 
 /// As a request does.
 fn decide(plan: &Plan, address: &Address) {
-    let rule = &plan.config.limits[0].rules.as_deref().unwrap()[0];
-    let mut key = plan.limit_keys[0].of_rule(std::slice::from_ref(rule), 0);
+    let rules = plan.config.limits[0].rules.as_ref().unwrap();
+    let (number, rule) = rules.numbered().next().unwrap();
+    let mut key = plan.limits[0].keys.of_rule((number, rule));
     key.part(address);
     let ask = Ask {
         key: key.finish(),
@@ -268,7 +269,10 @@ fn decide(plan: &Plan, address: &Address) {
         reset: Duration::ZERO,
         retry_after: None,
     }];
-    black_box(plan.limits.ask(&[ask], NOW.with(|now| *now), &mut verdicts));
+    black_box(
+        plan.counters
+            .ask(&[ask], NOW.with(|now| *now), &mut verdicts),
+    );
     black_box(verdicts);
 }
 

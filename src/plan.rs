@@ -15,9 +15,8 @@ use tokio::sync::Semaphore;
 
 use crate::audit::Recorder;
 use crate::config::Config;
-use crate::config::limits::{Accuracy, Limit, Rule};
+use crate::config::limits::{self, Accuracy, Rule, Rules};
 use crate::event::Redaction;
-use crate::intern::intern;
 use crate::net::clients::Clients;
 use crate::net::tls::Secured;
 use crate::net::tls::server::ServerTls;
@@ -58,26 +57,24 @@ pub struct Plan {
     pub config: Config,
     /// Finds a route of the configuration.
     pub index: Index,
-    /// Carried over by a reload, so that what was used stays used.
-    pub limits: Arc<Limits>,
+    /// What limits have counted. Carried over by a reload, so that what was used stays used.
+    pub counters: Arc<Limits>,
     /// What is shared with other processes; `None` where each has its own state. Carried over by a reload.
     pub fleet: Option<Arc<Fleet>>,
-    /// What the keys of each limit of the configuration begin with, in its order.
-    pub limit_keys: Vec<LimitKeys>,
     /// What this process holds of shared limits, where there is a fleet. Carried over by a reload.
     pub shared_limits: Option<SharedLimits>,
+    /// One for each listener of the configuration, in its order.
+    pub listeners: Vec<Listener>,
+    /// One for each route of the configuration, in its order.
+    pub routes: Vec<Route>,
     /// One for each limit of the configuration, in its order.
-    pub sharing: Vec<Sharing>,
+    pub limits: Vec<Limit>,
+    /// One for each upstream of the configuration, in its order.
+    pub upstreams: Vec<Upstream>,
     /// One for each entry of the configuration, in its order. Carried over by a reload, by name.
     pub sessions: Vec<LiveSessions>,
     /// Request fields that clients must not send, as [`crate::http1::hygiene::folded`]: weir alone says who asks.
     pub identity_fields: Vec<Vec<u8>>,
-    /// One for each upstream of the configuration, in its order. Carried over by a reload, by name.
-    pub upstreams: Vec<Arc<LiveUpstream>>,
-    /// One for each upstream that has one, in the configuration's order.
-    pub breakers: Vec<Option<Arc<LiveBreaker>>>,
-    /// One for each upstream of the configuration, in its order.
-    pub breaker_metrics: Vec<BreakerMetrics>,
     pub metrics: Arc<Metrics>,
     /// Where the audit's events go; `None` without one.
     pub audit: Option<Recorder>,
@@ -87,22 +84,19 @@ pub struct Plan {
     pub traces: Option<Arc<Traces>>,
     /// What is hidden of a request, whoever tells of it.
     pub redaction: Redaction,
-    /// What the audit says, in the configuration's order.
-    pub names: Names,
-    /// Connections open on each listener, in the configuration's order. Carried over by a reload.
-    pub open: Vec<Arc<AtomicUsize>>,
-    /// Likewise, by client. Those that came while there was no such bound are not among them.
-    pub clients: Vec<Arc<Clients>>,
-    /// One for each listener of the configuration, in its order; `None` without TLS.
-    pub greetings: Vec<Option<Greeting>>,
     /// The TLS of the configuration, from its files.
     pub secured: Secured,
-    /// One for each route of the configuration, in its order.
-    pub routes: Vec<RouteMetrics>,
-    /// [`Route::key`] of each route of the configuration, in its order.
-    pub route_keys: Vec<String>,
-    /// One for each limit of the configuration, in its order.
-    pub limit_metrics: Vec<LimitMetrics>,
+}
+
+/// A listener's live part.
+#[derive(Debug)]
+pub struct Listener {
+    /// Connections that are open on it. Carried over by a reload.
+    pub open: Arc<AtomicUsize>,
+    /// Likewise, by client. Those that came while there was no such bound are not among them.
+    pub clients: Arc<Clients>,
+    /// `None` without TLS.
+    pub greeting: Option<Greeting>,
 }
 
 /// What a listener greets its clients by.
@@ -112,6 +106,49 @@ pub struct Greeting {
     pub metrics: HandshakeMetrics,
     /// One for each handshake that may be under way, in all lanes together. Carried over by a reload that leaves their number.
     pub turns: Arc<Semaphore>,
+}
+
+/// A route's live part.
+#[derive(Debug)]
+pub struct Route {
+    /// [`crate::config::Route::label`], as events carry it.
+    pub name: &'static str,
+    /// [`crate::config::Route::key`].
+    pub key: String,
+    pub metrics: RouteMetrics,
+}
+
+/// A limit's live part.
+#[derive(Debug)]
+pub struct Limit {
+    /// What its keys begin with.
+    pub keys: LimitKeys,
+    pub sharing: Sharing,
+    pub metrics: LimitMetrics,
+    pub words: Words,
+}
+
+/// What events and refusals say of a limit.
+#[derive(Debug)]
+pub struct Words {
+    pub admitted: &'static str,
+    pub refused: &'static str,
+    pub shadow_refused: &'static str,
+    /// Its name alone, as a JSON string.
+    pub json: &'static str,
+}
+
+/// An upstream's live part.
+#[derive(Debug)]
+pub struct Upstream {
+    /// As events carry it.
+    pub name: &'static str,
+    /// Carried over by a reload, by name.
+    pub live: Arc<LiveUpstream>,
+    /// Likewise; `None` where it has none, or a disabled one.
+    pub breaker: Option<Arc<LiveBreaker>>,
+    /// What its breaker has decided.
+    pub decisions: BreakerMetrics,
 }
 
 /// What this process holds of shared limits.
@@ -141,48 +178,6 @@ impl SharedAsk<'_> {
     }
 }
 
-/// The configuration's names as events carry them.
-#[derive(Debug)]
-pub struct Names {
-    pub routes: Vec<&'static str>,
-    pub upstreams: Vec<&'static str>,
-    pub limits: Vec<LimitNames>,
-}
-
-/// What a limit says, with its name.
-#[derive(Debug)]
-pub struct LimitNames {
-    pub admitted: &'static str,
-    pub refused: &'static str,
-    pub shadow_refused: &'static str,
-    /// The name alone, as a JSON string.
-    pub json: &'static str,
-}
-
-impl Names {
-    fn new(config: &Config) -> Names {
-        let upstreams = || config.upstreams.iter();
-        let limit = |limit: &Limit| {
-            let said = |verdict: &str| intern(&[&limit.name, ": ", verdict].concat());
-            LimitNames {
-                admitted: said("admitted"),
-                refused: said("refused"),
-                shadow_refused: said("shadow_refused"),
-                json: intern(&serde_json::Value::from(limit.name.as_str()).to_string()),
-            }
-        };
-        Names {
-            routes: config
-                .routes
-                .iter()
-                .map(|route| intern(&route.label()))
-                .collect(),
-            upstreams: upstreams().map(|upstream| intern(&upstream.name)).collect(),
-            limits: config.limits.iter().map(limit).collect(),
-        }
-    }
-}
-
 /// What a process has besides its configuration. Its plans hand it on, one to the next.
 #[derive(Debug, Default)]
 pub struct Process {
@@ -209,41 +204,40 @@ impl Plan {
     }
 
     /// What is asked of a shared limit, by its index, for a key of these parts; `None` where nothing is shared.
-    ///
-    /// # Panics
-    /// Without a rule.
     pub fn shared_ask<'a>(
         &'a self,
         limit_index: usize,
         parts: &'a [Cow<'a, [u8]>],
-        rules: &'a [Rule],
+        rules: &'a Rules,
         cost: u64,
     ) -> Option<SharedAsk<'a>> {
         let fleet = self.fleet.as_ref()?;
-        let Limit {
+        let limits::Limit {
             name,
             accuracy,
             hold_ttl,
             ..
         } = &self.config.limits[limit_index];
-        let key = self.shared_key(limit_index, parts, rules);
-        if let Rule::Concurrency { limit: slots } = rules[0] {
-            return Some(SharedAsk::Slots(slots::Ask {
-                key,
-                limit: name,
-                parts,
-                slots,
-                cost,
-                hold_ttl: *hold_ttl,
-                patience: fleet.rate_limit.timeout,
-            }));
-        }
+        let windows = match rules {
+            Rules::Windows(windows) => windows,
+            Rules::Slots(slots) => {
+                return Some(SharedAsk::Slots(slots::Ask {
+                    key: self.shared_key(limit_index, parts, Rule::Slots(*slots)),
+                    limit: name,
+                    parts,
+                    slots: *slots,
+                    cost,
+                    hold_ttl: *hold_ttl,
+                    patience: fleet.rate_limit.timeout,
+                }));
+            }
+        };
         let lease = self.config.limit_defaults.lease;
         Some(SharedAsk::Tokens(leases::Ask {
-            key,
+            key: self.shared_key(limit_index, parts, Rule::Window(windows.first)),
             limit: name,
             parts,
-            rules,
+            windows,
             cost,
             terms: Terms {
                 ttl: lease.ttl,
@@ -254,15 +248,24 @@ impl Plan {
         }))
     }
 
-    /// All rules of a limit lie together.
-    fn shared_key(&self, limit_index: usize, parts: &[Cow<'_, [u8]>], rules: &[Rule]) -> Key {
-        let mut key = self.limit_keys[limit_index].of_rule(rules, 0);
+    /// All rules of a limit lie together, by the first of them.
+    fn shared_key(&self, limit_index: usize, parts: &[Cow<'_, [u8]>], first: Rule) -> Key {
+        let mut key = self.limits[limit_index].keys.of_rule((0, first));
         parts.iter().for_each(|part| key.part(part));
         key.finish()
     }
 
+    pub fn live_upstreams(&self) -> impl Iterator<Item = &Arc<LiveUpstream>> {
+        self.upstreams.iter().map(|it| &it.live)
+    }
+
+    /// The breakers of those upstreams that have one.
+    pub fn breakers(&self) -> impl Iterator<Item = &Arc<LiveBreaker>> {
+        self.upstreams.iter().filter_map(|it| it.breaker.as_ref())
+    }
+
     /// Whether processes have the limit in common.
-    pub fn shares(&self, limit: &Limit) -> bool {
+    pub fn shares(&self, limit: &limits::Limit) -> bool {
         self.fleet.is_some() && limit.accuracy != Accuracy::Local
     }
 
@@ -270,13 +273,13 @@ impl Plan {
     pub fn held_keys(&self) -> usize {
         let shared = self.shared_limits.as_ref();
         let shared = shared.map_or(0, |it| it.leases.len().max(it.slots.len()));
-        self.limits.len().max(shared)
+        self.counters.len().max(shared)
     }
 
     /// Brings `weir_limit_alone` up to what is so `now`, by [`crate::clock::mono`].
     pub fn tell_sharing(&self, now: Duration) {
-        let limits = self.sharing.iter();
-        let limits = limits.map(|sharing| (sharing.limit(), sharing.is_alone(now)));
+        let sharing = self.limits.iter().map(|limit| &limit.sharing);
+        let limits = sharing.map(|it| (it.limit(), it.is_alone(now)));
         self.metrics.limits.note_alone(limits);
     }
 }
@@ -296,7 +299,7 @@ mod tests {
                 ..Process::default()
             };
             let plan = Plan::first(config, Secured::default(), process);
-            assert_eq!(plan.limits.max_keys, expected, "{more} {memory:?}");
+            assert_eq!(plan.counters.max_keys, expected, "{more} {memory:?}");
         };
         check("", None, 1_000_000);
         check("", Some(40_000), 100);

@@ -19,10 +19,11 @@ const FLOORS: [&[&str]; 4] = [
         "http2",
         "intern",
         "keys",
+        "memory",
         "redirect",
         "telemetry",
     ],
-    &["clock", "inject", "net", "policy"],
+    &["clock", "heartbeat", "inject", "net", "policy"],
     &["admin", "audit", "plan", "store", "upstream"],
     &["background", "cli", "proxy"],
 ];

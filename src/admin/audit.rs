@@ -20,8 +20,9 @@ use crate::store::audit::words::{Statuses, When};
 use crate::store::audit::{Cursor, Filter, Order, StoreError, Stored};
 use crate::store::postgres::{Postgres, Reader};
 
-/// Events on one page, unless told, and at most.
-const PAGE: (u32, u32) = (100, 1_000);
+/// Events on one page, unless told.
+const PAGE: u32 = 100;
+const LARGEST_PAGE: u32 = 1_000;
 /// For a search, unless told, and at most: what is rare may be found only once all days are read.
 const SEARCH: Duration = Duration::from_secs(25);
 /// For all of an answer, with what is waited for before the search begins.
@@ -115,7 +116,7 @@ fn unanswered(error: &dyn Display) -> Problem {
 fn asked(query: &str) -> Result<Asked, Problem> {
     let mut within = SEARCH;
     let mut filter = Filter {
-        limit: Some(PAGE.0),
+        limit: Some(PAGE),
         order: Order::NewestFirst,
         ..Filter::default()
     };
@@ -140,11 +141,11 @@ fn asked(query: &str) -> Result<Asked, Problem> {
             "path" => filter.path_prefix = Some(value),
             "limit" => {
                 let limit = value.parse().ok();
-                let limit = limit.filter(|limit| (1..=PAGE.1).contains(limit));
+                let limit = limit.filter(|limit| (1..=LARGEST_PAGE).contains(limit));
                 filter.limit = Some(limit.ok_or_else(|| {
                     Problem::bad(format!(
                         "limit: \"{value}\" is not a number from 1 to {}",
-                        PAGE.1
+                        LARGEST_PAGE
                     ))
                 })?);
             }

@@ -17,15 +17,15 @@ pub(super) async fn answer(
     method: &Method,
     path: &[&str],
 ) -> Answer {
-    let breakers = || plan.breakers.iter().flatten();
     match (method, path) {
         (&Method::GET, []) => {
-            let list: Vec<_> = breakers().map(|breaker| describe(breaker)).collect();
+            let list: Vec<_> = plan.breakers().map(|breaker| describe(breaker)).collect();
             Ok(Reply::Json(json!({ "breakers": list })))
         }
         (_, []) => Err(Problem::method("GET, HEAD")),
         (_, [upstream, rest @ ..]) => {
-            let breaker = breakers()
+            let breaker = plan
+                .breakers()
                 .find(|breaker| breaker.upstream == *upstream)
                 .ok_or_else(|| {
                     Problem::not_found(format!("no upstream \"{upstream}\" with a circuit breaker"))

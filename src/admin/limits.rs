@@ -10,7 +10,7 @@ use super::{Answer, Problem, Reply, parameters};
 use crate::clock;
 use crate::config::check::limits::override_rules;
 use crate::config::limit_keys::{as_counted, client_key, override_keys};
-use crate::config::limits::{KeyPart, Limit, Rule};
+use crate::config::limits::{KeyPart, Limit, Rule, Rules, Window};
 use crate::plan::{Plan, SharedAsk, SharedLimits};
 use crate::policy::lease::Batch;
 use crate::store::fleet::FleetConnections;
@@ -65,7 +65,7 @@ pub(super) async fn answer(
             let keys = override_keys(&limit.by, key, &plan.config.ipv6_prefixes());
             for key in keys.map_err(Problem::bad)? {
                 put(plan, redis, (name, &key), Some(&new)).await?;
-                plan.limits.set_override(name, &key, Some(rules.clone()));
+                plan.counters.set_override(name, &key, Some(rules.clone()));
             }
             Ok(Reply::Json(describe(plan, limit)))
         }
@@ -77,7 +77,7 @@ pub(super) async fn answer(
             let mut known = false;
             for key in keys.unwrap_or_else(as_it_is) {
                 known |= put(plan, redis, (name, &key), None).await?;
-                known |= plan.limits.set_override(name, &key, None);
+                known |= plan.counters.set_override(name, &key, None);
             }
             match known {
                 true => Ok(Reply::Nothing),
@@ -151,9 +151,9 @@ async fn one_key(
     }
     let parts = counted_parts(plan, limit, parts)?;
     let rules = {
-        let set = plan.limits.overrides();
+        let set = plan.counters.overrides();
         let rules = limits::rules(limit, || parts.join(":"), &set);
-        rules.map(<[Rule]>::to_vec)
+        rules.cloned()
     };
     let uncounted = || Problem::not_found("nothing is counted for this key");
     let Some(rules) = rules else {
@@ -179,7 +179,7 @@ async fn one_key(
         Some(redis) => ask_everywhere(plan, redis, limit, &rules, &parts).await?,
         None => ask_here(plan, limit, &rules, &parts),
     };
-    let window = |(rule, (remaining, reset)): (&Rule, &(u64, Duration))| json!({ "rule": text(rule), "remaining": remaining, "reset_seconds": reset.as_secs_f64() });
+    let window = |(rule, (remaining, reset)): (Rule, &(u64, Duration))| json!({ "rule": text(rule), "remaining": remaining, "reset_seconds": reset.as_secs_f64() });
     let windows: Vec<_> = rules.iter().zip(&verdicts).map(window).collect();
     Ok(Reply::Json(
         json!({ "limit": limit.name, "key": parts, "windows": windows }),
@@ -208,27 +208,28 @@ fn counted_parts(plan: &Plan, limit: &Limit, parts: Vec<String>) -> Result<Vec<S
 }
 
 /// The keys of each rule in this process's memory.
-fn keys(plan: &Plan, limit: &Limit, rules: &[Rule], parts: &[String]) -> Vec<Key> {
-    let key = |index| {
-        let mut key = plan.limits.keys_of(&limit.name).of_rule(rules, index);
+fn keys(plan: &Plan, limit: &Limit, rules: &Rules, parts: &[String]) -> Vec<(Key, Rule)> {
+    let begin = plan.counters.keys_of(&limit.name);
+    let key = |(number, rule)| {
+        let mut key = begin.of_rule((number, rule));
         parts.iter().for_each(|part| key.part(part.as_bytes()));
-        key.finish()
+        (key.finish(), rule)
     };
-    (0..rules.len()).map(key).collect()
+    rules.numbered().map(key).collect()
 }
 
-fn reset_here(plan: &Plan, limit: &Limit, rules: &[Rule], parts: &[String]) -> bool {
-    let keys = keys(plan, limit, rules, parts).into_iter().zip(rules);
+fn reset_here(plan: &Plan, limit: &Limit, rules: &Rules, parts: &[String]) -> bool {
+    let keys = keys(plan, limit, rules, parts).into_iter();
     keys.fold(false, |known, (key, rule)| {
-        plan.limits.reset(key, rule) | known
+        plan.counters.reset(key, &rule) | known
     })
 }
 
 /// What each rule has left, and until it is whole.
-fn ask_here(plan: &Plan, limit: &Limit, rules: &[Rule], parts: &[String]) -> Vec<(u64, Duration)> {
+fn ask_here(plan: &Plan, limit: &Limit, rules: &Rules, parts: &[String]) -> Vec<(u64, Duration)> {
     let (now, keys) = (clock::moment(), keys(plan, limit, rules, parts));
-    let verdicts = keys.into_iter().zip(rules).map(|(key, rule)| {
-        let verdict = plan.limits.peek(key, rule, now);
+    let verdicts = keys.into_iter().map(|(key, rule)| {
+        let verdict = plan.counters.peek(key, &rule, now);
         (verdict.remaining, verdict.reset)
     });
     verdicts.collect()
@@ -237,7 +238,7 @@ fn ask_here(plan: &Plan, limit: &Limit, rules: &[Rule], parts: &[String]) -> Vec
 fn shared<'a>(
     plan: &'a Plan,
     limit: &Limit,
-    rules: &'a [Rule],
+    rules: &'a Rules,
     parts: &'a [Cow<'a, [u8]>],
 ) -> Option<(&'a SharedLimits, SharedAsk<'a>)> {
     let mut limits = plan.config.limits.iter();
@@ -250,7 +251,7 @@ async fn ask_everywhere(
     plan: &Plan,
     redis: &FleetConnections,
     limit: &Limit,
-    rules: &[Rule],
+    rules: &Rules,
     parts: &[String],
 ) -> Result<Vec<(u64, Duration)>, Problem> {
     let parts = bytes(parts);
@@ -279,7 +280,7 @@ async fn reset_everywhere(
     plan: &Plan,
     redis: &FleetConnections,
     limit: &Limit,
-    rules: &[Rule],
+    rules: &Rules,
     parts: &[String],
 ) -> Result<bool, Problem> {
     let redis = &redis.rate_limit;
@@ -309,7 +310,7 @@ fn bytes(parts: &[String]) -> Vec<Cow<'_, [u8]>> {
 
 fn describe(plan: &Plan, limit: &Limit) -> Value {
     let by: Vec<_> = limit.by.iter().map(ToString::to_string).collect();
-    let set = plan.limits.overrides();
+    let set = plan.counters.overrides();
     let set = set
         .iter()
         .filter(|((name, _), _)| *name == limit.name)
@@ -336,14 +337,18 @@ fn texts(rules: &Override) -> Value {
     }
 }
 
-fn text(rule: &Rule) -> Value {
+fn text(rule: Rule) -> Value {
     let spelled = rule.to_string();
     match rule {
-        Rule::TokenBucket { burst, .. } => {
+        Rule::Window(Window::Bucket { burst, .. }) => {
             json!({ "algorithm": "token_bucket", "limit": spelled, "burst": burst })
         }
-        Rule::SlidingWindow { .. } => json!({ "algorithm": "sliding_window", "limit": spelled }),
-        Rule::FixedWindow { .. } => json!({ "algorithm": "fixed_window", "limit": spelled }),
-        Rule::Concurrency { limit } => json!({ "algorithm": "concurrency", "limit": limit }),
+        Rule::Window(Window::Sliding { .. }) => {
+            json!({ "algorithm": "sliding_window", "limit": spelled })
+        }
+        Rule::Window(Window::Fixed { .. }) => {
+            json!({ "algorithm": "fixed_window", "limit": spelled })
+        }
+        Rule::Slots(slots) => json!({ "algorithm": "concurrency", "limit": slots }),
     }
 }

@@ -39,7 +39,7 @@ fn scrape(admin: &Admin, plan: &Plan) -> String {
     let now = clock::moment().mono;
     let breakers = &plan.metrics.breakers;
     breakers.forget_states();
-    for breaker in plan.breakers.iter().flatten() {
+    for breaker in plan.breakers() {
         let state = breaker.snapshot(now).state.as_str();
         breakers.set_state(&breaker.upstream, state, &State::ALL.map(State::as_str));
         let enforced = breaker.settings.mode == Mode::Enforce;
@@ -49,7 +49,7 @@ fn scrape(admin: &Admin, plan: &Plan) -> String {
         }
     }
     plan.tell_sharing(now);
-    for upstream in &plan.upstreams {
+    for upstream in plan.live_upstreams() {
         let (counts, metrics) = (upstream.counts(), &upstream.metrics);
         metrics.up.set(whole(counts.up));
         metrics.unhealthy.set(whole(counts.unhealthy));
@@ -69,11 +69,11 @@ fn scrape(admin: &Admin, plan: &Plan) -> String {
         .as_ref()
         .map_or(0, |shared| shared.leases.evicted() + shared.slots.evicted());
     let limits = &plan.metrics.limits;
-    let evicted = plan.limits.evicted() + evicted;
+    let evicted = plan.counters.evicted() + evicted;
     let more = evicted.saturating_sub(limits.keys_evicted.get());
     limits.keys_evicted.inc_by(more);
     limits.keys.set(whole(plan.held_keys()));
-    limits.keys_max.set(whole(plan.limits.max_keys));
+    limits.keys_max.set(whole(plan.counters.max_keys));
     plan.metrics.text()
 }
 

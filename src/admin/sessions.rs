@@ -15,8 +15,9 @@ use crate::store::fleet::FleetConnections;
 use crate::store::redis::CallError;
 use crate::store::sessions::{CreateError, ListError, LiveSessions, Reach};
 
-/// Sessions on one page of a list, unless told, and at most.
-const PAGE: (usize, usize) = (100, 1_000);
+/// Sessions on one page of a list, unless told.
+const PAGE: usize = 100;
+const LARGEST_PAGE: usize = 1_000;
 
 /// For each call of Redis: an operator would rather wait than be refused.
 const WITHIN: Duration = Duration::from_secs(1);
@@ -155,12 +156,12 @@ async fn list(
     reach: Reach<'_>,
 ) -> Answer {
     let limit = match parameter("limit") {
-        None => PAGE.0,
+        None => PAGE,
         Some(text) => text
             .parse()
             .ok()
-            .filter(|limit| (1..=PAGE.1).contains(limit))
-            .ok_or_else(|| Problem::bad(format!("limit must be 1 to {}", PAGE.1)))?,
+            .filter(|limit| (1..=LARGEST_PAGE).contains(limit))
+            .ok_or_else(|| Problem::bad(format!("limit must be 1 to {LARGEST_PAGE}")))?,
     };
     let (user, after) = (parameter("user"), parameter("after"));
     let page = live.list(user.as_deref(), limit, after.as_deref(), reach);

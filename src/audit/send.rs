@@ -18,6 +18,7 @@ use super::ship::Common;
 use super::uncommitted::{Entry, Released, Source, Uncommitted};
 use crate::clock;
 use crate::config::audit::{Delivery, Stream};
+use crate::policy::retry::Pauses;
 use crate::store::audit::batch::{self, BatchError, Boot};
 use crate::store::audit::chain::Hasher;
 use crate::store::fleet::Fleet;
@@ -26,8 +27,11 @@ use crate::store::streams::produce::{AddError, Producer};
 
 /// Batches on their way to one stream, at most.
 const WINDOW: usize = 16;
-/// Before a stream that has not taken a batch is tried again: from the first to the last, doubled each time.
-const BACK_OFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+/// Before a stream that has not taken a batch is tried again.
+const PAUSES: Pauses = Pauses {
+    first: Duration::from_millis(20),
+    longest: Duration::from_secs(1),
+};
 /// Between looks at what is committed.
 const POLL: Duration = Duration::from_millis(100);
 /// How old an entry is that is looked for, and between two looks at all of them where they are few.
@@ -35,8 +39,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Entries that are looked for at each poll: Redis copies each of them, so that a thousand in one call would hold up others for
 /// 30 ms.
 const LOOKS: usize = 50;
-/// Batches of a boot that is gone that are under way at a time, and their bytes.
-const ADOPTED: (usize, usize) = (4_096, 8 << 20);
+/// Batches of a boot that is gone that are under way at a time.
+const ADOPTED: usize = 4_096;
+const ADOPTED_BYTES: usize = 8 << 20;
 
 /// Between looks at what processes have left.
 const ADOPT_EVERY: Duration = Duration::from_secs(30);
@@ -424,12 +429,11 @@ impl Shard {
     }
 
     fn fail(&self, now: Instant) {
-        let (first, longest) = BACK_OFF;
         let pause = match self.not_before.get() {
             // Those that were under way together count as one.
             Some((not_before, _)) if not_before > now => return,
-            Some((_, pause)) => (pause * 2).min(longest),
-            None => first,
+            Some((_, pause)) => PAUSES.after(pause),
+            None => PAUSES.first,
         };
         self.not_before.set(Some((now + pause, pause)));
     }
@@ -563,7 +567,7 @@ async fn feed(
 /// Whether as many batches are under way as may be of what another process has left.
 fn is_enough(uncommitted: &Mutex<Uncommitted>) -> bool {
     let uncommitted = uncommitted.lock();
-    uncommitted.len() >= ADOPTED.0 || uncommitted.memory() >= ADOPTED.1
+    uncommitted.len() >= ADOPTED || uncommitted.memory() >= ADOPTED_BYTES
 }
 
 /// Makes room on the disk for what the process itself has.

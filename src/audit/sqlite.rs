@@ -14,6 +14,7 @@ use super::{Queue, Recorder, Shared, Taken, Writers};
 use crate::clock;
 use crate::config::audit::Delivery;
 use crate::event::Encoded;
+use crate::policy::retry::Pauses;
 use crate::store::audit::StoreError;
 use crate::store::sqlite::{Files, Writer};
 
@@ -23,8 +24,11 @@ const BATCH: usize = 1_000;
 const LINGER: Duration = Duration::from_millis(20);
 /// Between looks at whether it still turns, while nothing comes: without them, what comes first would find it stuck.
 const IDLE: Duration = Duration::from_millis(500);
-/// Between tries of a store that fails: from the first to the last, doubled each time.
-const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+/// Between tries of a store that fails.
+const PAUSES: Pauses = Pauses {
+    first: Duration::from_millis(10),
+    longest: Duration::from_secs(1),
+};
 /// Where delivery is guaranteed, requests are refused once the pauses are so long; a lock that others hold for a moment is no
 /// reason.
 const REFUSE_AT: Duration = Duration::from_millis(100);
@@ -126,7 +130,7 @@ impl Work {
 
     /// Tries until the events are written; false if the deadline came first.
     fn write(&mut self, batches: &mut [Encoded]) -> bool {
-        let (mut pause, longest) = BACK_OFF;
+        let mut pause = PAUSES.first;
         loop {
             match self.writer.append(batches, clock::wall()) {
                 Ok(()) => {
@@ -146,7 +150,7 @@ impl Work {
             if !rest(self.shared(), pause) {
                 return false;
             }
-            pause = (pause * 2).min(longest);
+            pause = PAUSES.after(pause);
         }
     }
 
@@ -213,7 +217,6 @@ fn wait_for_mend(
     shared: &Shared,
     upkeep: &mut Daily,
 ) -> Option<Writer> {
-    let (_, pause) = BACK_OFF;
     let mut trouble = String::new();
     loop {
         upkeep.look(None);
@@ -236,7 +239,7 @@ fn wait_for_mend(
                 }
             }
         }
-        if !rest(shared, pause) {
+        if !rest(shared, PAUSES.longest) {
             return None;
         }
     }

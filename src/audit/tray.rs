@@ -10,9 +10,11 @@ use super::Recorder;
 use super::receipt::{Duty, Receipt};
 use crate::event::{AuditEvent, Encoded};
 
-/// Events that a lane lays together, at most; and the memory that a group begins with, in events and bytes.
+/// Events that a lane lays together, at most.
 const GROUP: usize = 64;
-const ROOM: (usize, usize) = (32, 8 << 10);
+/// What a group has memory for when it begins.
+const FIRST_EVENTS: usize = 32;
+const FIRST_BYTES: usize = 8 << 10;
 
 /// One lane's, and its way to wake the thread.
 #[derive(Debug)]
@@ -71,7 +73,7 @@ impl Tray {
         }
         let duty = Duty::default();
         let receipt = duty.receipt();
-        let mut events = Encoded::with_room(ROOM);
+        let mut events = Encoded::with_room(FIRST_EVENTS, FIRST_BYTES);
         events.push(event);
         let full = std::mem::replace(&mut *contents, Contents::Group(events, duty));
         drop(contents);

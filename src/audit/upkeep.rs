@@ -10,13 +10,16 @@ use tracing::{error, info};
 
 use super::{Shared, Troubles};
 use crate::clock;
+use crate::policy::retry::Pauses;
 use crate::store::audit::StoreError;
 use crate::store::audit::days::Day;
 use crate::store::sqlite::Files;
 
-/// Between tries: from the first to the last, doubled each time. What is in the way is told once the last is reached: locks of others
-/// pass by then.
-const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Between tries. What is in the way is told once the longest is reached: locks of others pass by then.
+const PAUSES: Pauses = Pauses {
+    first: Duration::from_secs(1),
+    longest: Duration::from_secs(60),
+};
 /// How long a clock that leapt has to be set right before days are removed by it.
 const DOUBT: Duration = Duration::from_secs(600);
 /// Between looks at whether the process ends.
@@ -76,7 +79,8 @@ impl Daily {
 
 impl Upkeep {
     /// Tries until it is done, or the process ends.
-    fn run(&self, (mut pause, longest): (Duration, Duration)) {
+    fn run(&self, pauses: Pauses) {
+        let mut pause = pauses.first;
         let mut believed = None;
         loop {
             self.look_ahead();
@@ -88,7 +92,7 @@ impl Upkeep {
                     }
                     return;
                 }
-                Err(error) if pause == longest => {
+                Err(error) if pause == pauses.longest => {
                     let said = format!(
                         "days of the audit are neither closed nor removed: {error}; {}; it is tried again until then",
                         mend(&error)
@@ -100,7 +104,7 @@ impl Upkeep {
             if !self.wait(pause) {
                 return;
             }
-            pause = (pause * 2).min(longest);
+            pause = pauses.after(pause);
         }
     }
 
@@ -232,6 +236,11 @@ mod tests {
     const DAY: Duration = Duration::from_secs(86_400);
     const SOON: Duration = Duration::from_millis(1);
 
+    fn up_to(longest: Duration) -> Pauses {
+        let first = SOON;
+        Pauses { first, longest }
+    }
+
     /// With files of days so long ago.
     fn upkeep(ago: &[u32], retention: u32) -> (tempfile::TempDir, Upkeep, Queue) {
         let folder = tempfile::tempdir().unwrap();
@@ -293,7 +302,7 @@ mod tests {
         };
         put_version(100);
         thread::scope(|scope| {
-            scope.spawn(|| upkeep.run((SOON, SOON * 8)));
+            scope.spawn(|| upkeep.run(up_to(SOON * 8)));
             // Each is told of by another try.
             for version in 100..112 {
                 put_version(version);
@@ -313,12 +322,12 @@ mod tests {
         let path = folder.path().join("a.db");
         let later = clock::wall() + DAY * 9;
         Writer::open(&path, "a", None, later).unwrap();
-        upkeep.run((SOON, SOON));
+        upkeep.run(up_to(SOON));
         let said = queue.shared.troubles.lock().ahead.clone().unwrap();
         let file = days::file(&path, Day::of(later));
         assert!(said.contains(&file.display().to_string()), "{said}");
         fs::remove_file(file).unwrap();
-        upkeep.run((SOON, SOON));
+        upkeep.run(up_to(SOON));
         assert_eq!(*queue.shared.troubles.lock(), Troubles::default());
     }
 }

@@ -11,8 +11,8 @@ use tokio::time::{interval, sleep, timeout};
 use tracing::{info, warn};
 
 use super::SILENCE;
-use crate::admin::health::Heartbeat;
 use crate::clock;
+use crate::heartbeat::Heartbeat;
 use crate::plan::Plan;
 use crate::policy::breaker::shared::Change;
 use crate::store::breakers::LiveBreaker;
@@ -111,8 +111,8 @@ pub async fn first_look(plan: &Plan, within: Duration) {
 }
 
 fn shared(plan: &Plan) -> impl Iterator<Item = &Arc<LiveBreaker>> {
-    let breakers = plan.breakers.iter().flatten();
-    breakers.filter(|breaker| breaker.sharing().is_some())
+    plan.breakers()
+        .filter(|breaker| breaker.sharing().is_some())
 }
 
 async fn keep(

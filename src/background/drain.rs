@@ -19,9 +19,10 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info, warn};
 
 use self::gather::{Load, Reading, Work};
-use crate::admin::health::Heartbeat;
 use crate::config::audit::Stream;
 use crate::config::worker::Worker;
+use crate::heartbeat::Heartbeat;
+use crate::policy::retry::{Pauses, equal_jitter};
 use crate::store::audit::batch::{self, Batch, BatchError};
 use crate::store::fleet::Fleet;
 use crate::store::postgres::write::{Outcome, Writer};
@@ -30,8 +31,11 @@ use crate::store::redis::Connections;
 use crate::store::streams::consume::{Done, Entry, Streams};
 use crate::telemetry::metrics::drain::DrainMetrics;
 
-/// Between tries to store: from the first to the last, doubled each time.
-const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// Between tries to store.
+const PAUSES: Pauses = Pauses {
+    first: Duration::from_millis(75),
+    longest: Duration::from_secs(5),
+};
 /// Tries of a transaction that Postgres refuses for a reason of its own, before each batch is tried alone.
 const TRIES: u32 = 3;
 /// The longest that a loop goes without a beat: a transaction has 45 s.
@@ -124,7 +128,7 @@ impl Drain {
         let mut reading = Reading::new();
         // Whether the last transaction was committed: who cannot store takes over nothing.
         let mut well = writer.takes_rows().await;
-        let mut ask_at = Instant::now() + BACK_OFF.1;
+        let mut ask_at = Instant::now() + PAUSES.longest;
         let mut load = self.gather(&mut reading, well).await;
         loop {
             let stopping = self.stopping();
@@ -135,7 +139,7 @@ impl Drain {
                 // Nothing is at hand that would tell.
                 if !well && ask_at <= Instant::now() {
                     well = writer.takes_rows().await;
-                    ask_at = Instant::now() + BACK_OFF.1;
+                    ask_at = Instant::now() + PAUSES.longest;
                 }
                 load = self.gather(&mut reading, well).await;
                 continue;
@@ -219,7 +223,7 @@ impl Drain {
         let mut most = self.worker.batch_max;
         let mut rest = &load.work[..];
         let mut tries = 0;
-        let mut wait = BACK_OFF.0;
+        let mut wait = PAUSES.first;
         while !rest.is_empty() {
             let (now, later) = rest.split_at(fitting(rest, most));
             match self.store_once(writer, now).await {
@@ -227,7 +231,7 @@ impl Drain {
                     if tries > 0 {
                         info!("audit events are stored again");
                     }
-                    (tries, wait, well) = (0, BACK_OFF.0, true);
+                    (tries, wait, well) = (0, PAUSES.first, true);
                     rest = later;
                     continue;
                 }
@@ -254,8 +258,8 @@ impl Drain {
             if self.stopping() {
                 return false;
             }
-            self.pause(wait.mul_f64(1.0 + fastrand::f64() / 2.0)).await;
-            wait = (wait * 2).min(BACK_OFF.1);
+            self.pause(equal_jitter(wait, fastrand::f64())).await;
+            wait = PAUSES.after(wait);
         }
         well
     }

@@ -8,9 +8,9 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::sleep;
 
-use crate::admin::health::Heartbeat;
 use crate::clock;
 use crate::config::upstreams::{DnsName, HealthCheck};
+use crate::heartbeat::Heartbeat;
 use crate::plan::Plan;
 use crate::upstream::{Endpoint, LiveUpstream, names, probe};
 
@@ -30,13 +30,13 @@ pub async fn follow(
     loop {
         let plan = plans.borrow_and_update().clone();
         kept.retain(|(live, tasks)| {
-            let stays = plan.upstreams.iter().any(|it| Arc::ptr_eq(it, live));
+            let stays = plan.live_upstreams().any(|it| Arc::ptr_eq(it, live));
             if !stays {
                 tasks.iter().for_each(AbortHandle::abort);
             }
             stays
         });
-        for live in plan.upstreams.iter().filter(|it| it.wants_care()) {
+        for live in plan.live_upstreams().filter(|it| it.wants_care()) {
             if !kept.iter().any(|(kept, _)| Arc::ptr_eq(kept, live)) {
                 kept.push((live.clone(), tend(live, &mut tasks)));
             }

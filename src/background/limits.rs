@@ -11,8 +11,8 @@ use tokio::time::{sleep, timeout};
 use tracing::warn;
 
 use super::SILENCE;
-use crate::admin::health::Heartbeat;
 use crate::config::check::limits::override_rules;
+use crate::heartbeat::Heartbeat;
 use crate::plan::{Plan, SharedAsk};
 use crate::store::fleet::{Fleet, FleetConnections};
 use crate::store::limits;
@@ -129,7 +129,7 @@ fn forget(plan: &Plan, reset: &Reset) {
         .map(|part| Cow::Borrowed(part.as_bytes()))
         .collect();
     let limit = &plan.config.limits[index];
-    let set = plan.limits.overrides();
+    let set = plan.counters.overrides();
     // An override with another window is another lease.
     let rules = limits::rules(limit, || reset.parts.join(":"), &set);
     let ask = rules.and_then(|rules| plan.shared_ask(index, &parts, rules, 0));
@@ -151,5 +151,5 @@ fn take_over(plan: &Plan, words: &[Words]) {
             Err(error) => warn!(limit, key, error, "an override in redis cannot be used"),
         }
     }
-    plan.limits.replace_overrides(overrides);
+    plan.counters.replace_overrides(overrides);
 }

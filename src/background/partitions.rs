@@ -10,8 +10,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
-use crate::admin::health::Heartbeat;
 use crate::config::Secret;
+use crate::heartbeat::Heartbeat;
 use crate::store::audit::chain::Hasher;
 use crate::store::audit::days::Day;
 use crate::store::postgres::{Client, Postgres, PostgresError, partitions};

@@ -12,8 +12,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 
-use crate::admin::health::Heartbeat;
 use crate::clock;
+use crate::heartbeat::Heartbeat;
 use crate::plan::Plan;
 use crate::store::fleet::FleetConnections;
 use crate::store::redis::{CallError, Connections, Heard};
@@ -29,8 +29,10 @@ const LOOKS: usize = 60;
 const LEAST: usize = 1_000;
 /// For the last uses to be written down.
 const LAST_WITHIN: Duration = Duration::from_secs(1);
-/// Between two looks for uses to write down, at least and at most.
-const WRITE_EVERY: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
+/// Between two looks for uses to write down, at least.
+const WRITE_AGAIN: Duration = Duration::from_millis(5);
+/// Likewise, at most.
+const WRITE_EVERY: Duration = Duration::from_millis(500);
 
 /// Between two steps over sessions in Redis, and at least as long as the step took: half of a node's time at most.
 const STEP_APART: Duration = Duration::from_millis(1);
@@ -211,8 +213,8 @@ pub async fn write_uses(
             let wait = live.shared.touch_every.min(live.settings.idle_timeout / 2);
             wait / 4
         });
-        let (least, most) = WRITE_EVERY;
-        sleep(every.min().unwrap_or(most).clamp(least, most)).await;
+        let every = every.min().unwrap_or(WRITE_EVERY);
+        sleep(every.clamp(WRITE_AGAIN, WRITE_EVERY)).await;
         write_uses_until(&plan, &redis, clock::mono()).await;
     }
 }

@@ -15,12 +15,15 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, warn};
 
-use crate::admin::health::{Heartbeat, Watched};
+use crate::heartbeat::{Heartbeat, Watched};
+use crate::policy::retry::{Pauses, equal_jitter};
 use crate::telemetry::metrics::Metrics;
 
-/// The wait after a first failure, which doubles with each in a row, and the most that it comes to; by chance up to half of it
-/// less, so that those of many processes do not come together.
-const WAIT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
+/// After failures in a row.
+const PAUSES: Pauses = Pauses {
+    first: Duration::from_millis(100),
+    longest: Duration::from_secs(30),
+};
 /// A task that ran for so long ran well: a failure then is the first of a row.
 const WELL: Duration = Duration::from_secs(60);
 /// So many failures in a row, which take one to two minutes, and a task is given up.
@@ -242,9 +245,7 @@ fn broken(error: &JoinError) -> GaveUp {
 
 /// `chance` is from 0 to 1.
 fn wait(failures: u32, chance: f64) -> Duration {
-    let (least, most) = WAIT;
-    let whole = least.saturating_mul(1 << (failures - 1).min(30)).min(most);
-    whole.mul_f64(1.0 - chance / 2.0)
+    equal_jitter(PAUSES.nth(failures - 1), chance)
 }
 
 #[cfg(test)]

@@ -13,12 +13,13 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use crate::admin::health::Heartbeat;
 use crate::admin::health::check::{Check, Finding, Status};
 use crate::admin::health::stores;
 use crate::background::supervise::{AtStop, Supervisor};
 use crate::background::{self, drain, partitions};
 use crate::config::Config;
+use crate::heartbeat::Heartbeat;
+use crate::policy::retry::Pauses;
 use crate::store::fleet::Fleet;
 use crate::store::postgres::migrate::{check_version, migrate};
 use crate::store::postgres::{Postgres, PostgresError};
@@ -26,10 +27,11 @@ use crate::store::redis::Connections;
 use crate::store::streams::consume::Streams;
 use crate::telemetry::metrics::Metrics;
 
-/// Between tries to reach Postgres, and to find its schema.
-const TRY_EVERY: Duration = Duration::from_secs(1);
-/// Between tries, at most, while it refuses: each leaves a line in its log.
-const REFUSED_EVERY: Duration = Duration::from_secs(10);
+/// Between tries to reach Postgres, and to find its schema; the first alone, unless it refuses: each of those leaves a line in its log.
+const PAUSES: Pauses = Pauses {
+    first: Duration::from_secs(1),
+    longest: Duration::from_secs(10),
+};
 /// For Postgres to be there when the process starts; it goes on without. Lanes need it for nothing, and begin once it had time to answer.
 const START: Duration = Duration::from_secs(10);
 const START_BESIDE_LANES: Duration = Duration::from_secs(1);
@@ -223,7 +225,7 @@ impl Schema {
         heartbeat: Heartbeat,
         mut stopping: watch::Receiver<bool>,
     ) -> anyhow::Result<()> {
-        let mut pause = TRY_EVERY;
+        let mut pause = PAUSES.first;
         loop {
             // A schema may take its time, and another worker may be at it.
             heartbeat.rest();
@@ -232,8 +234,8 @@ impl Schema {
                     heartbeat.beat();
                     return run.await;
                 }
-                (Err(error), _) if may_pass(&error) => pause = TRY_EVERY,
-                (Err(_), Runs::BesideLanes) => pause = (pause * 2).min(REFUSED_EVERY),
+                (Err(error), _) if may_pass(&error) => pause = PAUSES.first,
+                (Err(_), Runs::BesideLanes) => pause = PAUSES.after(pause),
                 (Err(error), Runs::Alone) => return Err(told(error)),
             }
             tokio::select! {

@@ -11,13 +11,17 @@ use tracing::info;
 use crate::config::Config;
 use crate::config::redis::Client;
 use crate::config::units::TimeLength;
+use crate::policy::retry::Pauses;
 use crate::store::fleet::{Fleet, FleetConnections};
 use crate::store::postgres::migrate::check_version;
 use crate::store::postgres::{Postgres, PostgresError};
 use crate::store::redis::{Arg, Connections};
 
-/// Between looks: from the first to the last, doubled each time.
-const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// Between looks.
+const PAUSES: Pauses = Pauses {
+    first: Duration::from_millis(100),
+    longest: Duration::from_secs(2),
+};
 /// For a server to answer.
 const ANSWER: Duration = Duration::from_secs(2);
 /// The same for the last look, which begins when the time is over.
@@ -83,7 +87,7 @@ pub(super) async fn wait(
         dependencies.push(Dependency::new("the schema in postgres".to_owned()));
     }
     let key = fleet.keys.processes();
-    let (mut pause, longest) = BACK_OFF;
+    let mut pause = PAUSES.first;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let answer = left.clamp(LAST_ANSWER, ANSWER);
@@ -112,7 +116,7 @@ pub(super) async fn wait(
             bail!(said(&dependencies, within));
         }
         sleep(pause.min(deadline.saturating_duration_since(Instant::now()))).await;
-        pause = (pause * 2).min(longest);
+        pause = PAUSES.after(pause);
     }
 }
 

@@ -30,7 +30,6 @@ use super::take_over::{self, Offer};
 use super::{begin_to_log, read};
 use crate::admin::app_health::AppProbes;
 use crate::admin::drain::Leave;
-use crate::admin::health::{Heartbeat, machine};
 use crate::admin::{Admin, Refusals};
 use crate::audit;
 use crate::background;
@@ -38,6 +37,8 @@ use crate::background::supervise::{GaveUp, Supervisor};
 use crate::config::Config;
 use crate::config::check::Checked;
 use crate::config::yaml::Mistake;
+use crate::heartbeat::Heartbeat;
+use crate::memory;
 use crate::net::listen::{Bound, SocketFiles};
 use crate::net::tls::Secured;
 use crate::plan::{Phase, Plan, Process};
@@ -196,7 +197,7 @@ async fn begin(config: Config, role: Role, takes_over: TakesOver) -> anyhow::Res
     let (recorder, audit) = audit.unzip();
 
     let process = Process {
-        memory: machine::limit_bytes(),
+        memory: memory::limit_bytes(),
         metrics,
         audit: recorder,
         fleet,
@@ -269,7 +270,7 @@ async fn tend(
     if let (Some(redis), Role::All) = (redis, role) {
         background::sweep_shared_sessions(control, following, redis);
     }
-    first_look(&first.upstreams, reload::NAMES_WITHIN).await;
+    first_look(first.live_upstreams(), reload::NAMES_WITHIN).await;
     background::tend_endpoints(control, following.clone());
     if let (Some(redis), Some(settings)) = (redis, &first.config.redis) {
         background::tend_shared_state(control, following, redis);

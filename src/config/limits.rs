@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::iter;
 use std::time::Duration;
 
 use super::raw::Algorithm;
@@ -24,15 +25,15 @@ pub struct Limit {
     pub on_redis_loss: OnLoss,
     /// For concurrency: how long a slot that a dead process holds stays taken; at least a second.
     pub hold_ttl: Duration,
-    /// At least one; or `None`: unlimited.
-    pub rules: Option<Vec<Rule>>,
+    /// `None`: unlimited.
+    pub rules: Option<Rules>,
     /// What a key is made of; empty: one key for all.
     pub by: Vec<KeyPart>,
     pub mode: Mode,
     /// Whether a request without one of the key's parts is refused; otherwise the limit does not see it.
     pub deny_missing: bool,
     /// For the keys named, in place of `rules`.
-    pub overrides: BTreeMap<String, Option<Vec<Rule>>>,
+    pub overrides: BTreeMap<String, Option<Rules>>,
     pub cost: Cost,
     /// The share of the limit, 0 to 1, from which on requests are counted as near it.
     pub near_limit: f64,
@@ -61,50 +62,138 @@ impl Limit {
     /// The most rules that one request can meet, over all keys.
     pub fn most_rules(&self) -> usize {
         let all = self.overrides.values().chain([&self.rules]);
-        all.map(|rules| rules.as_ref().map_or(0, Vec::len))
+        all.map(|rules| rules.as_ref().map_or(0, Rules::count))
             .max()
             .unwrap_or(0)
     }
 }
 
+/// What a limit admits of a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rules {
+    Windows(Windows),
+    /// At most so many at a time.
+    Slots(u64),
+}
+
+/// The windows of a limit, which are of one kind: each of them must admit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Windows {
+    pub first: Window,
+    pub more: Vec<Window>,
+}
+
 /// One window of a limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rule {
-    /// `count` tokens come back each `per`, up to `burst`.
-    TokenBucket {
+pub enum Window {
+    /// A token bucket: `count` tokens come back each `per`, up to `burst`.
+    Bucket {
         count: u64,
         per: Duration,
         burst: u64,
     },
     /// At most `limit` in any `window`, taking the last window's requests for even.
-    SlidingWindow { limit: u64, window: Duration },
+    Sliding { limit: u64, window: Duration },
     /// At most `limit` in each period.
-    FixedWindow { limit: u64, period: Period },
-    /// At most `limit` at a time.
-    Concurrency { limit: u64 },
+    Fixed { limit: u64, period: Period },
 }
 
-impl Rule {
-    /// Its kind and the length of its window: what a rule of another shape has counted is nonsense to it.
-    pub fn shape(&self) -> (u8, Duration) {
-        match *self {
-            Rule::TokenBucket { .. } => (0, Duration::ZERO),
-            Rule::SlidingWindow { window, .. } => (1, window),
-            Rule::FixedWindow {
-                period: Period::Fixed(length),
-                ..
-            } => (2, length),
-            Rule::Concurrency { .. } => (3, Duration::ZERO),
-            Rule::FixedWindow { period, .. } => (4, period.at_most()),
+/// One rule of a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rule {
+    Window(Window),
+    /// At most so many at a time.
+    Slots(u64),
+}
+
+impl Rules {
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        match self {
+            Rules::Windows(windows) => windows.count(),
+            Rules::Slots(_) => 1,
         }
     }
 
-    /// What tells the counter of the `index`th of a limit's rules from those of others of its shape: its number among them. So it
-    /// stays where others come or go beside it.
-    pub fn number(rules: &[Rule], index: usize) -> usize {
-        let shape = rules[index].shape();
-        let like = rules[..index].iter().filter(|rule| rule.shape() == shape);
-        like.count()
+    /// The window that alone is a limit's.
+    pub fn only_window(&self) -> Option<&Window> {
+        match self {
+            Rules::Windows(windows) => windows.more.is_empty().then_some(&windows.first),
+            Rules::Slots(_) => None,
+        }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = Rule> {
+        self.numbered().map(|(_, rule)| rule)
+    }
+
+    /// As [`Windows::numbered`].
+    pub fn numbered(&self) -> impl Iterator<Item = (usize, Rule)> {
+        let (windows, slots) = match self {
+            Rules::Windows(windows) => (Some(windows), None),
+            Rules::Slots(slots) => (None, Some((0, Rule::Slots(*slots)))),
+        };
+        let windows = windows.into_iter().flat_map(Windows::numbered);
+        let windows = windows.map(|(number, window)| (number, Rule::Window(*window)));
+        windows.chain(slots)
+    }
+}
+
+impl Windows {
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        1 + self.more.len()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Window> {
+        iter::once(&self.first).chain(&self.more)
+    }
+
+    /// Each with what tells its counter from those of others of its shape: its number among them. So it stays where others come or go
+    /// beside it.
+    pub fn numbered(&self) -> impl Iterator<Item = (usize, &Window)> {
+        self.iter().enumerate().map(|(index, window)| {
+            let before = self.iter().take(index);
+            let like = before.filter(|other| other.shape() == window.shape());
+            (like.count(), window)
+        })
+    }
+}
+
+impl From<Rule> for Rules {
+    fn from(rule: Rule) -> Rules {
+        match rule {
+            Rule::Window(first) => Rules::Windows(Windows {
+                first,
+                more: Vec::new(),
+            }),
+            Rule::Slots(slots) => Rules::Slots(slots),
+        }
+    }
+}
+
+impl Window {
+    /// Its kind and its length: what a window of another shape has counted is nonsense to it.
+    pub fn shape(&self) -> (u8, Duration) {
+        match *self {
+            Window::Bucket { .. } => (0, Duration::ZERO),
+            Window::Sliding { window, .. } => (1, window),
+            Window::Fixed {
+                period: Period::Fixed(length),
+                ..
+            } => (2, length),
+            Window::Fixed { period, .. } => (4, period.at_most()),
+        }
+    }
+}
+
+impl Rule {
+    /// As [`Window::shape`].
+    pub fn shape(&self) -> (u8, Duration) {
+        match self {
+            Rule::Window(window) => window.shape(),
+            Rule::Slots(_) => (3, Duration::ZERO),
+        }
     }
 }
 
@@ -177,16 +266,23 @@ pub enum Cost {
     },
 }
 
-/// As the file spells it: `100/s`, or a number for concurrency. The burst stands under a key of its own.
+/// As the file spells it: `100/s`. The burst stands under a key of its own.
+impl fmt::Display for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Window::Bucket { count, per, .. } => write!(f, "{count}/{}", Period::Fixed(*per)),
+            Window::Sliding { limit, window } => write!(f, "{limit}/{}", Period::Fixed(*window)),
+            Window::Fixed { limit, period } => write!(f, "{limit}/{period}"),
+        }
+    }
+}
+
+/// As the file spells it: `100/s`, or a number for concurrency.
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Rule::TokenBucket { count, per, .. } => write!(f, "{count}/{}", Period::Fixed(*per)),
-            Rule::SlidingWindow { limit, window } => {
-                write!(f, "{limit}/{}", Period::Fixed(*window))
-            }
-            Rule::FixedWindow { limit, period } => write!(f, "{limit}/{period}"),
-            Rule::Concurrency { limit } => write!(f, "{limit}"),
+            Rule::Window(window) => window.fmt(f),
+            Rule::Slots(slots) => write!(f, "{slots}"),
         }
     }
 }

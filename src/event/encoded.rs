@@ -88,11 +88,11 @@ impl Flavor for Behind {
 impl Encoded {
     /// Without events, and with memory for as many and as long ones as `other` has.
     pub fn like(other: &Encoded) -> Encoded {
-        Encoded::with_room((other.len(), other.size()))
+        Encoded::with_room(other.len(), other.size())
     }
 
     /// Without events, and with memory for so many, of so many bytes.
-    pub fn with_room((events, bytes): (usize, usize)) -> Encoded {
+    pub fn with_room(events: usize, bytes: usize) -> Encoded {
         Encoded {
             bytes: Vec::with_capacity(bytes),
             places: Vec::with_capacity(events),

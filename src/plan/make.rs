@@ -4,14 +4,16 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use serde_json::Value;
 use tokio::sync::Semaphore;
 
-use super::{Greeting, Names, Plan, Process, SharedLimits};
+use super::{Greeting, Limit, Listener, Plan, Process, Route, SharedLimits, Upstream, Words};
 use crate::audit::Recorder;
 use crate::config::limits::Mode;
 use crate::config::sessions::TokenSource;
-use crate::config::{self, Config, Listener, Route};
+use crate::config::{self, Config};
 use crate::event::Redaction;
+use crate::intern::intern;
 use crate::net::tls::{Secured, Trouble};
 use crate::policy::routes::Index;
 use crate::policy::session;
@@ -23,7 +25,6 @@ use crate::store::limits::{Limits, room_for_keys};
 use crate::store::sessions::{LiveSessions, Sessions, SharedSessions, Store};
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::metrics::requests::RouteMetrics;
 use crate::telemetry::traces::Traces;
 use crate::upstream::LiveUpstream;
 
@@ -32,7 +33,7 @@ const SERIES_OF_A_ROUTE: usize = 26;
 
 /// What each plan of a process has from the one before, whatever the configuration says.
 pub(super) struct Carried {
-    limits: Arc<Limits>,
+    counters: Arc<Limits>,
     shared_limits: Option<SharedLimits>,
     metrics: Arc<Metrics>,
     audit: Option<Recorder>,
@@ -51,7 +52,7 @@ impl Carried {
         let max_keys = config.limit_defaults.max_keys;
         let max_keys = max_keys.unwrap_or_else(|| room_for_keys(memory, fleet.is_some()));
         Carried {
-            limits: Arc::new(Limits::new(max_keys, secret())),
+            counters: Arc::new(Limits::new(max_keys, secret())),
             shared_limits: fleet.as_ref().map(|fleet| SharedLimits {
                 leases: Arc::new(Leases::new(max_keys, fleet.keys.clone())),
                 slots: Arc::new(Slots::new(max_keys, fleet.clone())),
@@ -65,7 +66,7 @@ impl Carried {
 
     pub(super) fn of(plan: &Plan) -> Carried {
         Carried {
-            limits: plan.limits.clone(),
+            counters: plan.counters.clone(),
             shared_limits: plan.shared_limits.clone(),
             metrics: plan.metrics.clone(),
             audit: plan.audit.clone(),
@@ -83,7 +84,7 @@ pub(super) fn plan(
     old: Option<&Plan>,
 ) -> Arc<Plan> {
     let Carried {
-        limits,
+        counters,
         shared_limits,
         metrics,
         audit,
@@ -98,37 +99,18 @@ pub(super) fn plan(
         .certificates
         .note_lifetimes(secured.certificates());
     secured.take_effect();
-    let of_limits = || config.limits.iter();
-    let of_upstreams = || config.upstreams.iter();
     let identities = config.sessions.iter().map(|entry| &entry.settings);
     Arc::new(Plan {
         index: Index::new(config.routes.iter().map(|route| &route.matches)),
-        limit_keys: of_limits().map(|it| limits.keys_of(&it.name)).collect(),
-        sharing: of_limits().map(|it| Sharing::new(&it.name)).collect(),
-        limit_metrics: of_limits().map(|it| metrics.limits.of(&it.name)).collect(),
+        listeners: listeners(&config, &secured, &metrics, old),
+        routes: routes(&config, &metrics),
+        limits: limits(&config, &counters, &metrics),
+        upstreams: upstreams(&config, &secured, fleet.as_ref(), &metrics, old),
         sessions: sessions(&config, fleet.as_ref(), &metrics, old),
         identity_fields: session::identity_fields(identities),
-        upstreams: upstreams(&config, &secured, &metrics, old),
-        breakers: breakers(&config, fleet.as_ref(), old),
-        breaker_metrics: of_upstreams()
-            .map(|it| metrics.breakers.of(&it.name))
-            .collect(),
-        routes: route_metrics(&config, &metrics),
-        route_keys: config.routes.iter().map(Route::key).collect(),
-        names: Names::new(&config),
         traces: traces(&config, &metrics, old),
         redaction: redaction(&config),
-        // A running process has the listeners that it began with.
-        open: match old {
-            Some(old) => old.open.clone(),
-            None => config.listeners.iter().map(|_| Arc::default()).collect(),
-        },
-        clients: match old {
-            Some(old) => old.clients.clone(),
-            None => config.listeners.iter().map(|_| Arc::default()).collect(),
-        },
-        greetings: greetings(&config, &secured, &metrics, old),
-        limits,
+        counters,
         shared_limits,
         fleet,
         audit,
@@ -142,44 +124,64 @@ pub(super) fn plan(
 fn upstreams(
     config: &Config,
     secured: &Secured,
+    fleet: Option<&Arc<Fleet>>,
     metrics: &Metrics,
     old: Option<&Plan>,
-) -> Vec<Arc<LiveUpstream>> {
-    let live = |(index, upstream): (usize, &config::Upstream)| {
+) -> Vec<Upstream> {
+    let upstream = |(index, upstream): (usize, &config::Upstream)| {
         let tls = secured.upstreams.get(index).cloned().flatten();
         let mut old = old.iter().flat_map(|old| &old.upstreams);
-        let old = old.find(|old| old.settings.name == upstream.name);
-        match old.filter(|old| old.is_same(upstream, tls.as_ref())) {
-            Some(old) => old.clone(),
-            None => {
-                let metrics = metrics.upstreams.of(&upstream.name);
-                LiveUpstream::new(upstream.clone(), tls, old.map(|old| &**old), metrics)
-            }
+        let old = old.find(|old| old.live.settings.name == upstream.name);
+        let live = old.map(|old| &old.live);
+        Upstream {
+            name: intern(&upstream.name),
+            live: match live.filter(|live| live.is_same(upstream, tls.as_ref())) {
+                Some(live) => live.clone(),
+                None => {
+                    let metrics = metrics.upstreams.of(&upstream.name);
+                    LiveUpstream::new(upstream.clone(), tls, live.map(|live| &**live), metrics)
+                }
+            },
+            breaker: breaker(upstream, fleet, old.and_then(|old| old.breaker.as_ref())),
+            decisions: metrics.breakers.of(&upstream.name),
         }
     };
-    config.upstreams.iter().enumerate().map(live).collect()
+    config.upstreams.iter().enumerate().map(upstream).collect()
 }
 
-fn breakers(
-    config: &Config,
+fn breaker(
+    upstream: &config::Upstream,
     fleet: Option<&Arc<Fleet>>,
-    old: Option<&Plan>,
-) -> Vec<Option<Arc<LiveBreaker>>> {
-    let live = |upstream: &config::Upstream| {
-        let settings = upstream.circuit_breaker.clone();
-        let settings = settings.filter(|breaker| breaker.mode != Mode::Disabled)?;
-        let mut old = old.iter().flat_map(|old| old.breakers.iter().flatten());
-        let old = old.find(|old| *old.upstream == *upstream.name);
-        Some(match old.filter(|old| old.settings == settings) {
-            Some(old) => old.clone(),
-            None => {
-                let (old, keys) = (old.map(|old| &**old), fleet.map(|fleet| &fleet.keys));
-                let name = upstream.name.clone();
-                Arc::new(LiveBreaker::in_place_of(old, name, settings, keys))
-            }
-        })
+    old: Option<&Arc<LiveBreaker>>,
+) -> Option<Arc<LiveBreaker>> {
+    let settings = upstream.circuit_breaker.clone();
+    let settings = settings.filter(|breaker| breaker.mode != Mode::Disabled)?;
+    Some(match old.filter(|old| old.settings == settings) {
+        Some(old) => old.clone(),
+        None => {
+            let (old, keys) = (old.map(|old| &**old), fleet.map(|fleet| &fleet.keys));
+            let name = upstream.name.clone();
+            Arc::new(LiveBreaker::in_place_of(old, name, settings, keys))
+        }
+    })
+}
+
+fn limits(config: &Config, counters: &Limits, metrics: &Metrics) -> Vec<Limit> {
+    let limit = |limit: &config::limits::Limit| {
+        let said = |verdict: &str| intern(&[&limit.name, ": ", verdict].concat());
+        Limit {
+            keys: counters.keys_of(&limit.name),
+            sharing: Sharing::new(&limit.name),
+            metrics: metrics.limits.of(&limit.name),
+            words: Words {
+                admitted: said("admitted"),
+                refused: said("refused"),
+                shadow_refused: said("shadow_refused"),
+                json: intern(&Value::from(limit.name.as_str()).to_string()),
+            },
+        }
     };
-    config.upstreams.iter().map(live).collect()
+    config.limits.iter().map(limit).collect()
 }
 
 fn sessions(
@@ -227,47 +229,56 @@ fn redaction(config: &Config) -> Redaction {
 }
 
 /// Routes, each with its upstream, over the bound of series are counted together, as `other`.
-fn route_metrics(config: &Config, metrics: &Metrics) -> Vec<RouteMetrics> {
+fn routes(config: &Config, metrics: &Metrics) -> Vec<Route> {
     let labelled = (config.max_series / SERIES_OF_A_ROUTE).max(1);
     let mut labels = BTreeSet::new();
-    let of_route = |route: &Route| {
+    let live = |route: &config::Route| {
         // A route that weir answers has none.
         let upstream = route.upstream().map(|index| &*config.upstreams[index].name);
-        let mut label = (route.label(), upstream.unwrap_or_default());
+        let own = route.label();
+        let mut label = (own.clone(), upstream.unwrap_or_default());
         if !labels.contains(&label) && labels.len() >= labelled {
             label = ("other".to_owned(), "other");
         }
         labels.insert(label.clone());
-        metrics.requests.route(&label.0, label.1)
+        Route {
+            name: intern(&own),
+            key: route.key(),
+            metrics: metrics.requests.route(&label.0, label.1),
+        }
     };
-    config.routes.iter().map(of_route).collect()
+    config.routes.iter().map(live).collect()
 }
 
-fn greetings(
+fn listeners(
     config: &Config,
     secured: &Secured,
     metrics: &Metrics,
     old: Option<&Plan>,
-) -> Vec<Option<Greeting>> {
-    let greeting = |(index, listener): (usize, &Listener)| {
-        let tls = secured.listeners.get(index)?.clone()?;
-        let max = listener.max_handshakes;
-        let turns = old.and_then(|old| turns(old, index, max));
-        let reasons = Trouble::ALL.map(Trouble::name);
-        Some(Greeting {
-            tls,
-            metrics: metrics.tls.listener(&listener.name, &reasons),
-            turns: turns.unwrap_or_else(|| Arc::new(Semaphore::new(max))),
-        })
+) -> Vec<Listener> {
+    let live = |(index, listener): (usize, &config::Listener)| {
+        // A running process has the listeners that it began with.
+        let old = old.map(|old| (&old.listeners[index], &old.config.listeners[index]));
+        let greeting = || {
+            let tls = secured.listeners.get(index)?.clone()?;
+            let max = listener.max_handshakes;
+            let as_before = old.filter(|(_, settings)| settings.max_handshakes == max);
+            let before = as_before.and_then(|(old, _)| old.greeting.as_ref());
+            let turns = before.map(|greeting| greeting.turns.clone());
+            let reasons = Trouble::ALL.map(Trouble::name);
+            Some(Greeting {
+                tls,
+                metrics: metrics.tls.listener(&listener.name, &reasons),
+                turns: turns.unwrap_or_else(|| Arc::new(Semaphore::new(max))),
+            })
+        };
+        Listener {
+            open: old.map(|(old, _)| old.open.clone()).unwrap_or_default(),
+            clients: old.map(|(old, _)| old.clients.clone()).unwrap_or_default(),
+            greeting: greeting(),
+        }
     };
-    config.listeners.iter().enumerate().map(greeting).collect()
-}
-
-/// Those of a listener's handshakes, where there are as many as before.
-fn turns(old: &Plan, listener: usize, max: usize) -> Option<Arc<Semaphore>> {
-    let greeting = old.greetings.get(listener)?.as_ref()?;
-    let is_as_before = old.config.listeners[listener].max_handshakes == max;
-    is_as_before.then(|| greeting.turns.clone())
+    config.listeners.iter().enumerate().map(live).collect()
 }
 
 fn traces(config: &Config, metrics: &Metrics, old: Option<&Plan>) -> Option<Arc<Traces>> {
@@ -316,7 +327,7 @@ mod tests {
         }
         let config = check::parse(&text, &|_| None).unwrap();
         let metrics = Metrics::default();
-        drop(route_metrics(&config, &metrics));
+        drop(routes(&config, &metrics));
         let text = metrics.text();
         let of_routes = || text.lines().filter(|line| line.contains("route=\""));
         // Two routes, and what all others are together.

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::config::limits::{Period, Rule};
+use crate::config::limits::{Period, Rule, Rules, Window, Windows};
 
 const NANOS: u128 = 1_000_000_000;
 
@@ -43,10 +43,16 @@ pub struct Verdict {
 /// What `rule` says to a request of `cost`; charges nothing.
 pub fn check(rule: &Rule, state: &State, cost: u64, now: Now) -> Verdict {
     match *rule {
-        Rule::TokenBucket { count, per, burst } => bucket(count, per, burst, state, cost, now.mono),
-        Rule::SlidingWindow { limit, window } => sliding(limit, window, state, cost, now.mono),
-        Rule::FixedWindow { limit, period } => fixed(limit, period, state, cost, now.wall),
-        Rule::Concurrency { limit } => {
+        Rule::Window(Window::Bucket { count, per, burst }) => {
+            bucket(count, per, burst, state, cost, now.mono)
+        }
+        Rule::Window(Window::Sliding { limit, window }) => {
+            sliding(limit, window, state, cost, now.mono)
+        }
+        Rule::Window(Window::Fixed { limit, period }) => {
+            fixed(limit, period, state, cost, now.wall)
+        }
+        Rule::Slots(limit) => {
             let left = limit
                 .checked_sub(state.b)
                 .and_then(|free| free.checked_sub(cost));
@@ -66,14 +72,14 @@ pub fn check(rule: &Rule, state: &State, cost: u64, now: Now) -> Verdict {
 /// Charges an admitted request of `cost`.
 pub fn take(rule: &Rule, state: &mut State, cost: u64, now: Now) {
     match *rule {
-        Rule::TokenBucket { count, per, burst } => {
+        Rule::Window(Window::Bucket { count, per, burst }) => {
             let (per, level) = (nanos(per), level(count, per, burst, state, now.mono));
             let level = level.saturating_add(u128::from(cost).saturating_mul(per));
             state.a = state.a.max(clamp(now.mono.as_nanos()));
             state.b = clamp(level / per);
             state.c = clamp(level % per);
         }
-        Rule::SlidingWindow { window, .. } => {
+        Rule::Window(Window::Sliding { window, .. }) => {
             let (number, _, current, previous) = windows(window, state, now.mono);
             *state = State {
                 a: number,
@@ -81,7 +87,7 @@ pub fn take(rule: &Rule, state: &mut State, cost: u64, now: Now) {
                 c: previous,
             };
         }
-        Rule::FixedWindow { period, .. } => {
+        Rule::Window(Window::Fixed { period, .. }) => {
             let (end, used) = window_of(period, state, now.wall);
             *state = State {
                 a: end,
@@ -89,7 +95,7 @@ pub fn take(rule: &Rule, state: &mut State, cost: u64, now: Now) {
                 c: 0,
             };
         }
-        Rule::Concurrency { .. } => state.b = state.b.saturating_add(cost),
+        Rule::Slots(_) => state.b = state.b.saturating_add(cost),
     }
 }
 
@@ -111,7 +117,7 @@ pub fn give_back(rule: &Rule, state: &mut State, charged: Charged, now: Now) {
         remaining,
     } = charged;
     match *rule {
-        Rule::TokenBucket { count, per, burst } => {
+        Rule::Window(Window::Bucket { count, per, burst }) => {
             let (per, level) = (nanos(per), level(count, per, burst, state, now.mono));
             let at = state.a.max(clamp(now.mono.as_nanos()));
             let elapsed = at.saturating_sub(clamp(then.mono.as_nanos()));
@@ -127,7 +133,7 @@ pub fn give_back(rule: &Rule, state: &mut State, charged: Charged, now: Now) {
             state.b = clamp(level / per);
             state.c = clamp(level % per);
         }
-        Rule::SlidingWindow { window, .. } => {
+        Rule::Window(Window::Sliding { window, .. }) => {
             let (number, _, current, previous) = windows(window, state, now.mono);
             let before = number.saturating_sub(clamp(then.mono.as_nanos() / nanos(window)));
             *state = State {
@@ -136,7 +142,7 @@ pub fn give_back(rule: &Rule, state: &mut State, charged: Charged, now: Now) {
                 c: previous.saturating_sub(if before == 1 { cost } else { 0 }),
             };
         }
-        Rule::FixedWindow { period, .. } => {
+        Rule::Window(Window::Fixed { period, .. }) => {
             let (end, used) = window_of(period, state, now.wall);
             let (of_charge, _) = window_of(period, &State::default(), then.wall);
             *state = State {
@@ -145,7 +151,7 @@ pub fn give_back(rule: &Rule, state: &mut State, charged: Charged, now: Now) {
                 c: 0,
             };
         }
-        Rule::Concurrency { .. } => state.b = state.b.saturating_sub(cost),
+        Rule::Slots(_) => state.b = state.b.saturating_sub(cost),
     }
 }
 
@@ -155,29 +161,35 @@ pub fn release(state: &mut State, cost: u64) -> bool {
     state.b == 0
 }
 
-/// The rule that each of `processes` keeps to alone, so that together they keep to `rule`: a share of it, and room for one request
+/// The rules that each of `processes` keeps to alone, so that together they keep to `rules`: a share of each, and room for one request
 /// of `cost` at least, which is to be the same each time: a bucket that is smaller the next time forgets what it cannot hold.
-pub fn share(rule: &Rule, processes: usize, cost: u64) -> Rule {
+pub fn share(rules: &Rules, processes: usize, cost: u64) -> Rules {
     let processes = u64::try_from(processes).unwrap_or(u64::MAX).max(1);
     let part = |whole: u64| {
         let least = if cost <= whole { cost } else { 0 };
         (whole / processes).max(least).max(whole.min(1))
     };
-    match *rule {
-        Rule::TokenBucket { count, per, burst } => Rule::TokenBucket {
+    let of_window = |window: &Window| match *window {
+        Window::Bucket { count, per, burst } => Window::Bucket {
             count,
             per: per.saturating_mul(u32::try_from(processes).unwrap_or(u32::MAX)),
             burst: part(burst),
         },
-        Rule::SlidingWindow { limit, window } => Rule::SlidingWindow {
+        Window::Sliding { limit, window } => Window::Sliding {
             limit: part(limit),
             window,
         },
-        Rule::FixedWindow { limit, period } => Rule::FixedWindow {
+        Window::Fixed { limit, period } => Window::Fixed {
             limit: part(limit),
             period,
         },
-        Rule::Concurrency { limit } => Rule::Concurrency { limit: part(limit) },
+    };
+    match rules {
+        Rules::Windows(windows) => Rules::Windows(Windows {
+            first: of_window(&windows.first),
+            more: windows.more.iter().map(of_window).collect(),
+        }),
+        Rules::Slots(slots) => Rules::Slots(part(*slots)),
     }
 }
 

@@ -1,12 +1,36 @@
-//! When a request is tried again. Owns the wait and the budget; must not know what went wrong.
+//! When something is tried again. Owns the wait, and the budget of requests; must not know what went wrong.
 
 use std::time::Duration;
 
-/// A wait with full jitter (AWS Architecture Blog, "Exponential Backoff And Jitter"): by chance from nothing to `base`, doubled for each
-/// retry before it, and at most to `max`. `draw` is from 0 to 1.
-pub fn backoff(base: Duration, max: Duration, before: u32, draw: f64) -> Duration {
-    let most = base.saturating_mul(1 << before.min(30)).min(max);
-    most.mul_f64(draw.clamp(0.0, 1.0))
+/// Between tries in a row: from the first to the longest, doubled each time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pauses {
+    pub first: Duration,
+    pub longest: Duration,
+}
+
+impl Pauses {
+    /// The one behind so many others.
+    pub fn nth(self, before: u32) -> Duration {
+        let doubled = self.first.saturating_mul(1 << before.min(30));
+        doubled.min(self.longest)
+    }
+
+    /// The one behind this one.
+    pub fn after(self, pause: Duration) -> Duration {
+        pause.saturating_mul(2).min(self.longest)
+    }
+}
+
+/// By chance from nothing to the whole of a pause: full jitter, as the AWS Architecture Blog has it in "Exponential Backoff And Jitter".
+/// `draw` is from 0 to 1.
+pub fn full_jitter(pause: Duration, draw: f64) -> Duration {
+    pause.mul_f64(draw.clamp(0.0, 1.0))
+}
+
+/// By chance from the whole to a half of a pause, so that many processes do not come together, and none at once: equal jitter, as there.
+pub fn equal_jitter(pause: Duration, draw: f64) -> Duration {
+    pause.mul_f64(1.0 - draw.clamp(0.0, 1.0) / 2.0)
 }
 
 /// Whether another retry may begin beside the `retrying` that are under way: of the requests that are, so many percent at most, or
@@ -28,8 +52,13 @@ mod tests {
 
     #[test]
     fn waits_double_up_to_the_most() {
+        let pauses = Pauses {
+            first: ms(25),
+            longest: ms(250),
+        };
         let check = |before, draw, expected| {
-            assert_eq!(backoff(ms(25), ms(250), before, draw), expected, "{before}");
+            let wait = full_jitter(pauses.nth(before), draw);
+            assert_eq!(wait, expected, "{before}");
         };
         check(0, 1.0, ms(25));
         check(0, 0.0, ms(0));
@@ -37,6 +66,13 @@ mod tests {
         check(3, 1.0, ms(200));
         check(4, 1.0, ms(250));
         check(u32::MAX, 1.0, ms(250));
+        let mut pause = pauses.first;
+        for before in 0..10 {
+            assert_eq!(pauses.nth(before), pause);
+            pause = pauses.after(pause);
+        }
+        assert_eq!(equal_jitter(ms(250), 0.0), ms(250));
+        assert_eq!(equal_jitter(ms(250), 1.0), ms(125));
     }
 
     #[test]
@@ -50,7 +86,9 @@ mod tests {
         #[test]
         fn no_wait_is_longer_than_the_most(base in 0u64..10_000, max in 0u64..10_000, before in any::<u32>(), draw in any::<f64>()) {
             prop_assume!(!draw.is_nan());
-            prop_assert!(backoff(ms(base), ms(max), before, draw) <= ms(max));
+            let pauses = Pauses { first: ms(base), longest: ms(max) };
+            let wait = full_jitter(pauses.nth(before), draw);
+            prop_assert!(wait <= ms(max) && equal_jitter(wait, draw) <= wait);
         }
 
         /// However requests come and fail: those under way multiply by the budget at most.

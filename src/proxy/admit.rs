@@ -26,7 +26,7 @@ use crate::config::{Listener, Route};
 use crate::http1::head::{BodyLength, HeadError, RequestHead, path_and_query};
 use crate::http1::path::{self, PathError};
 use crate::net::stream::canonical;
-use crate::plan::Plan;
+use crate::plan::{self, Plan};
 use crate::policy::balance;
 use crate::policy::limit::Now;
 use crate::policy::rewrite::{self, Asked};
@@ -338,10 +338,14 @@ fn enter(
     let Some(upstream) = upstream else {
         return Ok(None);
     };
-    let Some(breaker) = &plan.breakers[upstream] else {
+    let plan::Upstream {
+        breaker: Some(breaker),
+        decisions,
+        ..
+    } = &plan.upstreams[upstream]
+    else {
         return Ok(None);
     };
-    let decisions = &plan.breaker_metrics[upstream];
     let mut said = |verdict: &'static str| {
         if let Some(draft) = &mut record.draft {
             draft.set_breaker(verdict);

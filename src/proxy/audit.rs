@@ -116,7 +116,6 @@ pub(super) fn facts<'a>(
     record: &'a Record,
     duration: Duration,
 ) -> AuditEvent<&'a str> {
-    let names = &plan.names;
     let upstream = record
         .route
         .and_then(|route| plan.config.routes[route].upstream());
@@ -127,12 +126,12 @@ pub(super) fn facts<'a>(
         client: draft.client,
         user: draft.user.as_ref().map(text),
         label: record.reason,
-        route: record.route.map(|route| names.routes[route]),
+        route: record.route.map(|route| plan.routes[route].name),
         method: text(&draft.method),
         path: text(&draft.path),
         status: record.status,
         id: draft.id,
-        upstream: upstream.map(|upstream| names.upstreams[upstream]),
+        upstream: upstream.map(|upstream| plan.upstreams[upstream].name),
         endpoint: record
             .reached
             .as_ref()

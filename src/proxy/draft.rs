@@ -23,8 +23,10 @@ use crate::plan::Plan;
 
 /// Bytes kept of one text of a request, at most.
 const LONGEST: usize = 4 * 1024;
-/// Drafts that a lane keeps for their memory, and the bytes of texts that one of them may have room for.
-const SPARE: (usize, usize) = (64, 4 * 1024);
+/// Drafts that a lane keeps for their memory.
+const SPARE: usize = 64;
+/// Bytes of texts that one of them may have room for.
+const SPARE_TEXTS: usize = 4 * 1024;
 
 /// Drafts whose memory the next requests have.
 #[derive(Debug, Default)]
@@ -39,9 +41,8 @@ pub(super) struct Spare(
 impl Spare {
     /// Keeps the draft's memory.
     pub(super) fn keep(&self, draft: Box<Draft>) {
-        let (most, longest) = SPARE;
         let mut spare = self.0.borrow_mut();
-        if spare.len() < most && draft.texts.capacity() <= longest {
+        if spare.len() < SPARE && draft.texts.capacity() <= SPARE_TEXTS {
             spare.push(draft);
         }
     }

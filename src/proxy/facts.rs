@@ -68,13 +68,13 @@ impl<'a> Facts<'a> {
         let limit = &plan.config.limits[limit_index];
         let parts = self.parts(&limit.by, plan, OfSeveral::Nothing);
         if let Err(why) = parts {
-            plan.limit_metrics[limit_index].missing.inc();
+            plan.limits[limit_index].metrics.missing.inc();
             // Without a key there is nothing that tells requests apart.
             let by_chance = || limit.enforced >= 1.0 || fastrand::f64() < limit.enforced;
             let refuses = limit.deny_missing || why == NoKey::Several;
             if refuses && limit.mode == Mode::Enforce && by_chance() {
                 return Err(Rejection::QuotaExceeded(Box::new(Exceeded {
-                    limits: smallvec![plan.names.limits[limit_index].json],
+                    limits: smallvec![plan.limits[limit_index].words.json],
                     retry_after: None,
                     fields: Vec::new(),
                 })));
@@ -178,7 +178,7 @@ impl<'a> Facts<'a> {
                 self.request.host_name().to_ascii_lowercase().into_bytes(),
             )),
             KeyPart::Method => text(self.request.method),
-            KeyPart::Route => text(&plan.route_keys[self.route]),
+            KeyPart::Route => text(&plan.routes[self.route].key),
             KeyPart::Upstream => {
                 let upstream = plan.config.routes[self.route].upstream()?;
                 text(&plan.config.upstreams[upstream].name)

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use crate::plan::Plan;
-use crate::upstream::{LaneUpstream, LiveUpstream};
+use crate::plan::{self, Plan};
+use crate::upstream::LaneUpstream;
 
 /// One lane's view of the plan: with its own connections.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ pub(super) struct Following {
 impl Following {
     pub(super) fn new(mut source: watch::Receiver<Arc<Plan>>) -> Following {
         let plan = source.borrow_and_update().clone();
-        let new = |live: &Arc<LiveUpstream>| LaneUpstream::new(live.clone(), None);
+        let new = |it: &plan::Upstream| LaneUpstream::new(it.live.clone(), None);
         let upstreams = plan.upstreams.iter().map(new).collect();
         Following {
             source: RefCell::new(source),
@@ -63,7 +63,7 @@ impl Following {
         if Arc::ptr_eq(&plan, &before.plan) {
             return;
         }
-        let upstream = |live: &Arc<LiveUpstream>| {
+        let upstream = |plan::Upstream { live, .. }: &plan::Upstream| {
             let name = &live.settings.name;
             let mut old = before.upstreams.iter();
             let old = old.find(|old| old.shared.settings.name == *name);

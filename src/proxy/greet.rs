@@ -123,7 +123,9 @@ async fn meet(
         && !headers::is_trusted(listener, peer.ip)
     {
         let client = one_client(peer.ip, listener.ipv6_prefix);
-        let counted = view.plan.clients[listener_index].count(client, max);
+        let counted = view.plan.listeners[listener_index]
+            .clients
+            .count(client, max);
         peer.counted = counted.map(Box::new);
         if peer.counted.is_none() {
             debug!(listener = listener.name, peer = %peer.ip, max, "a client has too many connections");
@@ -137,7 +139,7 @@ async fn meet(
         peer,
         agreed,
     };
-    match (&listener.tls, &view.plan.greetings[listener_index]) {
+    match (&listener.tls, &view.plan.listeners[listener_index].greeting) {
         (None, _) => {}
         (Some(_), Some(greeting)) => {
             // Boxed, to keep the common future small.

@@ -20,8 +20,8 @@ use super::outbox::Outbox;
 use super::reply::Date;
 use super::shed::{self, Shedding};
 use super::wire::Buffers;
-use crate::admin::health::Heartbeat;
 use crate::clock;
+use crate::heartbeat::Heartbeat;
 use crate::net::listen::{Accepting, Bound};
 use crate::plan::{Phase, Plan};
 use crate::store::fleet::FleetConnections;
@@ -237,7 +237,7 @@ impl Open {
     /// `None` where the listener has as many as it may, and none of this lane has been idle for long.
     fn new(lane: &Lane, listener_index: usize) -> Option<Open> {
         let view = lane.following.current();
-        let of_listener = view.plan.open[listener_index].clone();
+        let of_listener = view.plan.listeners[listener_index].open.clone();
         let max = view.plan.config.listeners[listener_index].max_connections;
         let before = of_listener.fetch_add(1, Ordering::Relaxed);
         let metrics = view.plan.metrics.clone();

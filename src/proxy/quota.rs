@@ -9,7 +9,7 @@ use super::facts::{Facts, joined, refuses};
 use super::record::Record;
 use super::reply::Rejection;
 use super::verdicts::{Said, Verdicts};
-use crate::config::limits::{KeyPart, Limit, Mode, Rule};
+use crate::config::limits::{KeyPart, Limit, Mode, Rule, Rules};
 use crate::plan::Plan;
 use crate::policy::lease::Batch;
 use crate::policy::limit::{Now, Verdict};
@@ -26,7 +26,7 @@ pub(super) struct Quota<'p> {
     taken: Vec<(usize, Key, Batch)>,
     /// Shared limits that this process keeps to alone, since Redis does not answer; and this process's part of their rules, as asked for
     /// and given back.
-    alone: Vec<(usize, SmallVec<[Rule; 1]>)>,
+    alone: Vec<(usize, Rules)>,
     /// For how long the request has waited for Redis, over all its limits.
     pub(super) waited: Duration,
     verdicts: Verdicts<'p>,
@@ -35,7 +35,7 @@ pub(super) struct Quota<'p> {
 impl Drop for Quota<'_> {
     fn drop(&mut self) {
         for (key, cost) in self.held.drain(..) {
-            self.plan.limits.release(key, cost);
+            self.plan.counters.release(key, cost);
         }
         for (key, cost) in self.slots.drain(..) {
             if let Some(shared) = &self.plan.shared_limits {
@@ -104,8 +104,8 @@ impl<'p> Quota<'p> {
     ) -> Result<bool, Rejection> {
         let (plan, alone) = (self.plan, &self.alone);
         // Held for as long as rules of it are asked.
-        let overrides = plan.limits.overrides();
-        let mut asks = SmallVec::<[Ask<'_>; 4]>::new();
+        let overrides = plan.counters.overrides();
+        let mut asks = SmallVec::<[Ask; 4]>::new();
         let mut limit_of = SmallVec::<[usize; 4]>::new();
         for limit_index in limits.iter().copied() {
             let limit = &plan.config.limits[limit_index];
@@ -124,8 +124,8 @@ impl<'p> Quota<'p> {
                 },
             };
             let cost = facts.cost(limit);
-            for (index, rule) in rules.iter().enumerate() {
-                let mut key = plan.limit_keys[limit_index].of_rule(rules, index);
+            for (number, rule) in rules.numbered() {
+                let mut key = plan.limits[limit_index].keys.of_rule((number, rule));
                 parts.iter().for_each(|part| key.part(part));
                 asks.push(Ask {
                     key: key.finish(),
@@ -146,7 +146,7 @@ impl<'p> Quota<'p> {
             retry_after: None,
         };
         let mut verdicts = SmallVec::<[_; 4]>::from_elem(BLANK, asks.len());
-        let admitted = plan.limits.ask(&asks, now, &mut verdicts);
+        let admitted = plan.counters.ask(&asks, now, &mut verdicts);
         for (limit_index, verdict) in limit_of.iter().zip(&mut verdicts) {
             // What is too much for this process's part may pass once Redis answers.
             if !verdict.admitted && alone.iter().any(|(lost, _)| lost == limit_index) {
@@ -156,14 +156,14 @@ impl<'p> Quota<'p> {
         let asked = asks.iter().zip(&limit_of).zip(&verdicts);
         let said = asked.clone().map(|((ask, limit), verdict)| Said {
             limit: *limit,
-            rule: ask.rule,
+            rule: &ask.rule,
             enforced: ask.enforced,
             verdict: *verdict,
             charged: if admitted { ask.cost } else { 0 },
             counter: Some((ask.key, now)),
         });
         self.verdicts.note(plan, admitted, said, record);
-        let slots = asked.filter(|((ask, _), _)| matches!(ask.rule, Rule::Concurrency { .. }));
+        let slots = asked.filter(|((ask, _), _)| matches!(ask.rule, Rule::Slots(_)));
         for ((ask, _), _) in slots.filter(|(_, verdict)| admitted && verdict.admitted) {
             self.held.push((ask.key, ask.cost));
         }
@@ -181,7 +181,7 @@ impl<'p> Quota<'p> {
     }
 
     /// Leaves a shared limit to [`Quota::charge`], with this process's part of its rules.
-    pub(super) fn leave_alone(&mut self, limit_index: usize, rules: SmallVec<[Rule; 1]>) {
+    pub(super) fn leave_alone(&mut self, limit_index: usize, rules: Rules) {
         self.alone.push((limit_index, rules));
     }
 
@@ -199,7 +199,7 @@ impl<'p> Quota<'p> {
             });
         }
         for (rule, (key, charged)) in self.verdicts.take_charges(which) {
-            plan.limits.give_back(key, &rule, charged, now);
+            plan.counters.give_back(key, &rule, charged, now);
         }
     }
 

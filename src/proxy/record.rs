@@ -218,7 +218,7 @@ impl Record {
     fn finish(&mut self, plan: &Plan, outbox: &Outbox) {
         let duration = self.elapsed();
         if let Some(route) = self.route {
-            plan.routes[route].count(self.status, duration);
+            plan.routes[route].metrics.count(self.status, duration);
         }
         if let Some(reason) = self.reason {
             plan.metrics.requests.rejection(reason).inc();

@@ -12,7 +12,7 @@ use super::reply::Rejection;
 use crate::clock;
 use crate::config::upstreams::{Retries, RetryOn};
 use crate::http1::head::BodyLength;
-use crate::policy::retry;
+use crate::policy::retry::{Pauses, full_jitter};
 use crate::upstream::{Aim, LaneUpstream, Picked, Pool, Retrying, Until};
 
 /// How far a try had come when its connection broke.
@@ -148,8 +148,11 @@ impl<'r> Tries<'r> {
             metrics.exhausted.inc();
             return None;
         }
-        let (base, max) = (self.retries.backoff.base, self.retries.backoff.max);
-        let wait = retry::backoff(base, max, count, fastrand::f64());
+        let pauses = Pauses {
+            first: self.retries.backoff.base,
+            longest: self.retries.backoff.max,
+        };
+        let wait = full_jitter(pauses.nth(count), fastrand::f64());
         if clock::mono() + wait >= self.end(over.waited) {
             metrics.out_of_time.inc();
             return None;

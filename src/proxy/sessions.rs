@@ -4,6 +4,7 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::sleep;
 use tracing::warn;
 
@@ -20,6 +21,7 @@ use crate::policy::session::{
     self, END_HEADER, START_HEADER, Session, SessionId, SessionStart, Verdict, judge,
 };
 use crate::store::sessions::{CreateError, Known, LiveSessions, Reach};
+use crate::telemetry::log::LogRateLimit;
 use crate::upstream::LiveUpstream;
 
 /// Tells the client its token where no cookie or header of the configuration can.
@@ -216,9 +218,9 @@ pub(super) async fn start_or_end(
     let Some(index) = route.upstream() else {
         return Ok(None);
     };
-    let (settings, upstream) = (&plan.config.upstreams[index], &*plan.upstreams[index]);
+    let (settings, upstream) = (&plan.config.upstreams[index], &*plan.upstreams[index].live);
     let (Some(asks), true) = (&route.session, settings.trust_session_headers) else {
-        say(upstream, Line::Ignored, |upstream, left_out| {
+        say(upstream, &upstream.lines.ignored, |upstream, left_out| {
             warn!(
                 upstream,
                 left_out,
@@ -229,7 +231,7 @@ pub(super) async fn start_or_end(
     };
     let live = &plan.sessions[asks.sessions];
     if values.next().is_some() {
-        say(upstream, Line::Several, |upstream, left_out| {
+        say(upstream, &upstream.lines.several, |upstream, left_out| {
             warn!(
                 upstream,
                 left_out, "several session headers in one response"
@@ -274,7 +276,7 @@ async fn start(
     told: &mut Vec<u8>,
 ) -> Result<(), Rejection> {
     let start = SessionStart::parse(value).map_err(|error| {
-        say(upstream, Line::Unread, |upstream, left_out| {
+        say(upstream, &upstream.lines.unread, |upstream, left_out| {
             warn!(upstream, %error, left_out, "a session was not started");
         });
         Rejection::UpstreamBroken
@@ -288,7 +290,7 @@ async fn start(
     let created = created.map_err(|error| match error {
         CreateError::MaxReached => Rejection::TooManySessions,
         CreateError::Full | CreateError::Random(_) => {
-            say(upstream, Line::Full, |upstream, left_out| {
+            say(upstream, &upstream.lines.full, |upstream, left_out| {
                 warn!(upstream, %error, left_out, "a session was not started");
             });
             Rejection::SessionsFull
@@ -311,18 +313,9 @@ async fn start(
     Ok(())
 }
 
-/// A line that each response can be the reason of.
-#[derive(Clone, Copy)]
-enum Line {
-    Ignored,
-    Several,
-    Unread,
-    Full,
-}
-
 /// Writes a line of the upstream's name, and of how many such were left out, if there is any; or leaves it out as well.
-fn say(upstream: &LiveUpstream, line: Line, write: impl FnOnce(&str, Option<u64>)) {
-    let left_out = upstream.lines[line as usize].lock().next(clock::mono());
+fn say(upstream: &LiveUpstream, line: &Mutex<LogRateLimit>, write: impl FnOnce(&str, Option<u64>)) {
+    let left_out = line.lock().next(clock::mono());
     if let Some(left_out) = left_out {
         write(&upstream.settings.name, (left_out > 0).then_some(left_out));
     }

@@ -13,7 +13,7 @@ use super::record::Record;
 use super::reply::Rejection;
 use super::verdicts::Said;
 use crate::clock;
-use crate::config::limits::{Cost, Mode, OnLoss, Rule};
+use crate::config::limits::{Cost, Mode, OnLoss, Rule, Rules, Window};
 use crate::plan::{SharedAsk, SharedLimits};
 use crate::policy::lease::RuleView;
 use crate::policy::limit::{self, Now, Verdict};
@@ -26,8 +26,7 @@ use crate::store::redis::Connections;
 struct Open<'a> {
     limit_index: usize,
     parts: Parts<'a>,
-    /// All of one kind; a concurrency limit has one.
-    rules: SmallVec<[Rule; 1]>,
+    rules: Rules,
     cost: u64,
 }
 
@@ -119,7 +118,7 @@ impl<'p> Quota<'p> {
         'p: 'a,
     {
         let plan = self.plan;
-        let overrides = plan.limits.overrides();
+        let overrides = plan.counters.overrides();
         let mut open = SmallVec::new();
         for limit_index in limits.iter().copied() {
             let limit = &plan.config.limits[limit_index];
@@ -147,7 +146,7 @@ impl<'p> Quota<'p> {
                 Some(decided) => self.take_in((limit_index, &parts), rules, &ask, decided, round),
                 None => open.push(Open {
                     limit_index,
-                    rules: rules.into(),
+                    rules: rules.clone(),
                     parts,
                     cost,
                 }),
@@ -188,7 +187,7 @@ impl<'p> Quota<'p> {
     fn take_in(
         &mut self,
         (limit_index, parts): (usize, &Parts<'_>),
-        rules: &[Rule],
+        rules: &Rules,
         ask: &SharedAsk<'_>,
         Decided {
             decision,
@@ -199,7 +198,7 @@ impl<'p> Quota<'p> {
         let (plan, now) = (self.plan, round.now);
         let limit = &plan.config.limits[limit_index];
         let enforced = refuses(limit, parts);
-        let sharing = &plan.sharing[limit_index];
+        let sharing = &plan.limits[limit_index].sharing;
         let cost = match ask {
             SharedAsk::Tokens(ask) => ask.cost,
             SharedAsk::Slots(ask) => ask.cost,
@@ -220,7 +219,7 @@ impl<'p> Quota<'p> {
             }
             Decision::Lost => {
                 sharing.lost(now.mono);
-                plan.limit_metrics[limit_index].lost.inc();
+                plan.limits[limit_index].metrics.lost.inc();
                 match limit.on_redis_loss {
                     OnLoss::Local => {
                         let alive = plan.fleet.as_ref().map_or(1, |fleet| fleet.alive());
@@ -228,8 +227,7 @@ impl<'p> Quota<'p> {
                             Cost::Constant(cost) => *cost,
                             Cost::Header { default, .. } => *default,
                         };
-                        let part = |rule| limit::share(rule, alive, room_for);
-                        self.leave_alone(limit_index, rules.iter().map(part).collect());
+                        self.leave_alone(limit_index, limit::share(rules, alive, room_for));
                     }
                     OnLoss::Allow => {}
                     OnLoss::Deny if enforced => round.lost = Some(Rejection::LimitUnknown),
@@ -240,20 +238,26 @@ impl<'p> Quota<'p> {
         };
         let shared = round.shared;
         let charged = if refused.is_some() { 0 } else { cost };
-        let mut say = |rule: &Rule, verdict| {
+        let mut say = |rule, verdict| {
             round.said.push(OfRule {
                 limit_index,
-                rule: *rule,
+                rule,
                 enforced,
                 verdict,
                 charged,
             });
         };
         match ask {
-            SharedAsk::Slots(ask) => say(&rules[0], shared.slots.verdict(ask, decision)),
-            SharedAsk::Tokens(_) => {
-                let all = rules.iter().zip(&views);
-                all.for_each(|(rule, view)| say(rule, verdict(view, &views, refused)));
+            SharedAsk::Slots(ask) => {
+                let verdict = shared.slots.verdict(ask, decision);
+                say(Rule::Slots(ask.slots), verdict);
+            }
+            SharedAsk::Tokens(ask) => {
+                let all = ask.windows.iter().zip(&views);
+                let said = |(window, view): (&Window, _)| {
+                    say(Rule::Window(*window), verdict(view, &views, refused));
+                };
+                all.for_each(said);
             }
         }
     }

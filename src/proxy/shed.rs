@@ -9,9 +9,9 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use super::lane::Lane;
-use crate::admin::health::machine;
 use crate::clock;
 use crate::config::runtime::{MemoryBound, Shed};
+use crate::memory;
 use crate::policy::shed::{Lateness, Strain, of_memory};
 
 /// Between two looks at how late the lane is. What waits for the loop waits behind all that is ready, as the tick does.
@@ -102,12 +102,12 @@ impl Memory {
                 MemoryBound::Bytes(bytes) => Some(bytes),
                 MemoryBound::Share(share) => {
                     if is_due(&mut self.limit_looked, LIMIT_EVERY, now) {
-                        self.limit = machine::limit_bytes();
+                        self.limit = memory::limit_bytes();
                     }
                     self.limit.map(|limit| (limit as f64 * share) as u64)
                 }
             };
-            let used = machine::resident_bytes().zip(bound);
+            let used = memory::resident_bytes().zip(bound);
             self.share = used.map_or(0.0, |(used, bound)| of_memory(used, bound));
         }
         self.share

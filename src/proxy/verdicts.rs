@@ -8,8 +8,8 @@ use smallvec::SmallVec;
 use super::record::Record;
 use super::reply::{Exceeded, Rejection, seconds};
 use crate::config::LimitDefaults;
-use crate::config::limits::{Limit, Rule};
-use crate::plan::{LimitNames, Plan};
+use crate::config::limits::{Limit, Rule, Window};
+use crate::plan::{Plan, Words};
 use crate::policy::limit::{Charged, Now, Verdict};
 use crate::store::limits::Key;
 
@@ -56,11 +56,11 @@ impl<'p> Verdicts<'p> {
     ) {
         count_decisions(plan, admitted, said.clone());
         if let Some(draft) = &mut record.draft {
-            let words = |said: Said<'_>| said_by(&plan.names.limits[said.limit], &said);
+            let words = |said: Said<'_>| said_by(&plan.limits[said.limit].words, &said);
             draft.add_limits(said.clone().map(words));
         }
         for said in said {
-            let is_slot = matches!(said.rule, Rule::Concurrency { .. });
+            let is_slot = matches!(said.rule, Rule::Slots(_));
             let is_counted = admitted && said.verdict.admitted && !is_slot;
             let charge = said.counter.filter(|_| is_counted);
             let charge = charge.map(|(key, at)| {
@@ -73,7 +73,7 @@ impl<'p> Verdicts<'p> {
             });
             self.0.push(Told {
                 limit: &plan.config.limits[said.limit],
-                json: plan.names.limits[said.limit].json,
+                json: plan.limits[said.limit].words.json,
                 rule: *said.rule,
                 verdict: said.verdict,
                 enforced: said.enforced,
@@ -192,7 +192,7 @@ fn count_decisions<'a>(plan: &Plan, admitted: bool, said: impl Iterator<Item = S
             passes &= said.verdict.admitted;
             near |= is_near(&said);
         }
-        let metrics = &plan.limit_metrics[first.limit];
+        let metrics = &plan.limits[first.limit].metrics;
         match (passes, first.enforced) {
             (true, _) if admitted => {
                 if near {
@@ -209,40 +209,40 @@ fn count_decisions<'a>(plan: &Plan, admitted: bool, said: impl Iterator<Item = S
 }
 
 /// What one rule says, for the audit.
-fn said_by(names: &LimitNames, said: &Said<'_>) -> &'static str {
+fn said_by(words: &Words, said: &Said<'_>) -> &'static str {
     match (said.verdict.admitted, said.enforced) {
-        (true, _) => names.admitted,
-        (false, true) => names.refused,
-        (false, false) => names.shadow_refused,
+        (true, _) => words.admitted,
+        (false, true) => words.refused,
+        (false, false) => words.shadow_refused,
     }
 }
 
 fn quota(rule: &Rule) -> u64 {
     match rule {
-        Rule::TokenBucket { count, .. } => *count,
-        Rule::SlidingWindow { limit, .. }
-        | Rule::FixedWindow { limit, .. }
-        | Rule::Concurrency { limit } => *limit,
+        Rule::Window(Window::Bucket { count, .. }) => *count,
+        Rule::Window(Window::Sliding { limit, .. })
+        | Rule::Window(Window::Fixed { limit, .. })
+        | Rule::Slots(limit) => *limit,
     }
 }
 
 /// What is left of a rule that nothing was taken of: of a bucket its burst, whatever the rate.
 fn capacity(rule: &Rule) -> u64 {
     match rule {
-        Rule::TokenBucket { burst, .. } => *burst,
-        Rule::SlidingWindow { limit, .. }
-        | Rule::FixedWindow { limit, .. }
-        | Rule::Concurrency { limit } => *limit,
+        Rule::Window(Window::Bucket { burst, .. }) => *burst,
+        Rule::Window(Window::Sliding { limit, .. })
+        | Rule::Window(Window::Fixed { limit, .. })
+        | Rule::Slots(limit) => *limit,
     }
 }
 
 /// In whole seconds.
 fn window(rule: &Rule) -> Option<u64> {
     match rule {
-        Rule::TokenBucket { per, .. } => Some(seconds(*per)),
-        Rule::SlidingWindow { window, .. } => Some(seconds(*window)),
-        Rule::FixedWindow { period, .. } => Some(seconds(period.at_most())),
-        Rule::Concurrency { .. } => None,
+        Rule::Window(Window::Bucket { per, .. }) => Some(seconds(*per)),
+        Rule::Window(Window::Sliding { window, .. }) => Some(seconds(*window)),
+        Rule::Window(Window::Fixed { period, .. }) => Some(seconds(period.at_most())),
+        Rule::Slots(_) => None,
     }
 }
 

@@ -51,8 +51,17 @@ pub struct LiveUpstream {
     /// Requests under way by lane; each is written by its lane alone, so that lanes do not wait for each other's counts.
     lanes: Mutex<Vec<Arc<AtomicU32>>>,
     pub metrics: UpstreamMetrics,
-    /// One for each kind of line that its responses can make the log say.
-    pub lines: [Mutex<LogRateLimit>; 4],
+    pub lines: SessionLines,
+}
+
+/// The lines that session headers of its responses can make the log say, each one now and then.
+#[derive(Debug, Default)]
+pub struct SessionLines {
+    pub ignored: Mutex<LogRateLimit>,
+    pub several: Mutex<LogRateLimit>,
+    pub unread: Mutex<LogRateLimit>,
+    /// There is no room for the session.
+    pub full: Mutex<LogRateLimit>,
 }
 
 /// Where requests can go.
@@ -238,7 +247,7 @@ impl LiveUpstream {
             settings,
             tls,
             metrics,
-            lines: Default::default(),
+            lines: SessionLines::default(),
         };
         let mut members = live.members.lock();
         live.gather(&mut members, old.is_some());

@@ -17,6 +17,8 @@ pub mod probe;
 mod reach;
 
 pub use lane::{Aim, LaneUpstream, NoEndpoint, Picked, Slot};
-pub use live::{Counts, Endpoint, Fault, LiveUpstream, Outcome, Retrying, authority_of};
+pub use live::{
+    Counts, Endpoint, Fault, LiveUpstream, Outcome, Retrying, SessionLines, authority_of,
+};
 pub use pool::{Connected, Pool, Reached, Until};
 pub use reach::{Cause, Stage, Unreached};

@@ -13,6 +13,7 @@ use super::live::LiveUpstream;
 use crate::clock;
 use crate::config::upstreams::{DnsName, Source};
 use crate::net::resolve::{GONE_AFTER, ResolveError, SOONEST, Wanted, resolve};
+use crate::policy::retry::Pauses;
 
 /// When a name is looked up next.
 #[derive(Debug, Default)]
@@ -96,7 +97,11 @@ pub async fn look_up(live: &LiveUpstream, source: usize, name: &DnsName) {
             if nowhere == GONE_AFTER && live.set_addresses(source, Vec::new()) {
                 warn!(%upstream, name = name.name, "name has no address any more: its endpoints are gone");
             }
-            SOONEST.saturating_mul(1 << before.min(16))
+            let pauses = Pauses {
+                first: SOONEST,
+                longest: name.refresh,
+            };
+            pauses.nth(before)
         }
     };
     look.next_in(wait.min(name.refresh));
@@ -104,8 +109,8 @@ pub async fn look_up(live: &LiveUpstream, source: usize, name: &DnsName) {
 
 /// Looks up the names that never were, so that no request meets an upstream whose endpoints are not known yet; but not for longer than
 /// `within`: then requests get 503 until they are.
-pub async fn first_look(upstreams: &[Arc<LiveUpstream>], within: Duration) {
-    let all = upstreams.iter().flat_map(|live| {
+pub async fn first_look(upstreams: impl Iterator<Item = &Arc<LiveUpstream>>, within: Duration) {
+    let all = upstreams.flat_map(|live| {
         let untried = names(live).filter(|(index, _)| !live.looks[*index].was_done());
         untried.map(|(index, name)| look_up(live, index, name))
     });

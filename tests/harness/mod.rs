@@ -42,12 +42,12 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
-use weir::admin::health::Heartbeat;
 use weir::background;
 use weir::background::supervise::Supervisor;
 use weir::clock;
 use weir::config::check;
 use weir::config::listeners::Address;
+use weir::heartbeat::Heartbeat;
 use weir::net::listen::Bound;
 use weir::net::tls::Secured;
 use weir::plan::{Phase, Plan, Process};
@@ -159,7 +159,11 @@ impl Lane {
     /// How the breaker of its first upstream is.
     pub fn breaker(&self) -> Snapshot {
         let plan = self.plan.borrow();
-        plan.breakers[0].as_ref().unwrap().snapshot(clock::mono())
+        plan.upstreams[0]
+            .breaker
+            .as_ref()
+            .unwrap()
+            .snapshot(clock::mono())
     }
 
     /// The state of that breaker.
@@ -231,7 +235,7 @@ fn tend(plan: watch::Receiver<Arc<Plan>>, mut phases: watch::Receiver<Phase>) {
             let metrics = plan.borrow().metrics.clone();
             let mut supervisor = Supervisor::new(Handle::current(), metrics);
             let first = plan.borrow().clone();
-            first_look(&first.upstreams, DEADLINE).await;
+            first_look(first.live_upstreams(), DEADLINE).await;
             drop(first);
             background::tend_endpoints(&mut supervisor, plan.clone());
             let _ = begun.send(());

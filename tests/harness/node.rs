@@ -52,7 +52,7 @@ impl Node {
 
     /// One request of cost 1 to the first limit, for a key of these parts, and what its client is told; `now` is when it came.
     pub async fn ask(&self, parts: &[Cow<'_, [u8]>], now: Duration) -> Decision {
-        let rules = self.plan.config.limits[0].rules.as_deref().unwrap();
+        let rules = self.plan.config.limits[0].rules.as_ref().unwrap();
         let ask = self.plan.shared_ask(0, parts, rules, 1).unwrap();
         let shared = self.plan.shared_limits.as_ref().unwrap();
         let redis = &self.redis.rate_limit;
@@ -76,7 +76,7 @@ impl Node {
     /// Takes slots of the first limit, which is of concurrency.
     pub async fn take_slot(&self, key: &str, cost: u64) -> Decision {
         let parts = [Cow::Borrowed(key.as_bytes())];
-        let rules = self.plan.config.limits[0].rules.as_deref().unwrap();
+        let rules = self.plan.config.limits[0].rules.as_ref().unwrap();
         let Some(SharedAsk::Slots(ask)) = self.plan.shared_ask(0, &parts, rules, cost) else {
             panic!("no concurrency limit")
         };
@@ -86,7 +86,7 @@ impl Node {
 
     pub fn release_slot(&self, key: &str) {
         let parts = [Cow::Borrowed(key.as_bytes())];
-        let rules = self.plan.config.limits[0].rules.as_deref().unwrap();
+        let rules = self.plan.config.limits[0].rules.as_ref().unwrap();
         let Some(SharedAsk::Slots(ask)) = self.plan.shared_ask(0, &parts, rules, 1) else {
             panic!("no concurrency limit")
         };

@@ -124,7 +124,7 @@ fn a_deadline_is_no_success_of_an_endpoint() {
                 drop(asked().await);
             }
         }
-        assert_eq!(lane.plan.borrow().upstreams[0].counts().ejected, 1);
+        assert_eq!(lane.plan.borrow().upstreams[0].live.counts().ejected, 1);
     });
 }
 

@@ -49,7 +49,7 @@ impl World {
     }
 
     fn ejected(&self) -> usize {
-        self.lane.plan.borrow().upstreams[0].counts().ejected
+        self.lane.plan.borrow().upstreams[0].live.counts().ejected
     }
 }
 

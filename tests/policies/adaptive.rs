@@ -33,7 +33,7 @@ fn upstream(capacity: usize) -> Upstream {
 }
 
 fn bound(lane: &Lane) -> usize {
-    lane.plan.borrow().upstreams[0].bound().unwrap() as usize
+    lane.plan.borrow().upstreams[0].live.bound().unwrap() as usize
 }
 
 /// A lane in front of `upstream` whose bound is learnt, with these further settings of `concurrency`.

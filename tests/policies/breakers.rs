@@ -381,10 +381,8 @@ fn a_reload_with_other_settings_leaves_a_breaker_as_it_is() {
     };
     let lane = Lane::start(&file(50));
     let force = |forced| {
-        lane.plan.borrow().breakers[0]
-            .as_ref()
-            .unwrap()
-            .force(forced)
+        let plan = lane.plan.borrow();
+        plan.breakers().for_each(|breaker| breaker.force(forced));
     };
     let mut client = lane.connect();
     for (forced, state_is, status, rate) in [

@@ -41,14 +41,14 @@ fn cluster() -> String {
 
 fn is_shared(lane: &Lane) -> bool {
     let plan = lane.plan.borrow();
-    let breaker = plan.breakers[0].as_ref().unwrap();
+    let breaker = plan.upstreams[0].breaker.as_ref().unwrap();
     breaker.with_member(|member| member.is_together()).unwrap()
 }
 
 /// How many processes the lane knows to share its breaker.
 fn processes(lane: &Lane) -> u64 {
     let plan = lane.plan.borrow();
-    let breaker = plan.breakers[0].as_ref().unwrap();
+    let breaker = plan.upstreams[0].breaker.as_ref().unwrap();
     breaker.with_member(|member| member.processes().0).unwrap()
 }
 

@@ -16,7 +16,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use socket2::{Domain, Socket, Type};
 use weir::clock;
-use weir::config::limits::{Period, Rule};
+use weir::config::limits::{Period, Rule, Window};
 use weir::store::limits::leases::Decision;
 
 /// Processes that share a limit.
@@ -368,12 +368,12 @@ fn a_window_goes_on_whatever_others_come_and_go_beside_it() {
         assert_eq!(status(&lane), 429, "{accuracy}: another one");
         let year = |limit| {
             let period = Period::Year;
-            vec![Rule::FixedWindow { limit, period }]
+            Rule::Window(Window::Fixed { limit, period }).into()
         };
-        let limits = lane.plan.borrow().limits.clone();
+        let counters = lane.plan.borrow().counters.clone();
         // A refusal is believed for a second; and what Redis has of overrides, none, may just be read.
         eventually(|| {
-            limits.set_override("a", "k", Some(Some(year(6))));
+            counters.set_override("a", "k", Some(Some(year(6))));
             status(&lane) == 200
         });
         assert_eq!(status(&lane), 429, "{accuracy}: an override");

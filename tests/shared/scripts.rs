@@ -9,7 +9,7 @@ use super::harness::DEADLINE;
 use super::harness::calls::on_a_lane;
 use super::harness::redis::{Server, key_prefix};
 use fastrand::Rng;
-use weir::config::limits::{Period, Rule};
+use weir::config::limits::{Period, Rule, Window};
 use weir::policy::limit::{self, Now, State};
 use weir::store::redis::{Arg, Connections, Script, Value};
 
@@ -45,19 +45,19 @@ impl Kind {
         };
         let length = Duration::from_micros(random.u64(500..20_000));
         match self {
-            Kind::Bucket => Rule::TokenBucket {
+            Kind::Bucket => Rule::Window(Window::Bucket {
                 count: number.max(1),
                 per: length,
                 burst: number,
-            },
-            Kind::Sliding => Rule::SlidingWindow {
+            }),
+            Kind::Sliding => Rule::Window(Window::Sliding {
                 limit: number,
                 window: length,
-            },
-            Kind::Fixed => Rule::FixedWindow {
+            }),
+            Kind::Fixed => Rule::Window(Window::Fixed {
                 limit: number,
                 period: Period::Fixed(length),
-            },
+            }),
         }
     }
 }
@@ -117,22 +117,22 @@ impl<'a> Counter<'a> {
             for rule in &self.rules {
                 match *rule {
                     // As `store::limits::grants` asks.
-                    Rule::TokenBucket { count: 0, .. } => {
+                    Rule::Window(Window::Bucket { count: 0, .. }) => {
                         args.extend([Arg::Float(1.0), Arg::Int(0)])
                     }
-                    Rule::TokenBucket { count, per, burst } => args.extend([
+                    Rule::Window(Window::Bucket { count, per, burst }) => args.extend([
                         Arg::Float(per.as_nanos() as f64 / 1000.0 / count as f64),
                         Arg::Int(burst),
                     ]),
-                    Rule::SlidingWindow { limit, window } => {
+                    Rule::Window(Window::Sliding { limit, window }) => {
                         args.extend([limit, micros(window)].map(Arg::Int));
                     }
-                    Rule::FixedWindow { limit, period } => {
+                    Rule::Window(Window::Fixed { limit, period }) => {
                         args.push(Arg::Int(limit));
                         let window = limit::window_at(period, weir::clock::wall());
                         args.extend(window.map(|time| Arg::Int(micros(time))));
                     }
-                    Rule::Concurrency { .. } => unreachable!("no such kind"),
+                    Rule::Slots(_) => unreachable!("no such kind"),
                 }
             }
             let reply = self.redis.run(&self.script, &keys, &args).await.unwrap();
@@ -212,13 +212,13 @@ fn grant(request: &Request, free: u64) -> u64 {
 /// What may come too early, since rounding is to cost nobody a token: a microsecond, and a hundredth of a token at most.
 fn favour(rule: &Rule) -> Duration {
     match rule {
-        Rule::TokenBucket { count, per, .. } => {
+        Rule::Window(Window::Bucket { count, per, .. }) => {
             let hundredth = *per / 100 / u32::try_from(*count).unwrap();
             hundredth.min(Duration::from_micros(1))
         }
-        Rule::SlidingWindow { .. } | Rule::FixedWindow { .. } | Rule::Concurrency { .. } => {
-            Duration::ZERO
-        }
+        Rule::Window(Window::Sliding { .. })
+        | Rule::Window(Window::Fixed { .. })
+        | Rule::Slots(_) => Duration::ZERO,
     }
 }
 
@@ -335,7 +335,7 @@ async fn compare(redis: &Connections, kind: Kind, seed: u64, counts: &mut Counts
                 }
             }
             match rule {
-                Rule::FixedWindow { period, .. } => {
+                Rule::Window(Window::Fixed { period, .. }) => {
                     let most = i64::try_from(period.at_most().as_micros()).unwrap();
                     assert!((1..=most).contains(&void), "{told}");
                 }
@@ -423,7 +423,7 @@ fn a_fixed_window_grants_what_the_arithmetic_does() {
 fn a_bucket_of_another_rule_is_full_again_in_its_own_time() {
     let server = Server::single();
     let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3_600));
-    let bucket = |count, per, burst| Rule::TokenBucket { count, per, burst };
+    let bucket = |count, per, burst| Rule::Window(Window::Bucket { count, per, burst });
     on_a_lane(
         &server.yaml("t").replace("{urls", "{timeout: 5s, urls"),
         async |redis| {
@@ -466,7 +466,7 @@ fn a_bucket_of_another_rule_is_full_again_in_its_own_time() {
 fn a_bucket_of_another_rate_keeps_what_was_used() {
     let server = Server::single();
     let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
-    let bucket = |count, per, burst| Rule::TokenBucket { count, per, burst };
+    let bucket = |count, per, burst| Rule::Window(Window::Bucket { count, per, burst });
     on_a_lane(
         &server.yaml("t").replace("{urls", "{timeout: 5s, urls"),
         async |redis| {
@@ -493,11 +493,11 @@ fn a_bucket_of_another_rate_keeps_what_was_used() {
                     assert_eq!(reply.rules[0][0], left, "{before:?} {after:?}");
                 }
                 counter.rules = vec![before];
-                let Rule::TokenBucket { burst, .. } = before else {
+                let Rule::Window(Window::Bucket { burst, .. }) = before else {
                     unreachable!()
                 };
                 let left = left + i64::try_from(burst).unwrap();
-                let Rule::TokenBucket { burst, .. } = after else {
+                let Rule::Window(Window::Bucket { burst, .. }) = after else {
                     unreachable!()
                 };
                 let reply = counter.ask(request(0)).await;
@@ -511,11 +511,11 @@ fn a_bucket_of_another_rate_keeps_what_was_used() {
 #[test]
 fn a_server_whose_clock_is_years_behind_has_full_buckets() {
     let server = Server::single();
-    let bucket = Rule::TokenBucket {
+    let bucket = Rule::Window(Window::Bucket {
         count: 1,
         per: Duration::from_secs(1),
         burst: 20,
-    };
+    });
     on_a_lane(
         &server.yaml("t").replace("{urls", "{timeout: 5s, urls"),
         async |redis| {
@@ -545,19 +545,19 @@ fn those_who_wait_behind_the_last_tokens_are_told_how_long() {
     let server = Server::single();
     let hour = Duration::from_secs(3_600);
     let rules = [
-        Rule::TokenBucket {
+        Rule::Window(Window::Bucket {
             count: 1,
             per: hour,
             burst: 2,
-        },
-        Rule::SlidingWindow {
+        }),
+        Rule::Window(Window::Sliding {
             limit: 2,
             window: hour,
-        },
-        Rule::FixedWindow {
+        }),
+        Rule::Window(Window::Fixed {
             limit: 2,
             period: Period::Year,
-        },
+        }),
     ];
     on_a_lane(
         &server.yaml("t").replace("{urls", "{timeout: 5s, urls"),
@@ -627,10 +627,10 @@ fn a_server_whose_clock_is_set_back_stays_in_its_window() {
                     ..Request::default()
                 };
 
-                let fixed = Rule::FixedWindow {
+                let fixed = Rule::Window(Window::Fixed {
                     limit: 10,
                     period: Period::Fixed(hour),
-                };
+                });
                 let counter = Counter::new(&redis, Kind::Fixed, vec![fixed]);
                 let [_, end, _] = limit::window_at(Period::Fixed(hour), later);
                 let value = format!("{}:4", micros(end));
@@ -649,10 +649,10 @@ fn a_server_whose_clock_is_set_back_stays_in_its_window() {
                 assert_eq!(free(&[fixed], &states, reply.now), 0, "as in memory");
                 assert!(server.cli(&["PTTL", &counter.keys[0]]).int() > 0);
 
-                let sliding = Rule::SlidingWindow {
+                let sliding = Rule::Window(Window::Sliding {
                     limit: 10,
                     window: hour,
-                };
+                });
                 let counter = Counter::new(&redis, Kind::Sliding, vec![sliding]);
                 let number = later.as_micros() / hour.as_micros();
                 let value = format!("{number}:3:2");
@@ -662,11 +662,11 @@ fn a_server_whose_clock_is_set_back_stays_in_its_window() {
                 assert_eq!(counter.ask(probe).await.granted, 0);
 
                 // A bucket fills by the clock alone: until it has caught up, none comes back.
-                let bucket = Rule::TokenBucket {
+                let bucket = Rule::Window(Window::Bucket {
                     count: 10,
                     per: hour,
                     burst: 10,
-                };
+                });
                 let counter = Counter::new(&redis, Kind::Bucket, vec![bucket]);
                 let full = (later - Duration::from_secs(1_735_689_600)).as_micros();
                 let value = format!("{full}:{}", micros(hour / 10));

@@ -48,7 +48,7 @@ fn spread(client: &mut Client, count: usize) -> BTreeMap<String, usize> {
 
 /// Waits until so many endpoints are up.
 fn until_up(lane: &Lane, up: usize) {
-    eventually(|| lane.plan.borrow().upstreams[0].counts().up == up);
+    eventually(|| lane.plan.borrow().upstreams[0].live.counts().up == up);
 }
 
 #[test]
@@ -219,7 +219,7 @@ fn an_endpoint_that_fails_requests_is_ejected_and_taken_back() {
     servers[1].answers(500);
     let failures = (0..60).filter(|_| client.get("/").status == 500).count();
     // Of three endpoints one may be ejected: 10 % allow none, and one always is.
-    let counts = lane.plan.borrow().upstreams[0].counts();
+    let counts = lane.plan.borrow().upstreams[0].live.counts();
     assert_eq!((counts.ejected, counts.up), (1, 2));
     assert!(failures >= 3 + 20, "{failures}");
     assert_eq!(
@@ -256,10 +256,10 @@ fn all_endpoints_are_used_when_too_few_are_up() {
     let never = lane(&servers, &format!("{health}, panic_threshold: 0%"));
     servers[0].says_of_its_health(500);
     until_up(&steady, 2);
-    assert!(!steady.plan.borrow().upstreams[0].counts().panic);
+    assert!(!steady.plan.borrow().upstreams[0].live.counts().panic);
     servers[1].says_of_its_health(500);
     until_up(&steady, 1);
-    assert!(steady.plan.borrow().upstreams[0].counts().panic);
+    assert!(steady.plan.borrow().upstreams[0].live.counts().panic);
     assert_eq!(spread(&mut steady.connect(), 60).len(), 3);
     servers[2].says_of_its_health(500);
     until_up(&steady, 0);
@@ -322,7 +322,7 @@ fn requests_over_the_cap_wait_and_then_are_refused() {
             "weir; error=connection_limit_reached; details=\"overloaded\""
         );
     }
-    assert_eq!(lane.plan.borrow().upstreams[0].under_way(), 2);
+    assert_eq!(lane.plan.borrow().upstreams[0].live.under_way(), 2);
     upstream.answer("first");
     assert_eq!(first.finish().body, "first");
     upstream.wait_for_request();
@@ -342,7 +342,7 @@ fn requests_over_the_cap_wait_and_then_are_refused() {
         ))
     };
     assert_eq!((over("pending"), over("requests")), (Some(2.0), Some(1.0)));
-    eventually(|| lane.plan.borrow().upstreams[0].under_way() == 0);
+    eventually(|| lane.plan.borrow().upstreams[0].live.under_way() == 0);
 }
 
 #[test]
@@ -580,7 +580,7 @@ fn an_answer_is_held_no_longer_than_its_time() {
     );
     let lane = Lane::start(&of_endpoints(&endpoints, ""));
     assert_eq!(
-        lane.plan.borrow().upstreams[0].counts().all,
+        lane.plan.borrow().upstreams[0].live.counts().all,
         1,
         "one address is one endpoint"
     );
@@ -596,19 +596,19 @@ fn a_reload_keeps_what_is_known_of_endpoints_that_stay() {
     let lane = lane(&servers[..2], outlier);
     let mut client = lane.connect();
     servers[0].answers(500);
-    while lane.plan.borrow().upstreams[0].counts().ejected == 0 {
+    while lane.plan.borrow().upstreams[0].live.counts().ejected == 0 {
         client.get("/");
     }
     servers[0].answers(200);
-    let before = lane.plan.borrow().upstreams[0].clone();
-    let same = |lane: &Lane| std::sync::Arc::ptr_eq(&lane.plan.borrow().upstreams[0], &before);
+    let before = lane.plan.borrow().upstreams[0].live.clone();
+    let same = |lane: &Lane| std::sync::Arc::ptr_eq(&lane.plan.borrow().upstreams[0].live, &before);
     // Nothing of the endpoints changes.
     lane.reload(&config(&servers[..2], &format!("{outlier}, timeout: 3s")));
     assert!(same(&lane));
     // One more, and the others are what they were.
     lane.reload(&config(&servers, outlier));
     assert!(!same(&lane));
-    let counts = lane.plan.borrow().upstreams[0].counts();
+    let counts = lane.plan.borrow().upstreams[0].live.counts();
     assert_eq!((counts.all, counts.ejected), (3, 1));
     let answered = spread(&mut client, 10);
     assert_eq!(answered.len(), 2, "{answered:?}");

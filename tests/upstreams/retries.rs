@@ -206,7 +206,7 @@ fn no_request_fails_while_an_endpoint_dies_and_comes_back() {
         let from = served.load(Ordering::Relaxed);
         eventually(|| served.load(Ordering::Relaxed) > from + more);
     };
-    let counts = || lane.plan.borrow().upstreams[0].counts();
+    let counts = || lane.plan.borrow().upstreams[0].live.counts();
     served_more(200);
     for _ in 0..3 {
         servers[1].kill();
@@ -690,7 +690,7 @@ fn a_client_that_leaves_is_not_tried_for() {
                 };
                 until(&|| seen.load(Ordering::SeqCst) + server.requests() > before).await;
                 drop((call, client));
-                until(&|| lane.plan.borrow().upstreams[0].under_way() == 0).await;
+                until(&|| lane.plan.borrow().upstreams[0].live.under_way() == 0).await;
             });
             assert_eq!(retries(&lane, "sent"), 0);
         }

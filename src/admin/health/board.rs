@@ -12,8 +12,8 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::Heartbeat;
 use super::check::{Check, Finding, Status};
+use crate::heartbeat::Heartbeat;
 
 /// The checks, and the last answer.
 #[derive(Debug)]

@@ -1,4 +1,4 @@
-//! What the machine leaves to the process: memory and disk. Owns how they are read and judged.
+//! What the machine leaves to the process: memory and disk. Owns how they are judged, and how disks are read.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,17 +9,17 @@ use tokio::task::spawn_blocking;
 
 use super::check::{Check, Finding, Status};
 use crate::clock;
+use crate::memory;
 use crate::telemetry::metrics::process::Used;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
-/// Where control groups are mounted.
-const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// Degraded from 90 % of what the control group allows on; the kernel ends the process at all of it.
 pub fn memory() -> Check {
     Check::new("memory", Status::Degraded, || async {
-        let looked = spawn_blocking(|| memory_found(resident_bytes(), limit_bytes())).await;
+        let looked =
+            spawn_blocking(|| memory_found(memory::resident_bytes(), memory::limit_bytes())).await;
         looked.unwrap_or_else(|error| Finding::error(Status::Degraded, error))
     })
 }
@@ -89,60 +89,18 @@ fn space(path: &Path) -> rustix::io::Result<(u64, u64)> {
     ))
 }
 
-/// What the process uses of memory; `None` where the kernel does not tell.
-pub fn resident_bytes() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
-}
-
 /// What the kernel tells of the process; what it does not tell is nothing.
 pub(in crate::admin) fn used(uptime: Duration) -> Used {
     let open = fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
     let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     Used {
         cpu: clock::process_cpu(),
-        resident_bytes: resident_bytes().unwrap_or_default(),
+        resident_bytes: memory::resident_bytes().unwrap_or_default(),
         open_files: open as u64,
         // Without a bound there is as much as the kernel can count.
         max_files: most.unwrap_or(u64::MAX),
         started: clock::wall().saturating_sub(uptime),
     }
-}
-
-/// The least that the control group of the process, or one around it, allows; `None` without a bound.
-pub fn limit_bytes() -> Option<u64> {
-    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let of_file = |path: PathBuf| fs::read_to_string(path).ok();
-    limit_of(&groups, of_file)
-}
-
-/// `groups` is as in /proc/self/cgroup: `0::PATH` of version 2, `N:…memory…:PATH` of version 1 (cgroups(7)).
-fn limit_of(groups: &str, of_file: impl Fn(PathBuf) -> Option<String>) -> Option<u64> {
-    let mut limits = Vec::new();
-    for group in groups.lines() {
-        let mut parts = group.splitn(3, ':').skip(1);
-        let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else {
-            continue;
-        };
-        let (root, file) = match controllers {
-            "" => (PathBuf::from(CGROUPS), "memory.max"),
-            _ if controllers.split(',').any(|name| name == "memory") => {
-                (Path::new(CGROUPS).join("memory"), "memory.limit_in_bytes")
-            }
-            _ => continue,
-        };
-        // Within a container the group may be mounted as the root, whatever its path is outside.
-        for path in Path::new(path.trim_start_matches('/')).ancestors() {
-            let text = of_file(root.join(path).join(file));
-            limits.extend(text.and_then(|text| text.trim().parse::<u64>().ok()));
-        }
-    }
-    // Version 1 says a number near 2^63 for none.
-    limits.into_iter().filter(|limit| *limit < 1 << 60).min()
 }
 
 #[cfg(test)]
@@ -159,24 +117,6 @@ mod tests {
         ] {
             assert_eq!(memory_found(resident, limit).status, expected);
         }
-        assert!(resident_bytes().unwrap() > MIB);
-    }
-
-    #[test]
-    fn the_narrowest_control_group_counts() {
-        let file = |path: PathBuf| {
-            Some(match path.to_str().unwrap() {
-                "/sys/fs/cgroup/a/b/memory.max" => "max\n".to_owned(),
-                "/sys/fs/cgroup/a/memory.max" => "500\n".to_owned(),
-                "/sys/fs/cgroup/memory/c/memory.limit_in_bytes" => "400\n".to_owned(),
-                "/sys/fs/cgroup/memory/memory.limit_in_bytes" => i64::MAX.to_string(),
-                _ => return None,
-            })
-        };
-        assert_eq!(limit_of("0::/a/b\n", file), Some(500));
-        assert_eq!(limit_of("5:memory:/c\n0::/a/b\n", file), Some(400));
-        assert_eq!(limit_of("4:cpu,memory:/d\n1:name=systemd:/a", file), None);
-        assert_eq!(limit_of("nonsense", file), None);
     }
 
     #[test]

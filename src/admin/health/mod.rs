@@ -7,7 +7,6 @@ pub mod machine;
 pub mod stores;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hyper::StatusCode;
@@ -17,55 +16,11 @@ use tokio::sync::watch;
 pub use board::{Board, Served};
 
 use super::Reply;
-use crate::clock;
+use crate::heartbeat::{Heartbeat, Watched};
 use check::Status;
 
 /// A lane that has not said so for this long is stuck.
 const STUCK: Duration = Duration::from_secs(5);
-
-/// When a lane or a task last said that it goes on, in milliseconds of the process's clock.
-#[derive(Debug, Clone, Default)]
-pub struct Heartbeat(Arc<AtomicU64>);
-
-impl Heartbeat {
-    /// It goes on, now.
-    pub fn beat(&self) {
-        self.0.store(millis(), Ordering::Relaxed);
-    }
-
-    /// Beats for a task of several parts, unless one of them was silent for longer than `bound`.
-    pub fn beat_for<'a>(&self, parts: impl IntoIterator<Item = &'a Heartbeat>, bound: Duration) {
-        if parts.into_iter().all(|part| part.age() <= bound) {
-            self.beat();
-        }
-    }
-
-    /// No beat is expected before the next one.
-    pub fn rest(&self) {
-        self.0.store(u64::MAX, Ordering::Relaxed);
-    }
-
-    /// Since the last beat; nothing while it rests.
-    pub fn age(&self) -> Duration {
-        Duration::from_millis(millis().saturating_sub(self.0.load(Ordering::Relaxed)))
-    }
-}
-
-/// A supervised task by whose silence it is told whether it is stuck.
-#[derive(Debug, Clone)]
-pub struct Watched {
-    pub name: &'static str,
-    pub heartbeat: Heartbeat,
-    /// The longest that it may be silent.
-    pub bound: Duration,
-}
-
-impl Watched {
-    /// Whether it has been silent for longer than it may.
-    pub fn is_stuck(&self) -> bool {
-        self.heartbeat.age() > self.bound
-    }
-}
 
 /// What health is told by.
 #[derive(Debug)]
@@ -166,8 +121,4 @@ fn status(good: bool, body: Value) -> Reply {
         true => Reply::Json(body),
         false => Reply::Status(StatusCode::SERVICE_UNAVAILABLE, body),
     }
-}
-
-fn millis() -> u64 {
-    u64::try_from(clock::moment().mono.as_millis()).unwrap_or(u64::MAX)
 }

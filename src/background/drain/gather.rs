@@ -19,8 +19,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 const BYTES: usize = 8 << 20;
 /// Entries of one read, at most: how large they are is only known of those before. A proxy makes batches of 1 MiB at most.
 const ENTRIES: usize = 32;
-/// A consumer that has asked for nothing for so long, and this many times `claim_after`, is gone.
-const GONE: (Duration, u32) = (Duration::from_secs(600), 2);
+/// A consumer that has asked for nothing for so long, and for twice `claim_after`, is gone.
+const GONE: Duration = Duration::from_secs(600);
 
 /// What was read and is to be stored.
 #[derive(Default)]
@@ -132,12 +132,12 @@ impl Drain {
         let after = self.worker.claim_after;
         let forget = reading.forget_at <= Instant::now();
         if forget {
-            reading.forget_at = Instant::now() + GONE.0;
+            reading.forget_at = Instant::now() + GONE;
         }
         for shard in &self.shards {
             if forget {
                 // Tried again in a while.
-                let idle = GONE.0.max(after * GONE.1);
+                let idle = GONE.max(after * 2);
                 let _ = self.streams.forget_consumers(*shard, idle).await;
             }
             let mut from = None;

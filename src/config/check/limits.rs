@@ -10,7 +10,8 @@ use super::{Checker, SECOND};
 use crate::config::LimitDefaults;
 use crate::config::limit_keys::override_keys;
 use crate::config::limits::{
-    Accuracy, Cost, KeyPart, Lease, Limit, MAX_RULES, Mode, OnLoss, Period, Rule,
+    Accuracy, Cost, KeyPart, Lease, Limit, MAX_RULES, Mode, OnLoss, Period, Rule, Rules, Window,
+    Windows,
 };
 use crate::config::raw::{self, Algorithm};
 use crate::config::units::{Percent, TimeLength};
@@ -83,14 +84,14 @@ impl Checker {
         }
         if let Some(place) = &burst_at
             && algorithm == Algorithm::TokenBucket
-            && rules.as_ref().is_some_and(|rules| rules.len() > 1)
+            && rules.as_ref().is_some_and(|rules| rules.count() > 1)
         {
             let message = "one burst for several windows would be the most that each admits at once: put them into two limits, or leave it out for the number of each";
             self.say(place, message);
         }
-        let admits = |rule: &Rule| matches!(rule, Rule::TokenBucket { count: 1.., .. });
+        let admits = |rule| matches!(rule, Rule::Window(Window::Bucket { count: 1.., .. }));
         if let (Some(0), Some(place)) = (burst, &burst_at)
-            && rules.iter().flatten().any(admits)
+            && rules.iter().flat_map(Rules::iter).any(admits)
         {
             let message = "a bucket of nothing admits nothing: use 1 or more, or leave it out for the limit's number; to refuse all, use \"limit: 0/s\"";
             self.say(place, message);
@@ -101,7 +102,7 @@ impl Checker {
         let by_is_right = self.mistakes.len() == before;
         let overrides = raw.overrides;
         let overrides = match by_is_right {
-            true => self.overrides(overrides, &by, algorithm, rules.as_deref()),
+            true => self.overrides(overrides, &by, algorithm, rules.as_ref()),
             false => BTreeMap::new(),
         };
         let cost = match told(raw.cost) {
@@ -145,14 +146,13 @@ impl Checker {
         raw: BTreeMap<String, At<String>>,
         by: &[KeyPart],
         algorithm: Algorithm,
-        of_limit: Option<&[Rule]>,
-    ) -> BTreeMap<String, Option<Vec<Rule>>> {
+        of_limit: Option<&Rules>,
+    ) -> BTreeMap<String, Option<Rules>> {
         let mut overrides = BTreeMap::new();
         for (written, at) in raw {
             let place = at.place.clone();
             let rules = self.rules(&place, vec![at], algorithm, None);
-            let with_burst = |rule| with_burst(rule, of_limit);
-            let rules = rules.map(|rules| rules.into_iter().map(with_burst).collect::<Vec<_>>());
+            let rules = rules.map(|rules| with_burst(rules, of_limit));
             let keys = match override_keys(by, &written, &self.ipv6_prefixes) {
                 Ok(keys) => keys,
                 Err(message) => {
@@ -252,14 +252,14 @@ impl Checker {
         }
     }
 
-    /// `None` for `unlimited`.
+    /// `None` for `unlimited`, and where none can be read.
     fn rules(
         &mut self,
         place: &Position,
         texts: Vec<At<String>>,
         algorithm: Algorithm,
         burst: Option<u64>,
-    ) -> Option<Vec<Rule>> {
+    ) -> Option<Rules> {
         if let [
             At {
                 value: Some(only), ..
@@ -272,15 +272,21 @@ impl Checker {
         if texts.is_empty() {
             self.say(place, "no window: add one, for example 100/s");
         }
-        let mut rules = Vec::new();
+        if algorithm == Algorithm::Concurrency && texts.len() > 1 {
+            self.say(place, "concurrency has one number: keep the smallest");
+        }
+        let mut windows = Vec::new();
         for at in texts {
             let Some(text) = at.value else { continue };
             match rule(&text, algorithm, burst) {
-                Ok(rule) => rules.push(rule),
+                Ok(Rule::Window(window)) => windows.push(window),
+                Ok(Rule::Slots(slots)) => return Some(Rules::Slots(slots)),
                 Err(message) => self.say(&at.place.named(&place.path), message),
             }
         }
-        Some(rules)
+        let mut windows = windows.into_iter();
+        let (first, more) = (windows.next()?, windows.collect());
+        Some(Rules::Windows(Windows { first, more }))
     }
 
     /// The limits that a route names, by index.
@@ -309,41 +315,34 @@ impl Checker {
 }
 
 /// The rules of an override that is set at run time, for example `500/s`, or `None` for `unlimited`.
-pub fn override_rules(limit: &Limit, text: &str) -> Result<Option<Vec<Rule>>, String> {
+pub fn override_rules(limit: &Limit, text: &str) -> Result<Option<Rules>, String> {
     match text {
         "unlimited" => Ok(None),
         text => rule(text, limit.algorithm, None)
-            .map(|rule| Some(vec![with_burst(rule, limit.rules.as_deref())])),
+            .map(|rule| Some(with_burst(rule.into(), limit.rules.as_ref()))),
     }
 }
 
-/// The rule of an override, with the limit's burst where that is more than its number: as much of it as the override has of the limit's
-/// rate, so that one which slows a client down does not let it begin with the burst of others.
-fn with_burst(rule: Rule, of_limit: Option<&[Rule]>) -> Rule {
-    let Some(
-        [
-            Rule::TokenBucket {
-                count: of_count,
-                per: of_per,
-                burst: of_burst,
-            },
-        ],
-    ) = of_limit
-    else {
-        return rule;
-    };
-    match rule {
-        Rule::TokenBucket { count, per, burst } if of_burst > of_count => {
-            let rate = |count: u64, per: Duration| count as f64 / per.as_secs_f64();
-            let part = (rate(count, per) / rate(*of_count, *of_per)).min(1.0);
-            let burst = burst.max((*of_burst as f64 * part).round() as u64);
-            Rule::TokenBucket { count, per, burst }
-        }
-        Rule::TokenBucket { .. }
-        | Rule::SlidingWindow { .. }
-        | Rule::FixedWindow { .. }
-        | Rule::Concurrency { .. } => rule,
+/// The one rule of an override, with the limit's burst where that is more than its number: as much of it as the override has of the
+/// limit's rate, so that one which slows a client down does not let it begin with the burst of others.
+fn with_burst(mut rules: Rules, of_limit: Option<&Rules>) -> Rules {
+    let of_limit = of_limit.and_then(Rules::only_window);
+    if let Some(Window::Bucket {
+        count: of_count,
+        per: of_per,
+        burst: of_burst,
+    }) = of_limit
+        && of_burst > of_count
+        && let Rules::Windows(Windows {
+            first: Window::Bucket { count, per, burst },
+            ..
+        }) = &mut rules
+    {
+        let rate = |count: u64, per: Duration| count as f64 / per.as_secs_f64();
+        let part = (rate(*count, *per) / rate(*of_count, *of_per)).min(1.0);
+        *burst = (*burst).max((*of_burst as f64 * part).round() as u64);
     }
+    rules
 }
 
 /// `100/s by client.ip`, not shared yet.
@@ -356,7 +355,7 @@ fn short_form(text: &str) -> Result<Limit, String> {
     Ok(Limit {
         name: SHORT_LIMIT.to_owned(),
         label: SHORT_LIMIT.to_owned(),
-        rules: Some(vec![rule(rate.trim(), Algorithm::TokenBucket, None)?]),
+        rules: Some(rule(rate.trim(), Algorithm::TokenBucket, None)?.into()),
         by: parts
             .map(key_part)
             .collect::<Result<Vec<_>, _>>()?
@@ -381,33 +380,31 @@ fn rule(text: &str, algorithm: Algorithm, burst: Option<u64>) -> Result<Rule, St
         let limit = text.parse().map_err(|_| {
             format!("\"{text}\" is not a number: concurrency counts requests, as in 10")
         });
-        return limit.map(|limit| Rule::Concurrency { limit });
+        return limit.map(Rule::Slots);
     }
     let Rate { count, period } = text.parse()?;
     if algorithm == Algorithm::FixedWindow {
-        return Ok(Rule::FixedWindow {
-            limit: count,
-            period,
-        });
+        let limit = count;
+        return Ok(Rule::Window(Window::Fixed { limit, period }));
     }
     let Period::Fixed(per) = period else {
         return Err(format!(
             "\"{text}\" is a calendar window: use algorithm fixed_window, or a duration such as 1d"
         ));
     };
-    Ok(match algorithm {
-        Algorithm::SlidingWindow => Rule::SlidingWindow {
+    Ok(Rule::Window(match algorithm {
+        Algorithm::SlidingWindow => Window::Sliding {
             limit: count,
             window: per,
         },
         Algorithm::TokenBucket | Algorithm::FixedWindow | Algorithm::Concurrency => {
-            Rule::TokenBucket {
+            Window::Bucket {
                 count,
                 per,
                 burst: burst.unwrap_or(count),
             }
         }
-    })
+    }))
 }
 
 impl FromStr for Rate {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::shown::{Keys, Shown, texts};
 use crate::config::LimitDefaults;
-use crate::config::limits::{Cost, KeyPart, Limit, Rule};
+use crate::config::limits::{Cost, KeyPart, Limit, Rules, Window};
 use crate::config::raw::Algorithm;
 use crate::config::units::Percent;
 
@@ -18,7 +18,7 @@ pub(super) fn limit(limit: &Limit) -> Keys {
     let holds = limit.algorithm == Algorithm::Concurrency;
     Keys::new()
         .key("limit", rules(&limit.rules))
-        .key("burst", burst(limit.rules.as_deref().unwrap_or_default()))
+        .key("burst", burst(limit.rules.as_ref()))
         .key("by", by(&limit.by))
         .key("algorithm", limit.algorithm)
         .key("accuracy", limit.accuracy)
@@ -38,10 +38,10 @@ pub(super) fn limit(limit: &Limit) -> Keys {
         .key("enforced", Percent(limit.enforced))
 }
 
-fn rules(rules: &Option<Vec<Rule>>) -> Shown {
+fn rules(rules: &Option<Rules>) -> Shown {
     match rules {
         None => "unlimited".into(),
-        Some(rules) => one_or_many(texts(rules)),
+        Some(rules) => one_or_many(rules.iter().map(|rule| rule.to_string()).collect()),
     }
 }
 
@@ -54,10 +54,10 @@ pub(super) fn by(parts: &[KeyPart]) -> Shown {
 }
 
 /// That of the one window; of several each has its number.
-fn burst(rules: &[Rule]) -> Option<u64> {
-    match rules {
-        [Rule::TokenBucket { burst, .. }] => Some(*burst),
-        _ => None,
+fn burst(rules: Option<&Rules>) -> Option<u64> {
+    match rules?.only_window()? {
+        Window::Bucket { burst, .. } => Some(*burst),
+        Window::Sliding { .. } | Window::Fixed { .. } => None,
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::limits::{Period, Rule};
+use crate::config::limits::{Period, Rule, Window};
 use crate::policy::limit::{self, Now, State};
 
 const MS: Duration = Duration::from_millis(1);
@@ -44,7 +44,8 @@ impl Authority {
             None => Refusal::Ever,
         };
         let after = limit::check(&self.rule, &self.state, 0, moment);
-        let void_after = matches!(self.rule, Rule::FixedWindow { .. }).then_some(after.reset);
+        let void_after =
+            matches!(self.rule, Rule::Window(Window::Fixed { .. })).then_some(after.reset);
         let rule = RuleState {
             remaining: after.remaining,
             reset: after.reset,
@@ -280,11 +281,11 @@ fn a_key_seen_once_is_asked_for_once_and_takes_one() {
     assert_eq!((request.first, request.need, request.want), (1, 1, 1));
     assert!(matches!(lease.take(2, SECOND), Answer::Wait(_)));
     let grant = Authority {
-        rule: Rule::TokenBucket {
+        rule: Rule::Window(Window::Bucket {
             count: 10,
             per: SECOND,
             burst: 10,
-        },
+        }),
         state: State::default(),
     }
     .grant(&request, SECOND);
@@ -328,11 +329,11 @@ fn all_who_wait_are_asked_for_each_time() {
 
 #[test]
 fn the_last_tokens_are_taken_one_by_one() {
-    let rule = Rule::TokenBucket {
+    let rule = Rule::Window(Window::Bucket {
         count: 8,
         per: 3_600 * SECOND,
         burst: 8,
-    };
+    });
     let mut authority = Authority {
         rule,
         state: State::default(),
@@ -373,10 +374,10 @@ fn grant_of_a_window(
 
 #[test]
 fn who_waits_behind_the_last_token_is_told_when_the_next_one_comes() {
-    let rule = Rule::FixedWindow {
+    let rule = Rule::Window(Window::Fixed {
         limit: 1,
         period: Period::Fixed(3_600 * SECOND),
-    };
+    });
     let (mut lease, state) = (Lease::default(), State::default());
     let mut authority = Authority { rule, state };
     assert_eq!(lease.take(1, SECOND), Answer::Ask);
@@ -425,10 +426,10 @@ fn a_token_that_comes_back_late_is_not_refused_to_others() {
     let taken = grant_of_a_window(&mut lease, (1, 1), SECOND, SECOND);
     let request = lease.ask(1, &TERMS, SECOND + MS);
     let mut authority = Authority {
-        rule: Rule::FixedWindow {
+        rule: Rule::Window(Window::Fixed {
             limit: 0,
             period: Period::Day,
-        },
+        }),
         state: State::default(),
     };
     let refusal = authority.grant(&request, SECOND + MS);
@@ -468,15 +469,15 @@ fn tokens_are_void_when_their_own_time_is_over() {
 fn a_request_that_costs_nothing_passes() {
     let mut lease = Lease::default();
     for rule in [
-        Rule::FixedWindow {
+        Rule::Window(Window::Fixed {
             limit: 0,
             period: Period::Day,
-        },
-        Rule::TokenBucket {
+        }),
+        Rule::Window(Window::Bucket {
             count: 1,
             per: SECOND,
             burst: 1,
-        },
+        }),
     ] {
         let state = State::default();
         assert_eq!(lease.take(0, SECOND), Answer::Ask);
@@ -490,11 +491,11 @@ fn a_request_that_costs_nothing_passes() {
 
 #[test]
 fn a_hot_key_costs_few_questions() {
-    let rule = Rule::TokenBucket {
+    let rule = Rule::Window(Window::Bucket {
         count: 1_000_000,
         per: SECOND,
         burst: 1_000_000,
-    };
+    });
     let network = Network {
         delay: MS / 2,
         loss: 0.0,
@@ -508,11 +509,11 @@ fn a_hot_key_costs_few_questions() {
 
 #[test]
 fn a_flood_of_a_hot_key_costs_few_questions() {
-    let rule = Rule::TokenBucket {
+    let rule = Rule::Window(Window::Bucket {
         count: 10_000,
         per: SECOND,
         burst: 10_000,
-    };
+    });
     let network = Network {
         delay: MS / 2,
         loss: 0.0,
@@ -537,19 +538,19 @@ fn what_is_allowed_is_used_up_when_many_ask() {
     };
     for strict in [false, true] {
         let terms = Terms { strict, ..TERMS };
-        let bucket = Rule::TokenBucket {
+        let bucket = Rule::Window(Window::Bucket {
             count: 100,
             per: SECOND,
             burst: 100,
-        };
+        });
         let mut fleet = Fleet::new(bucket, terms, 8, network, 3);
         fleet.run(10 * SECOND, 10_000, 1..2);
         let total = fleet.total();
         assert!((1_078..=1_105).contains(&total), "bucket: {total} of 1,100");
-        let window = Rule::FixedWindow {
+        let window = Rule::Window(Window::Fixed {
             limit: 100,
             period: Period::Fixed(SECOND),
-        };
+        });
         let mut fleet = Fleet::new(window, terms, 8, network, 3);
         fleet.run(10 * SECOND, 10_000, 1..2);
         let end = 1_010 * SECOND;
@@ -574,13 +575,13 @@ proptest! {
     ) {
         let network = Network { delay: Duration::from_millis(delay), loss };
         let terms = Terms { strict, ..TERMS };
-        let bucket = Rule::TokenBucket { count, per: SECOND, burst };
+        let bucket = Rule::Window(Window::Bucket { count, per: SECOND, burst });
         let mut fleet = Fleet::new(bucket, terms, nodes, network, seed);
         fleet.run(2 * SECOND, per_second, 1..most + 1);
         let held = bucket_holds(&fleet.admitted, burst, count as f64, terms.ttl);
         prop_assert!(held.is_ok(), "{held:?}");
 
-        let window = Rule::FixedWindow { limit: burst, period: Period::Fixed(200 * MS) };
+        let window = Rule::Window(Window::Fixed { limit: burst, period: Period::Fixed(200 * MS) });
         let mut fleet = Fleet::new(window, terms, nodes, network, seed);
         fleet.run(2 * SECOND, per_second, 1..most + 1);
         let mut sums = BTreeMap::new();

@@ -23,11 +23,11 @@ fn ask(rule: &Rule, state: &mut State, cost: u64, millis: u64) -> Verdict {
 #[test]
 fn a_bucket_admits_its_burst_and_then_its_rate() {
     let (rule, mut state) = (
-        Rule::TokenBucket {
+        Rule::Window(Window::Bucket {
             count: 10,
             per: SECOND,
             burst: 3,
-        },
+        }),
         State::default(),
     );
     for left in [2, 1, 0] {
@@ -49,7 +49,7 @@ fn a_bucket_admits_its_burst_and_then_its_rate() {
 
 #[test]
 fn a_bucket_made_smaller_is_full_at_most() {
-    let bucket = |count, per, burst| Rule::TokenBucket { count, per, burst };
+    let bucket = |count, per, burst| Rule::Window(Window::Bucket { count, per, burst });
     let mut state = State::default();
     assert!(ask(&bucket(100, SECOND, 120), &mut state, 120, 5_000).admitted);
     let smaller = bucket(5, 60 * SECOND, 5);
@@ -67,11 +67,11 @@ fn a_bucket_made_smaller_is_full_at_most() {
 #[test]
 fn a_cost_over_the_burst_can_never_be_admitted_and_says_no_time() {
     let (rule, mut state) = (
-        Rule::TokenBucket {
+        Rule::Window(Window::Bucket {
             count: 10,
             per: SECOND,
             burst: 3,
-        },
+        }),
         State::default(),
     );
     assert_eq!(ask(&rule, &mut state, 4, 0).retry_after, None);
@@ -84,20 +84,20 @@ fn a_cost_over_the_burst_can_never_be_admitted_and_says_no_time() {
 #[test]
 fn a_limit_of_zero_denies_all() {
     for rule in [
-        Rule::TokenBucket {
+        Rule::Window(Window::Bucket {
             count: 0,
             per: SECOND,
             burst: 0,
-        },
-        Rule::SlidingWindow {
+        }),
+        Rule::Window(Window::Sliding {
             limit: 0,
             window: SECOND,
-        },
-        Rule::FixedWindow {
+        }),
+        Rule::Window(Window::Fixed {
             limit: 0,
             period: Period::Fixed(SECOND),
-        },
-        Rule::Concurrency { limit: 0 },
+        }),
+        Rule::Slots(0),
     ] {
         let verdict = check(&rule, &State::default(), 1, at(7));
         assert_eq!(
@@ -111,10 +111,10 @@ fn a_limit_of_zero_denies_all() {
 #[test]
 fn a_sliding_window_weighs_the_last_one() {
     let (rule, mut state) = (
-        Rule::SlidingWindow {
+        Rule::Window(Window::Sliding {
             limit: 10,
             window: SECOND,
-        },
+        }),
         State::default(),
     );
     for _ in 0..10 {
@@ -134,10 +134,10 @@ fn a_sliding_window_weighs_the_last_one() {
 #[test]
 fn a_fixed_window_ends_at_its_time_and_never_opens_twice() {
     let (rule, mut state) = (
-        Rule::FixedWindow {
+        Rule::Window(Window::Fixed {
             limit: 2,
             period: Period::Fixed(SECOND),
-        },
+        }),
         State::default(),
     );
     assert!(ask(&rule, &mut state, 2, 1_200).admitted);
@@ -194,9 +194,11 @@ fn windows_lie_end_to_end() {
 
 #[test]
 fn shares_together_are_the_whole_and_no_share_is_nothing() {
-    let window = |limit| Rule::FixedWindow {
-        limit,
-        period: Period::Day,
+    let window = |limit| {
+        Rules::from(Rule::Window(Window::Fixed {
+            limit,
+            period: Period::Day,
+        }))
     };
     assert_eq!(share(&window(100), 8, 1), window(12));
     assert_eq!(share(&window(3), 8, 1), window(1));
@@ -204,16 +206,16 @@ fn shares_together_are_the_whole_and_no_share_is_nothing() {
     assert_eq!(share(&window(100), 0, 1), window(100));
     assert_eq!(share(&window(100), 8, 20), window(20));
     assert_eq!(share(&window(100), 8, 101), window(12));
-    let bucket = Rule::TokenBucket {
+    let bucket = Rules::from(Rule::Window(Window::Bucket {
         count: 100,
         per: SECOND,
         burst: 200,
-    };
-    let part = Rule::TokenBucket {
+    }));
+    let part = Rules::from(Rule::Window(Window::Bucket {
         count: 100,
         per: 8 * SECOND,
         burst: 25,
-    };
+    }));
     assert_eq!(share(&bucket, 8, 1), part);
 }
 
@@ -240,7 +242,7 @@ fn calendar_windows_agree_with_a_calendar_library() {
 
 #[test]
 fn a_slot_comes_back_when_it_is_released() {
-    let (rule, mut state) = (Rule::Concurrency { limit: 2 }, State::default());
+    let (rule, mut state) = (Rule::Slots(2), State::default());
     assert!(ask(&rule, &mut state, 1, 0).admitted && ask(&rule, &mut state, 1, 0).admitted);
     assert!(!ask(&rule, &mut state, 1, 0).admitted);
     assert!(!release(&mut state, 1));
@@ -255,17 +257,20 @@ fn any_rule() -> impl Strategy<Value = Rule> {
         Just(Period::Month),
     ];
     prop_oneof![
-        (1u64..200, 1u64..5_000, 1u64..50).prop_map(|(count, per, burst)| Rule::TokenBucket {
-            count,
-            per: Duration::from_millis(per),
-            burst
-        }),
-        (1u64..50, 1u64..5_000).prop_map(|(limit, window)| Rule::SlidingWindow {
+        (1u64..200, 1u64..5_000, 1u64..50).prop_map(|(count, per, burst)| Rule::Window(
+            Window::Bucket {
+                count,
+                per: Duration::from_millis(per),
+                burst
+            }
+        )),
+        (1u64..50, 1u64..5_000).prop_map(|(limit, window)| Rule::Window(Window::Sliding {
             limit,
             window: Duration::from_millis(window)
-        }),
-        (1u64..50, period).prop_map(|(limit, period)| Rule::FixedWindow { limit, period }),
-        (1u64..50).prop_map(|limit| Rule::Concurrency { limit }),
+        })),
+        (1u64..50, period)
+            .prop_map(|(limit, period)| Rule::Window(Window::Fixed { limit, period })),
+        (1u64..50).prop_map(Rule::Slots),
     ]
 }
 
@@ -274,14 +279,18 @@ fn two_of_a_kind() -> impl Strategy<Value = (Rule, Rule)> {
     let numbers = (1u64..200, 1u64..5_000, 1u64..50);
     (any_rule(), numbers).prop_map(|(before, (count, per, limit))| {
         let after = match before {
-            Rule::TokenBucket { .. } => Rule::TokenBucket {
+            Rule::Window(Window::Bucket { .. }) => Rule::Window(Window::Bucket {
                 count,
                 per: Duration::from_millis(per),
                 burst: limit,
-            },
-            Rule::SlidingWindow { window, .. } => Rule::SlidingWindow { limit, window },
-            Rule::FixedWindow { period, .. } => Rule::FixedWindow { limit, period },
-            Rule::Concurrency { .. } => Rule::Concurrency { limit },
+            }),
+            Rule::Window(Window::Sliding { window, .. }) => {
+                Rule::Window(Window::Sliding { limit, window })
+            }
+            Rule::Window(Window::Fixed { period, .. }) => {
+                Rule::Window(Window::Fixed { limit, period })
+            }
+            Rule::Slots(_) => Rule::Slots(limit),
         };
         (before, after)
     })
@@ -300,7 +309,7 @@ proptest! {
     fn a_bucket_admits_at_most_burst_plus_rate_in_any_time(
         count in 1u64..200, per in 1u64..5_000, burst in 1u64..50, arrivals in arrivals(),
     ) {
-        let rule = Rule::TokenBucket { count, per: Duration::from_millis(per), burst };
+        let rule = Rule::Window(Window::Bucket { count, per: Duration::from_millis(per), burst });
         let (mut state, mut now, mut admitted) = (State::default(), 0, Vec::new());
         for (gap, cost) in arrivals {
             now += gap;
@@ -319,7 +328,7 @@ proptest! {
 
     #[test]
     fn a_fixed_window_never_admits_more_than_its_limit(limit in 1u64..50, window in 1u64..5_000, arrivals in arrivals()) {
-        let rule = Rule::FixedWindow { limit, period: Period::Fixed(Duration::from_millis(window)) };
+        let rule = Rule::Window(Window::Fixed { limit, period: Period::Fixed(Duration::from_millis(window)) });
         let (mut state, mut now) = (State::default(), 0);
         let mut sums = std::collections::BTreeMap::new();
         for (gap, cost) in arrivals {
@@ -333,7 +342,7 @@ proptest! {
 
     #[test]
     fn a_refused_request_is_admitted_once_its_time_has_come(rule in any_rule(), arrivals in arrivals()) {
-        prop_assume!(!matches!(rule, Rule::Concurrency { .. }));
+        prop_assume!(!matches!(rule, Rule::Slots(_)));
         let (mut state, mut now) = (State::default(), 1_000_000);
         for (gap, cost) in arrivals {
             now += gap;
@@ -355,10 +364,10 @@ proptest! {
         (before, after) in two_of_a_kind(), arrivals in arrivals(),
     ) {
         let longest = match after {
-            Rule::TokenBucket { count, per, burst } => duration((per.as_nanos() * u128::from(burst)).div_ceil(u128::from(count))),
-            Rule::SlidingWindow { window, .. } => 2 * window,
-            Rule::FixedWindow { period, .. } => period.at_most(),
-            Rule::Concurrency { .. } => SECOND,
+            Rule::Window(Window::Bucket { count, per, burst }) => duration((per.as_nanos() * u128::from(burst)).div_ceil(u128::from(count))),
+            Rule::Window(Window::Sliding { window, .. }) => 2 * window,
+            Rule::Window(Window::Fixed { period, .. }) => period.at_most(),
+            Rule::Slots(_) => SECOND,
         };
         let (mut state, mut now) = (State::default(), 1_000_000);
         for (gap, cost) in arrivals {
@@ -367,7 +376,7 @@ proptest! {
         }
         let verdict = check(&after, &state, 1, at(now));
         prop_assert!(verdict.retry_after.is_none_or(|wait| wait <= longest), "{verdict:?} {state:?}");
-        if let Some(wait) = verdict.retry_after.filter(|_| !matches!(after, Rule::Concurrency { .. })) {
+        if let Some(wait) = verdict.retry_after.filter(|_| !matches!(after, Rule::Slots(_))) {
             let later = Now { mono: at(now).mono + wait, wall: at(now).wall + wait };
             prop_assert!(check(&after, &state, 1, later).admitted, "{state:?} {wait:?}");
         }
@@ -389,16 +398,16 @@ proptest! {
 fn what_is_given_back_can_be_had_again_and_no_more() {
     let (limit, window) = (10, 60 * SECOND);
     let rules = [
-        Rule::TokenBucket {
+        Rule::Window(Window::Bucket {
             count: limit,
             per: window,
             burst: limit,
-        },
-        Rule::SlidingWindow { limit, window },
-        Rule::FixedWindow {
+        }),
+        Rule::Window(Window::Sliding { limit, window }),
+        Rule::Window(Window::Fixed {
             limit,
             period: Period::Fixed(window),
-        },
+        }),
     ];
     for rule in rules {
         let mut state = State::default();
@@ -417,10 +426,12 @@ fn what_is_given_back_can_be_had_again_and_no_more() {
 
 #[test]
 fn a_bucket_of_another_period_keeps_what_was_used() {
-    let bucket = |count, per| Rule::TokenBucket {
-        count,
-        per,
-        burst: 100,
+    let bucket = |count, per| {
+        Rule::Window(Window::Bucket {
+            count,
+            per,
+            burst: 100,
+        })
     };
     let mut state = State::default();
     let hour = bucket(3_600, 3_600 * SECOND);
@@ -442,11 +453,11 @@ fn charged(cost: u64, then: u64, remaining: u64) -> Charged {
 
 #[test]
 fn what_a_busy_bucket_was_charged_comes_back_whole() {
-    let rule = Rule::TokenBucket {
+    let rule = Rule::Window(Window::Bucket {
         count: 10,
         per: SECOND,
         burst: 100,
-    };
+    });
     let mut state = State::default();
     ask(&rule, &mut state, 50, 1_000);
     // A flood of requests that wait for half a second and are then refused elsewhere takes nothing.
@@ -474,7 +485,7 @@ fn what_comes_back_late_is_not_taken_from_what_others_used_since() {
         give_back(&rule, &mut state, charged(4, 1_900, 6), at(late));
         let after = super::check(&rule, &state, 0, at(late)).remaining;
         assert_eq!(after, left, "{rule:?} {late}");
-        if matches!(rule, Rule::TokenBucket { .. }) {
+        if matches!(rule, Rule::Window(Window::Bucket { .. })) {
             return;
         }
         // By a clock that was read before the others came.
@@ -483,15 +494,15 @@ fn what_comes_back_late_is_not_taken_from_what_others_used_since() {
         let after = super::check(&rule, &state, 0, at(late)).remaining;
         assert!(after <= left - 4, "{rule:?} {late}");
     };
-    check(Rule::FixedWindow { limit, period }, 2_100, 7);
-    check(Rule::FixedWindow { limit, period }, 3_100, 7);
-    check(Rule::SlidingWindow { limit, window }, 2_100, 7);
-    check(Rule::SlidingWindow { limit, window }, 3_100, 7);
-    let bucket = Rule::TokenBucket {
+    check(Rule::Window(Window::Fixed { limit, period }), 2_100, 7);
+    check(Rule::Window(Window::Fixed { limit, period }), 3_100, 7);
+    check(Rule::Window(Window::Sliding { limit, window }), 2_100, 7);
+    check(Rule::Window(Window::Sliding { limit, window }), 3_100, 7);
+    let bucket = Rule::Window(Window::Bucket {
         count: 10,
         per: window,
         burst: limit,
-    };
+    });
     // Of which time has made good a part.
     check(bucket, 2_100, 7);
     check(bucket, 3_100, 7);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use smallvec::SmallVec;
 
 use crate::clock;
-use crate::config::limits::{MAX_RULES, Rule};
+use crate::config::limits::{MAX_RULES, Window, Windows};
 use crate::keys::{KeyTag, Keys};
 use crate::policy::lease::{Grant, Refusal, Request, RuleState};
 use crate::policy::limit;
@@ -42,22 +42,20 @@ impl Grants {
         }
     }
 
-    /// Asks for tokens of all `rules` of a limit, which are of one kind, for the key of `tag`; the answer is waited for until
-    /// `deadline`.
-    ///
-    /// # Panics
-    /// For concurrency, whose slots are no tokens.
+    /// Asks for tokens of all windows of a limit, for the key of `tag`; the answer is waited for until `deadline`.
     pub async fn ask(
         &self,
         redis: &Connections,
         tag: KeyTag,
-        rules: &[Rule],
+        windows: &Windows,
         request: &Request,
         deadline: Instant,
     ) -> Result<Grant, CallError> {
         // A first answer may only have set the clock right.
         for _ in 0..2 {
-            let answer = self.ask_once(redis, tag, rules, request, deadline).await?;
+            let answer = self
+                .ask_once(redis, tag, windows, request, deadline)
+                .await?;
             if let Answer::Granted(grant) = answer {
                 return Ok(grant);
             }
@@ -70,9 +68,9 @@ impl Grants {
         &self,
         redis: &Connections,
         tag: KeyTag,
-        rules: &[Rule],
+        windows: &Windows,
     ) -> Result<bool, CallError> {
-        let keys = self.counters(tag, rules);
+        let keys = self.counters(tag, windows);
         let keys: SmallVec<[&str; 4]> = keys.iter().map(String::as_str).collect();
         redis.delete(&keys).await.map(|deleted| deleted > 0)
     }
@@ -81,11 +79,11 @@ impl Grants {
         &self,
         redis: &Connections,
         tag: KeyTag,
-        rules: &[Rule],
+        windows: &Windows,
         request: &Request,
         deadline: Instant,
     ) -> Result<Answer, CallError> {
-        let keys = self.counters(tag, rules);
+        let keys = self.counters(tag, windows);
         let keys: SmallVec<[&str; 4]> = keys.iter().map(String::as_str).collect();
         let mut args = SmallVec::<[Arg<'_>; 14]>::new();
         args.extend([
@@ -97,34 +95,33 @@ impl Grants {
             Arg::Int(request.back.taken_at),
         ]);
         let now = self.redis_now();
-        for rule in rules {
-            match *rule {
+        for window in windows.iter() {
+            match *window {
                 // Nothing ever comes back to a bucket without a rate: it is as one without a burst.
-                Rule::TokenBucket { count: 0, .. } => args.extend([Arg::Float(1.0), Arg::Int(0)]),
-                Rule::TokenBucket { count, per, burst } => {
+                Window::Bucket { count: 0, .. } => args.extend([Arg::Float(1.0), Arg::Int(0)]),
+                Window::Bucket { count, per, burst } => {
                     let interval = per.as_nanos() as f64 / 1000.0 / count as f64;
                     args.extend([Arg::Float(interval), Arg::Int(burst.min(MOST))]);
                 }
-                Rule::SlidingWindow { limit, window } => {
+                Window::Sliding { limit, window } => {
                     let window = micros(window).clamp(1, MOST / 2);
                     args.extend([Arg::Int(limit.min(MOST)), Arg::Int(window)]);
                 }
-                Rule::FixedWindow { limit, period } => {
+                Window::Fixed { limit, period } => {
                     let window = limit::window_at(period, now).map(micros).map(Arg::Int);
                     args.push(Arg::Int(limit.min(MOST)));
                     args.extend(window);
                 }
-                Rule::Concurrency { .. } => unreachable!("slots are no tokens"),
             }
         }
-        let script = match rules.first() {
-            Some(Rule::SlidingWindow { .. }) => &self.sliding,
-            Some(Rule::FixedWindow { .. }) => &self.fixed,
-            Some(Rule::TokenBucket { .. } | Rule::Concurrency { .. }) | None => &self.bucket,
+        let script = match windows.first {
+            Window::Bucket { .. } => &self.bucket,
+            Window::Sliding { .. } => &self.sliding,
+            Window::Fixed { .. } => &self.fixed,
         };
         let budget = deadline.saturating_duration_since(clock::now());
         let answer = redis.run_within(budget, script, &keys, &args).await?;
-        let answer = read(&answer, rules).ok_or(CallError::Nonsense)?;
+        let answer = read(&answer, windows).ok_or(CallError::Nonsense)?;
         let (at, answer) = answer;
         let ahead = i128::from(at) - i128::from(micros(clock::wall()));
         self.ahead
@@ -132,14 +129,10 @@ impl Grants {
         Ok(answer)
     }
 
-    fn counters(&self, tag: KeyTag, rules: &[Rule]) -> SmallVec<[String; 1]> {
-        let numbered = rules.iter().take(MAX_RULES).enumerate();
-        numbered
-            .map(|(index, rule)| {
-                let number = Rule::number(rules, index);
-                self.keys.counter(tag, number, &kind(rule))
-            })
-            .collect()
+    fn counters(&self, tag: KeyTag, windows: &Windows) -> SmallVec<[String; 1]> {
+        let numbered = windows.numbered().take(MAX_RULES);
+        let counter = |(number, window)| self.keys.counter(tag, number, &kind(window));
+        numbered.map(counter).collect()
     }
 
     /// What time it is at Redis, about.
@@ -157,18 +150,17 @@ enum Answer {
 }
 
 /// Rules of other kinds, or with windows of other lengths, share no counter: what one means is nonsense to the other.
-fn kind(rule: &Rule) -> String {
-    match rule {
-        Rule::TokenBucket { .. } => "b".to_owned(),
-        Rule::SlidingWindow { window, .. } => format!("s{}", micros(*window)),
-        Rule::FixedWindow { period, .. } => format!("f{period}"),
-        Rule::Concurrency { .. } => "c".to_owned(),
+fn kind(window: &Window) -> String {
+    match window {
+        Window::Bucket { .. } => "b".to_owned(),
+        Window::Sliding { window, .. } => format!("s{}", micros(*window)),
+        Window::Fixed { period, .. } => format!("f{period}"),
     }
 }
 
 /// `[granted, now, remaining, reset, wait, void, …]`, the last four for each rule; what it says and when, in microseconds
 /// since the Unix epoch.
-fn read(answer: &Value, rules: &[Rule]) -> Option<(u64, Answer)> {
+fn read(answer: &Value, windows: &Windows) -> Option<(u64, Answer)> {
     let Value::Array(answer) = answer else {
         return None;
     };
@@ -179,10 +171,10 @@ fn read(answer: &Value, rules: &[Rule]) -> Option<(u64, Answer)> {
     let Ok(tokens) = u64::try_from(integer(granted)?) else {
         return Some((now, Answer::WrongWindow));
     };
-    if of_rules.len() != 4 * rules.len() {
+    if of_rules.len() != 4 * windows.count() {
         return None;
     }
-    let state = |(of_rule, rule): (&[Value], &Rule)| {
+    let state = |(of_rule, window): (&[Value], &Window)| {
         let [remaining, reset, wait, void] = of_rule else {
             return None;
         };
@@ -192,7 +184,7 @@ fn read(answer: &Value, rules: &[Rule]) -> Option<(u64, Answer)> {
             0 => None,
             _ => Some(Refusal::For(time(wait)?)),
         };
-        let void = matches!(rule, Rule::FixedWindow { .. }).then(|| time(void));
+        let void = matches!(window, Window::Fixed { .. }).then(|| time(void));
         Some(RuleState {
             remaining: u64::try_from(integer(remaining)?).ok()?,
             reset: time(reset)?,
@@ -203,7 +195,7 @@ fn read(answer: &Value, rules: &[Rule]) -> Option<(u64, Answer)> {
             },
         })
     };
-    let rules = of_rules.chunks(4).zip(rules).map(state);
+    let rules = of_rules.chunks(4).zip(windows.iter()).map(state);
     let grant = Grant {
         tokens,
         at: now,

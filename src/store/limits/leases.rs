@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 use super::grants::Grants;
 use crate::clock;
-use crate::config::limits::Rule;
+use crate::config::limits::{Window, Windows};
 use crate::keys::{KeyTag, Keys};
 use crate::policy::lease::{Answer, Batch, Lease, Request, Round, RuleView, Terms};
 use crate::store::redis::{CallError, Connections};
@@ -33,8 +33,7 @@ pub struct Ask<'a> {
     /// The limit's name, and the parts of its key.
     pub limit: &'a str,
     pub parts: &'a [Cow<'a, [u8]>],
-    /// All of one kind, and not of concurrency; at least one.
-    pub rules: &'a [Rule],
+    pub windows: &'a Windows,
     pub cost: u64,
     pub terms: Terms,
 }
@@ -159,7 +158,7 @@ impl Leases {
                     Answer::Ask => Err(Some(lease.ask(ask.cost, &ask.terms, now))),
                     Answer::Wait(round) => {
                         // What can never be granted is not to be taken for it, either.
-                        match ask.cost <= most(ask.rules) {
+                        match ask.cost <= most(ask.windows) {
                             true => waiting.since = Some((ask.cost, round)),
                             false => lease.leave(ask.cost, round),
                         }
@@ -179,7 +178,7 @@ impl Leases {
             };
             let asking = Asking::new(part, ask.key);
             let tag = KeyTag::new(ask.limit, ask.parts.iter().map(AsRef::as_ref));
-            let granted = self.grants.ask(redis, tag, ask.rules, &request, deadline);
+            let granted = self.grants.ask(redis, tag, ask.windows, &request, deadline);
             return match granted.await {
                 Ok(grant) => asking.end(|lease| {
                     let now = clock::mono();
@@ -199,12 +198,12 @@ impl Leases {
     fn renew(self: &Arc<Self>, redis: &Arc<Connections>, ask: &Ask<'_>, request: Request) {
         let (leases, redis) = (self.clone(), redis.clone());
         let tag = KeyTag::new(ask.limit, ask.parts.iter().map(AsRef::as_ref));
-        let rules: SmallVec<[Rule; 1]> = ask.rules.into();
+        let windows = ask.windows.clone();
         let (key, terms) = (ask.key, ask.terms);
         tokio::spawn(async move {
             let asking = Asking::new(leases.part(key), key);
             let deadline = clock::now() + terms.patience;
-            let granted = leases.grants.ask(&redis, tag, &rules, &request, deadline);
+            let granted = leases.grants.ask(&redis, tag, &windows, &request, deadline);
             if let Ok(grant) = granted.await {
                 asking.end(|lease| lease.granted(&request, &grant, &terms, clock::mono()));
             }
@@ -230,7 +229,7 @@ impl Leases {
         let request = lease.ask(0, &ask.terms, now);
         let tag = KeyTag::new(ask.limit, ask.parts.iter().map(AsRef::as_ref));
         let deadline: Instant = clock::now() + ask.terms.patience;
-        let grant = self.grants.ask(redis, tag, ask.rules, &request, deadline);
+        let grant = self.grants.ask(redis, tag, ask.windows, &request, deadline);
         lease.granted(&request, &grant.await?, &ask.terms, now);
         Ok(lease.rules(clock::mono()).collect())
     }
@@ -238,7 +237,7 @@ impl Leases {
     /// Forgets what all processes have counted for a key; whether there was anything. Others spend what they hold of it.
     pub async fn reset(&self, redis: &Connections, ask: &Ask<'_>) -> Result<bool, CallError> {
         let tag = KeyTag::new(ask.limit, ask.parts.iter().map(AsRef::as_ref));
-        let known = self.grants.forget(redis, tag, ask.rules).await;
+        let known = self.grants.forget(redis, tag, ask.windows).await;
         self.forget(ask.key);
         known
     }
@@ -274,13 +273,11 @@ impl fmt::Debug for Leases {
     }
 }
 
-/// The largest cost that rules can ever grant.
-fn most(rules: &[Rule]) -> u64 {
-    let most = rules.iter().map(|rule| match *rule {
-        Rule::TokenBucket { burst, .. } => burst,
-        Rule::SlidingWindow { limit, .. }
-        | Rule::FixedWindow { limit, .. }
-        | Rule::Concurrency { limit } => limit,
+/// The largest cost that they can ever grant.
+fn most(windows: &Windows) -> u64 {
+    let most = windows.iter().map(|window| match *window {
+        Window::Bucket { burst, .. } => burst,
+        Window::Sliding { limit, .. } | Window::Fixed { limit, .. } => limit,
     });
     most.min().unwrap_or(0)
 }

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use siphasher::sip128::{Hasher128, SipHasher13};
 use smallvec::SmallVec;
 
-use crate::config::limits::{Limit, Rule};
+use crate::config::limits::{Limit, Rule, Rules};
 use crate::policy::limit::{self, Charged, Now, State, Verdict};
 use crate::store::table::{SHARDS, Shard};
 
@@ -46,9 +46,9 @@ pub fn room_for_keys(memory: Option<u64>, is_shared: bool) -> usize {
 
 /// One rule asked about one key.
 #[derive(Debug, Clone, Copy)]
-pub struct Ask<'a> {
+pub struct Ask {
     pub key: Key,
-    pub rule: &'a Rule,
+    pub rule: Rule,
     pub cost: u64,
     /// Whether its refusal refuses the request.
     pub enforced: bool,
@@ -65,7 +65,7 @@ pub struct Limits {
 }
 
 /// Rules for one key; `None`: unlimited.
-pub type Override = Option<Vec<Rule>>;
+pub type Override = Option<Rules>;
 
 /// The limit's rules for a key, whose parts `name` joins by `:`; `None` when it is not limited. What was set at run time goes
 /// before the file's.
@@ -73,15 +73,15 @@ pub fn rules<'l>(
     limit: &'l Limit,
     name: impl FnOnce() -> String,
     overrides: &'l BTreeMap<(String, String), Override>,
-) -> Option<&'l [Rule]> {
+) -> Option<&'l Rules> {
     if limit.overrides.is_empty() && overrides.is_empty() {
-        return limit.rules.as_deref();
+        return limit.rules.as_ref();
     }
     let place = (limit.name.clone(), name());
     let set = overrides
         .get(&place)
         .or_else(|| limit.overrides.get(&place.1));
-    set.unwrap_or(&limit.rules).as_deref()
+    set.unwrap_or(&limit.rules).as_ref()
 }
 
 impl Limits {
@@ -110,7 +110,7 @@ impl Limits {
     ///
     /// # Panics
     /// When it holds another number of them.
-    pub fn ask(&self, asks: &[Ask<'_>], now: Now, verdicts: &mut [Verdict]) -> bool {
+    pub fn ask(&self, asks: &[Ask], now: Now, verdicts: &mut [Verdict]) -> bool {
         assert_eq!(verdicts.len(), asks.len(), "a verdict for each of asks");
         if let ([ask], [verdict]) = (asks, &mut *verdicts) {
             let mut shard = self.shards[ask.key.shard()].lock();
@@ -127,7 +127,7 @@ impl Limits {
         shards.dedup();
         let lock = |shard: &usize| self.shards[*shard].lock();
         let mut guards: SmallVec<[_; USUAL]> = shards.iter().map(lock).collect();
-        let guard_of = |ask: &Ask<'_>| {
+        let guard_of = |ask: &Ask| {
             let shard = ask.key.shard();
             let place = shards.iter().position(|other| *other == shard);
             place.expect("each ask's shard was locked above")
@@ -178,10 +178,8 @@ impl Limits {
     pub fn reset(&self, key: Key, rule: &Rule) -> bool {
         let mut shard = self.shards[key.shard()].lock();
         match rule {
-            Rule::Concurrency { .. } => shard.get(key).is_some(),
-            Rule::TokenBucket { .. } | Rule::SlidingWindow { .. } | Rule::FixedWindow { .. } => {
-                shard.remove(key)
-            }
+            Rule::Slots(_) => shard.get(key).is_some(),
+            Rule::Window(_) => shard.remove(key),
         }
     }
 
@@ -238,12 +236,13 @@ impl fmt::Debug for Limits {
 pub struct LimitKeys(KeyBuilder);
 
 impl LimitKeys {
-    /// Begins the key of the limit's `index`th rule. Rules of other kinds, or with windows of other lengths, never share a
-    /// counter, not even when a reload changes them: otherwise a per-second limit that replaced a monthly one would keep the month's window.
-    pub fn of_rule(&self, rules: &[Rule], index: usize) -> KeyBuilder {
+    /// Begins the key of a rule of the limit, by its number among those of its shape. Rules of other kinds, or with windows of other
+    /// lengths, never share a counter, not even when a reload changes them: otherwise a per-second limit that replaced a monthly
+    /// one would keep the month's window.
+    pub fn of_rule(&self, (number, rule): (usize, Rule)) -> KeyBuilder {
         let mut builder = self.0.clone();
-        let (kind, window) = rules[index].shape();
-        builder.part(&[kind, Rule::number(rules, index) as u8]);
+        let (kind, window) = rule.shape();
+        builder.part(&[kind, number as u8]);
         builder.number(window.as_nanos() as u64);
         builder
     }
@@ -276,13 +275,13 @@ impl KeyBuilder {
     }
 }
 
-fn check(shard: &Shard<State>, ask: &Ask<'_>, now: Now) -> Verdict {
-    limit::check(ask.rule, &state(shard, ask.key), ask.cost, now)
+fn check(shard: &Shard<State>, ask: &Ask, now: Now) -> Verdict {
+    limit::check(&ask.rule, &state(shard, ask.key), ask.cost, now)
 }
 
-fn take(shard: &mut Shard<State>, ask: &Ask<'_>, now: Now) {
-    let held = matches!(ask.rule, Rule::Concurrency { .. });
-    limit::take(ask.rule, shard.touch(ask.key, held), ask.cost, now);
+fn take(shard: &mut Shard<State>, ask: &Ask, now: Now) {
+    let held = matches!(ask.rule, Rule::Slots(_));
+    limit::take(&ask.rule, shard.touch(ask.key, held), ask.cost, now);
 }
 
 fn state(shard: &Shard<State>, key: Key) -> State {
@@ -295,16 +294,16 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::limits::Period;
+    use crate::config::limits::{Period, Window};
 
     const NOW: Now = Now {
         mono: Duration::from_secs(5),
         wall: Duration::from_secs(5),
     };
-    const TWO: Rule = Rule::FixedWindow {
+    const TWO: Rule = Rule::Window(Window::Fixed {
         limit: 2,
         period: Period::Fixed(Duration::from_secs(10)),
-    };
+    });
     const BLANK: Verdict = Verdict {
         admitted: false,
         remaining: 0,
@@ -313,7 +312,7 @@ mod tests {
     };
 
     fn key(limits: &Limits, name: &str) -> Key {
-        let mut builder = limits.keys_of("limit").of_rule(&[TWO], 0);
+        let mut builder = limits.keys_of("limit").of_rule((0, TWO));
         builder.part(name.as_bytes());
         builder.finish()
     }
@@ -323,7 +322,7 @@ mod tests {
             .iter()
             .map(|name| Ask {
                 key: key(limits, name),
-                rule: &TWO,
+                rule: TWO,
                 cost: 1,
                 enforced: !name.starts_with("shadow"),
             })
@@ -365,11 +364,11 @@ mod tests {
     #[test]
     fn a_window_of_another_length_begins_anew() {
         let limits = Limits::new(1000, [1; 16]);
-        let window = |limit, period| Rule::FixedWindow { limit, period };
+        let window = |limit, period| Rule::Window(Window::Fixed { limit, period });
         let admits = |rule: &Rule| {
             let ask = Ask {
-                key: limits.keys_of("limit").of_rule(&[*rule], 0).finish(),
-                rule,
+                key: limits.keys_of("limit").of_rule((0, *rule)).finish(),
+                rule: *rule,
                 cost: 1,
                 enforced: true,
             };
@@ -383,10 +382,10 @@ mod tests {
     #[test]
     fn many_lanes_admit_exactly_the_limit() {
         let limits = Arc::new(Limits::new(1000, [1; 16]));
-        let rule = Rule::FixedWindow {
+        let rule = Rule::Window(Window::Fixed {
             limit: 1_000,
             period: Period::Day,
-        };
+        });
         let lanes: Vec<_> = (0..4)
             .map(|lane| {
                 let limits = limits.clone();
@@ -399,7 +398,7 @@ mod tests {
                     };
                     let asks = order.map(|key| Ask {
                         key,
-                        rule: &rule,
+                        rule,
                         cost: 1,
                         enforced: true,
                     });
@@ -421,10 +420,10 @@ mod tests {
     #[test]
     fn a_released_slot_leaves_no_key_behind() {
         let limits = Limits::new(1000, [1; 16]);
-        let (key, rule) = (key(&limits, "a"), Rule::Concurrency { limit: 1 });
+        let (key, rule) = (key(&limits, "a"), Rule::Slots(1));
         let ask = Ask {
             key,
-            rule: &rule,
+            rule,
             cost: 1,
             enforced: true,
         };
@@ -439,10 +438,10 @@ mod tests {
     #[test]
     fn a_reset_key_is_as_new_but_for_slots_in_use() {
         let limits = Limits::new(1000, [1; 16]);
-        let rule = Rule::Concurrency { limit: 1 };
+        let rule = Rule::Slots(1);
         let ask = Ask {
             key: key(&limits, "a"),
-            rule: &rule,
+            rule,
             cost: 1,
             enforced: true,
         };

@@ -36,8 +36,9 @@ use crate::store::audit::{Cursor, Filter, Found, Order, Report, StoreError, Stor
 
 /// Events read at a time, at most: what one asks for without a limit is still read in parts.
 const PAGE: usize = 5_000;
-/// Batches in a window, for a start and at most; there are some 200 events in one.
-const WINDOW: (i64, i64) = (8, 200_000);
+/// Batches in a window, for a start; there are some 200 events in one.
+const WINDOW: i64 = 8;
+const LARGEST_WINDOW: i64 = 200_000;
 /// A window answered within this is followed by one four times as large; one that took ten times as long, by one of a quarter.
 const QUICK: Duration = Duration::from_millis(100);
 /// What the server says of a statement that took too long.
@@ -45,8 +46,8 @@ const CANCELED: &str = "57014";
 /// What it says of a table that is not there, or whose schema is not.
 const NO_TABLE: [&str; 2] = ["42P01", "3F000"];
 
-/// Spans that are looked at together, for a start and at most.
-const SPANS: (i64, i64) = (1, 64);
+/// Spans that are looked at together, at most.
+const MOST_SPANS: i64 = 64;
 
 /// Up to which transaction all have ended: none before it can come to be seen later. Up to which there have been any. And the last
 /// span, with its days.
@@ -193,8 +194,8 @@ async fn search(
         address,
     };
     let limit = filter.limit.map_or(usize::MAX, |limit| limit as usize);
-    let mut size = i64::try_from(limit.min(PAGE) / 100).map_or(WINDOW.0, |size| size.max(WINDOW.0));
-    let mut spans = SPANS.0;
+    let mut size = i64::try_from(limit.min(PAGE) / 100).map_or(WINDOW, |size| size.max(WINDOW));
+    let mut spans = 1;
     let mut stored = Vec::new();
     let mut is_over = false;
     while stored.len() < limit {
@@ -211,8 +212,8 @@ async fn search(
             break;
         };
         let window = match step {
-            Err(error) if error.has_code(CANCELED) && size > WINDOW.0 => {
-                size = (size / 16).max(WINDOW.0);
+            Err(error) if error.has_code(CANCELED) && size > WINDOW => {
+                size = (size / 16).max(WINDOW);
                 // Where the last row that was found left off, if that is in this window.
                 between = between.behind(stored.last(), filter.order);
                 continue;
@@ -227,14 +228,14 @@ async fn search(
             },
             (None, Some(next)) => {
                 between = next;
-                spans = (spans * 4).min(SPANS.1);
+                spans = (spans * 4).min(MOST_SPANS);
             }
             (None, None) => break,
         }
         if took < QUICK {
-            size = (size * 4).min(WINDOW.1);
+            size = (size * 4).min(LARGEST_WINDOW);
         } else if took > 10 * QUICK {
-            size = (size / 4).max(WINDOW.0);
+            size = (size / 4).max(WINDOW);
         }
     }
     let place = match is_over {

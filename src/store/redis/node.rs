@@ -16,6 +16,7 @@ use tracing::{info, warn};
 use super::topology::Address;
 use super::{CallError, Driver, Redis};
 use crate::clock;
+use crate::policy::retry::{Pauses, equal_jitter};
 
 /// Calls without an answer, one behind the other, after which no call waits for the node until it answers a ping.
 const SUSPECT_AFTER: u32 = 4;
@@ -23,9 +24,11 @@ const SUSPECT_AFTER: u32 = 4;
 const PING_EVERY: Duration = Duration::from_secs(1);
 /// Between pings of one that answers, but later than a call's budget.
 const PING_AGAIN: Duration = Duration::from_millis(50);
-/// Between tries to connect: from the first to the last, doubled each time, each made longer by up to a half at random, so
-/// that many weirs do not come back at one moment.
-const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+/// Between tries to connect.
+const PAUSES: Pauses = Pauses {
+    first: Duration::from_millis(15),
+    longest: Duration::from_millis(1_500),
+};
 
 /// How a node is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -201,8 +204,7 @@ impl State {
 
 /// Connects for ever anew.
 async fn keep(redis: Arc<Redis>, address: Address, state: Arc<State>, speaks: bool) {
-    let (first, longest) = BACK_OFF;
-    let mut pause = first;
+    let mut pause = PAUSES.first;
     let (mut told_down, mut was_replica) = (false, false);
     loop {
         match connect(&redis, &address).await {
@@ -217,7 +219,7 @@ async fn keep(redis: Arc<Redis>, address: Address, state: Arc<State>, speaks: bo
                 was_replica = ended == Ended::Replica;
                 let worked = matches!(ended, Ended::Lost(_));
                 if worked {
-                    (pause, told_down) = (first, false);
+                    (pause, told_down) = (PAUSES.first, false);
                 }
                 if speaks && !told_down {
                     told_down = !worked;
@@ -232,8 +234,8 @@ async fn keep(redis: Arc<Redis>, address: Address, state: Arc<State>, speaks: bo
         }
         state.settle();
         redis.suspect_topology();
-        sleep(pause.mul_f64(1.0 + fastrand::f64() / 2.0)).await;
-        pause = (pause * 2).min(longest);
+        sleep(equal_jitter(pause, fastrand::f64())).await;
+        pause = PAUSES.after(pause);
     }
 }
 

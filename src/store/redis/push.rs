@@ -12,12 +12,15 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 use tracing::{info, warn};
 
 use super::{Address, Redis};
+use crate::policy::retry::{Pauses, equal_jitter};
 
 /// Between pings, so that a node that hangs is left for another.
 const PING_EVERY: Duration = Duration::from_millis(500);
-/// Before another node is tried: at least and at most, doubled each time in vain, each made shorter by up to a half at random, so that many
-/// weirs do not come back at one moment.
-const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+/// Before another node is tried.
+const PAUSES: Pauses = Pauses {
+    first: Duration::from_millis(100),
+    longest: Duration::from_secs(1),
+};
 
 /// What a listener is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,8 +63,7 @@ impl Redis {
         mut heard: impl FnMut(Heard),
         beat: impl Fn(),
     ) -> Infallible {
-        let (first, longest) = BACK_OFF;
-        let (mut left, mut pause, mut told) = (None, first, false);
+        let (mut left, mut pause, mut told) = (None, PAUSES.first, false);
         loop {
             beat();
             let mut nodes = self.who_speaks(speakers);
@@ -90,11 +92,11 @@ impl Redis {
                     }
                 }
                 pause = match answers {
-                    true => first,
-                    false => (pause * 2).min(longest),
+                    true => PAUSES.first,
+                    false => PAUSES.after(pause),
                 };
             }
-            sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+            sleep(equal_jitter(pause, fastrand::f64())).await;
         }
     }
 

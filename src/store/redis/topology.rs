@@ -17,13 +17,15 @@ use super::Redis;
 use super::push::Speakers;
 use crate::config::redis::{Client, Endpoint, Mode};
 use crate::keys::SLOTS;
+use crate::policy::retry::{Pauses, equal_jitter};
 
 /// Between looks at a cluster that gives no reason to look.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
-/// Between looks at one that does, at least: from the first to the last, doubled while nothing changes, each made longer by up
-/// to a half at random, so that many weirs do not ask at one moment. An election takes seconds, and who won is to be known
-/// soon after.
-const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(500));
+/// Between looks at one that does, while nothing changes. An election takes seconds, and who won is to be known soon after.
+const LOOK_AGAIN: Pauses = Pauses {
+    first: Duration::from_millis(150),
+    longest: Duration::from_millis(750),
+};
 /// A node that has not answered by then is not waited for before the next one is asked, too.
 const ASK_NEXT: Duration = Duration::from_millis(50);
 /// In place of a node: no one has the slot.
@@ -158,9 +160,8 @@ impl Redis {
     }
 
     async fn look_for_ever(&self) -> Infallible {
-        let (first, longest) = LOOK_AGAIN;
         let mut trouble = false;
-        let mut pause = first;
+        let mut pause = LOOK_AGAIN.first;
         loop {
             match self.look().await {
                 Ok(topology) => {
@@ -175,7 +176,7 @@ impl Redis {
                         changed
                     });
                     if changed {
-                        pause = first;
+                        pause = LOOK_AGAIN.first;
                     }
                     if !self.topology.borrow().is_whole() {
                         // A cluster that is being formed, or has lost a part: what is missing comes without anyone's asking.
@@ -194,12 +195,12 @@ impl Redis {
                     self.suspect_topology();
                 }
             }
-            sleep(pause.mul_f64(1.0 + fastrand::f64() / 2.0)).await;
+            sleep(equal_jitter(pause, fastrand::f64())).await;
             pause = match self.stale.notified().now_or_never() {
-                Some(()) => (pause * 2).min(longest),
+                Some(()) => LOOK_AGAIN.after(pause),
                 None => {
                     let _ = timeout(LOOK_EVERY, self.stale.notified()).await;
-                    first
+                    LOOK_AGAIN.first
                 }
             };
         }

@@ -9,8 +9,10 @@ use std::time::Duration;
 
 /// How long SQLite's lock is waited for by one whose turn it is: longer than a transaction and its syncs take, or it would be for nothing.
 pub(super) const PATIENCE: Duration = Duration::from_millis(250);
-/// Between two looks at whether it is our turn, and how many there are: whoever has it is done with waiting by then.
-const LOOKS: (Duration, u32) = (Duration::from_millis(1), 250);
+/// Between two looks at whether it is our turn.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
+/// Whoever has it is done with waiting by then.
+const LOOKS: u32 = 250;
 
 /// A lock on the folder (flock(2)), which leaves nothing behind and is free once its holder is gone. It is held while SQLite's lock is waited
 /// for, so that who has written must let the one behind go first.
@@ -32,12 +34,11 @@ impl Turns {
 
     /// Waits for the next turn; `None` where it does not come soon, or the file system has no such locks.
     pub(super) fn next(&self) -> Option<Turn<'_>> {
-        let (pause, looks) = LOOKS;
-        for _ in 0..looks {
+        for _ in 0..LOOKS {
             if self.0.try_lock().is_ok() {
                 return Some(Turn(&self.0));
             }
-            thread::sleep(pause);
+            thread::sleep(LOOK_EVERY);
         }
         None
     }

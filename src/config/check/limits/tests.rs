@@ -9,9 +9,13 @@ fn read(limits: &str) -> Result<Config, Vec<String>> {
     fixture::read(&text)
 }
 
-fn rules(limit: &str) -> Option<Vec<Rule>> {
+fn rules(limit: &str) -> Option<Rules> {
     let config = read(&format!("rate_limits: {{a: {limit}}}\n")).unwrap();
     config.limits[0].rules.clone()
+}
+
+fn one(window: Window) -> Option<Rules> {
+    Some(Rule::Window(window).into())
 }
 
 #[test]
@@ -19,11 +23,11 @@ fn the_short_form_limits_every_route() {
     let config = read("rate_limit: 100/s by client.ip, header:X-Tenant\n").unwrap();
     assert_eq!(
         config.limits[0].rules,
-        Some(vec![Rule::TokenBucket {
+        one(Window::Bucket {
             count: 100,
             per: SECOND,
             burst: 100
-        }])
+        })
     );
     assert_eq!(
         config.limits[0].by,
@@ -46,10 +50,10 @@ fn an_override_has_a_part_of_the_burst_as_large_as_its_rate() {
         let of_file = limit.overrides["/b"].clone();
         assert_eq!(override_rules(limit, over), Ok(of_file.clone()));
         let rules = of_file.unwrap();
-        let [Rule::TokenBucket { burst: found, .. }] = rules[..] else {
+        let Some(Window::Bucket { burst: found, .. }) = rules.only_window() else {
             panic!("{rules:?}");
         };
-        assert_eq!(found, burst, "{limit:?} {over}");
+        assert_eq!(*found, burst, "{limit:?} {over}");
     };
     check("limit: 10/s, burst: 100", "20/s", 100);
     check("limit: 10/s, burst: 100", "500/s", 500);
@@ -65,7 +69,7 @@ fn an_override_has_a_part_of_the_burst_as_large_as_its_rate() {
 
 #[test]
 fn every_algorithm_is_read() {
-    let bucket = |count, per, burst| Some(vec![Rule::TokenBucket { count, per, burst }]);
+    let bucket = |count, per, burst| one(Window::Bucket { count, per, burst });
     assert_eq!(
         rules("{limit: 10/30s, burst: 7, by: path}"),
         bucket(10, 30 * SECOND, 7)
@@ -74,27 +78,27 @@ fn every_algorithm_is_read() {
     assert_eq!(rules("{limit: unlimited, by: []}"), None);
     assert_eq!(
         rules("{limit: [5/m, 20/h], by: [client.ip], algorithm: sliding_window}"),
-        Some(vec![
-            Rule::SlidingWindow {
+        Some(Rules::Windows(Windows {
+            first: Window::Sliding {
                 limit: 5,
                 window: 60 * SECOND
             },
-            Rule::SlidingWindow {
+            more: vec![Window::Sliding {
                 limit: 20,
                 window: 3600 * SECOND
-            }
-        ])
+            }]
+        }))
     );
     assert_eq!(
         rules("{limit: 1000000/month, by: 'header:x', algorithm: fixed_window}"),
-        Some(vec![Rule::FixedWindow {
+        one(Window::Fixed {
             limit: 1_000_000,
             period: Period::Month
-        }])
+        })
     );
     assert_eq!(
         rules("{limit: 10, by: path, algorithm: concurrency}"),
-        Some(vec![Rule::Concurrency { limit: 10 }])
+        Some(Rules::Slots(10))
     );
 }
 
@@ -250,6 +254,10 @@ fn a_wrong_limit_says_the_mend() {
     says(
         "rate_limits: {a: {limit: 5/s, by: path, algorithm: concurrency}}\n",
         "is not a number",
+    );
+    says(
+        "rate_limits: {a: {limit: [20, 10], by: path, algorithm: concurrency}}\n",
+        "rate_limits.a.limit: concurrency has one number: keep the smallest",
     );
     says(
         "rate_limits: {a: {limit: 5/s, by: path}}\nroutes: [{upstream: upstream, rate_limits: [b]}]\n",
