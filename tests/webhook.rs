@@ -11,6 +11,7 @@ mod harness;
 use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -373,6 +374,25 @@ fn who_sends_slowly_keeps_no_review_waiting() {
     let took = began.elapsed();
     assert!(took < Duration::from_secs(4), "{took:?}");
     drop(held);
+}
+
+/// Its answers wait in the webhook's memory.
+#[test]
+fn who_takes_no_answer_is_dropped() {
+    let webhook = Webhook::start(&[]);
+    let mut client = webhook.connect();
+    let asked = format!(
+        "GET /{} HTTP/1.1\r\nHost: {NAME}\r\n\r\n",
+        "x".repeat(1_000)
+    );
+    let asked = asked.repeat(100);
+    let (told, ended) = mpsc::channel();
+    std::thread::spawn(move || {
+        // Until the answers fill all there is between them, and the webhook reads no more.
+        while client.write(&asked).is_ok() {}
+        told.send(())
+    });
+    ended.recv_timeout(Duration::from_secs(30)).unwrap();
 }
 
 #[test]

@@ -368,13 +368,7 @@ impl Running {
         let phases = self.phases.clone();
         let hurry = async {
             let asked = matches!(why, Why::Asked | Why::Aborted);
-            // The first asks one that ends by itself for no more than that.
-            for _ in usize::from(asked)..2 {
-                if signals.stopped().await.is_err() {
-                    return pending().await;
-                }
-            }
-            warn!("told to end once more: what is under way is cut off");
+            signals.once_more(asked).await;
             phases.send_replace(Phase::Over);
             pending().await
         };

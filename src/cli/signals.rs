@@ -1,5 +1,6 @@
 //! The signals that end weir, and those that people send to other servers and that must not end it.
 
+use std::future::pending;
 use std::io;
 
 use anyhow::{Context, anyhow};
@@ -47,5 +48,15 @@ impl Signals {
                 "ignored: weir logs to stderr and has no file to open anew; a new binary takes over by weir run --take-over"
             );
         }
+    }
+    /// Waits for the signal that ends an end at once: the second one, or the first behind the one that the process was `asked` to end by.
+    pub(super) async fn once_more(&mut self, asked: bool) {
+        // The first asks one that ends by itself for no more than that.
+        for _ in usize::from(asked)..2 {
+            if self.stopped().await.is_err() {
+                return pending().await;
+            }
+        }
+        warn!("told to end once more: what is under way is cut off");
     }
 }

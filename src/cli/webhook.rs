@@ -35,13 +35,14 @@ use crate::config::units::TimeLength;
 use crate::inject::review::{NoReview, OnUnfit, Reviewer, Verdict};
 use crate::net;
 use crate::net::places::Places;
+use crate::net::taken::Taken;
 use crate::net::tls::{TlsError, server::ServerTls};
 use crate::telemetry::metrics::format;
 use crate::telemetry::metrics::webhook::WebhookMetrics;
 
 /// The API server's own bound on an object, and more than it.
 const MAX_BODY: usize = 3 << 20;
-/// For a handshake, a head and a body, each: the API server waits for 10 s at most.
+/// For a handshake, a head, a body, and an answer to be taken, each: the API server waits for 10 s at most.
 const WITHIN: Duration = Duration::from_secs(8);
 /// API servers keep a few connections each.
 const MAX_CONNECTIONS: usize = 1000;
@@ -217,7 +218,7 @@ async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, webhook: Arc<We
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(WITHIN)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(Taken::within(WITHIN, stream)), service);
     let mut served = std::pin::pin!(served);
     let ended = async { drop(stage.wait_for(|stage| *stage == Stage::Ended).await) };
     tokio::select! {
@@ -353,7 +354,7 @@ async fn admin_connection(stream: TcpStream, webhook: Arc<Webhook>) {
     let _ = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(WITHIN)
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(TokioIo::new(Taken::within(WITHIN, stream)), service)
         .await;
 }
 

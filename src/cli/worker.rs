@@ -29,7 +29,7 @@ use crate::store::fleet::Fleet;
 use crate::store::postgres::Postgres;
 use crate::telemetry::metrics::Metrics;
 
-/// Runs until SIGTERM, SIGQUIT or SIGINT, and then ends what is under way. `migrate`: brings the schema up to date whatever the file says.
+/// Runs until SIGTERM, SIGQUIT or SIGINT, and then ends what is under way, at once where one comes again. `migrate`: brings the schema up to date whatever the file says.
 /// `wait_for_deps`: how long Redis and Postgres are waited for; without, it begins before they are there. An error too once a task
 /// cannot be kept up.
 pub fn run(file: PathBuf, migrate: bool, wait_for_deps: Option<Duration>) -> anyhow::Result<()> {
@@ -96,7 +96,10 @@ async fn supervise(
     let plans = watch::Sender::new(plan.clone()).subscribe();
     let mut tasks = Tasks::new(&metrics);
     let begin = tasks.begin_companion(config, &postgres, &fleet, Runs::Alone);
-    begin.await?;
+    tokio::select! {
+        begun = begin => begun?,
+        stopped = signals.stopped() => return stopped,
+    }
     background::sweep_shared_sessions(&mut tasks.control, &plans, &redis);
     tasks.look_at_replicas(&postgres);
     let mut checks = vec![machine::memory()];
@@ -133,7 +136,10 @@ async fn supervise(
     info!("stopping");
     unready.send_replace(true);
     if let Some(companion) = tasks.companion {
-        companion.stop(config.drain).await;
+        tokio::select! {
+            () = companion.stop(config.drain) => {}
+            () = signals.once_more(gave_up.is_none()) => {}
+        }
     }
     match gave_up {
         Some(gave_up) => Err(gave_up),

@@ -167,9 +167,9 @@ fn is_pchar(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@".contains(&byte)
 }
 
-/// What browsers send unescaped though it should not be.
+/// What browsers send unescaped though it should not be, and what of UTF-8 is written by hand.
 fn is_sent_bare(byte: u8) -> bool {
-    b"[]|^{}\"`".contains(&byte)
+    !byte.is_ascii() || b"[]|^{}\"`".contains(&byte)
 }
 
 #[cfg(test)]
@@ -207,6 +207,8 @@ mod tests {
         check("/a%3bb;c", Ok("/a%3Bb;c"));
         check("/a[b]|{}^\"`", Ok("/a%5Bb%5D%7C%7B%7D%5E%22%60"));
         check("/a%5bb%5d", Ok("/a%5Bb%5D"));
+        check("/\u{e4}/%c3%A4", Ok("/%C3%A4/%C3%A4"));
+        check("/..\u{e4}", Ok("/..%C3%A4"));
     }
 
     #[test]
@@ -245,7 +247,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn normalising_twice_is_normalising_once(path in "/([a-c./%2eEfF5;:|\\[]|%3[aAbB]|%2[b-fB-F]|%5[bB]){0,24}") {
+        fn normalising_twice_is_normalising_once(path in "/([a-c\u{e4}./%2eEfF5;:|\\[]|%3[aAbB]|%2[b-fB-F]|%5[bB]){0,24}") {
             if let Ok(once) = normalise(path.as_bytes()) {
                 let text = std::str::from_utf8(&once).expect("a normal path is ASCII");
                 let bare = without_parameters(text).unwrap_or(text.to_owned());

@@ -8,6 +8,7 @@ pub mod names;
 pub mod places;
 pub mod resolve;
 pub mod stream;
+pub mod taken;
 pub mod tls;
 pub mod tunnel;
 mod turn;

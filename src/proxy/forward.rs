@@ -142,7 +142,7 @@ impl<'p> Exchange<'_, 'p> {
         reset_if_cut(&self.outgoing.request, self.ends.client, &streamed);
         let reusable = streamed?;
         if reusable {
-            answerer.give_back();
+            answerer.give_back(self.outgoing.request.is_head);
         }
         Ok(match answered.uploaded {
             true => next,

@@ -28,8 +28,8 @@ type Tried = Result<(Connected, Answered), Failure>;
 
 impl Answerer<'_> {
     /// Keeps the connection for another request.
-    pub(super) fn give_back(self) {
-        self.picked.pool.give_back(self.connected);
+    pub(super) fn give_back(self, to_head: bool) {
+        self.picked.pool.give_back(self.connected, to_head);
     }
 }
 
@@ -97,7 +97,8 @@ impl<'p> Exchange<'_, 'p> {
             if let Ok((connected, answered)) = tried
                 && is_over(&answered, &self.answer)
             {
-                picked.pool.give_back(connected);
+                let to_head = self.outgoing.request.is_head;
+                picked.pool.give_back(connected, to_head);
             }
             *picked = next;
             self.answer.clear();

@@ -61,6 +61,33 @@ impl Traced {
     pub fn spans(&self) -> u64 {
         1 + self.calls.len() as u64
     }
+
+    /// How many bytes of memory it takes, some.
+    pub fn bytes(&self) -> usize {
+        let event = &self.event;
+        let texts = [&event.method, &event.path, &event.host];
+        let others = [
+            &event.user,
+            &event.label,
+            &event.route,
+            &event.upstream,
+            &event.endpoint,
+            &event.query,
+            &event.breaker,
+            &event.request_id,
+            &self.user_agent,
+            &self.state,
+            &self.sent_path,
+        ];
+        let calls = self.calls.iter();
+        let of_calls = calls.flat_map(|call| [&call.endpoint, &call.reason]);
+        let headers = event.headers.iter().flat_map(|(name, value)| [name, value]);
+        let texts = texts.into_iter().chain(headers).chain(&event.limits);
+        let texts = texts.chain(others.into_iter().chain(of_calls).flatten());
+        size_of::<Traced>()
+            + self.calls.len() * size_of::<Call>()
+            + texts.map(String::len).sum::<usize>()
+    }
 }
 
 /// The spans of a request.
@@ -297,7 +324,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    fn traced() -> Traced {
+    pub(in crate::telemetry) fn traced() -> Traced {
         Traced {
             event: AuditEvent {
                 seq: 0,

@@ -13,6 +13,7 @@ use opentelemetry_otlp::{WithExportConfig as _, WithTonicConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{SpanData, SpanExporter};
 use tokio::sync::mpsc::{self, Receiver, Sender};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout_at;
 use tracing::{error, info, warn};
 
@@ -26,6 +27,8 @@ pub const BATCH: usize = 64;
 pub(super) const CRATES: &str = "opentelemetry";
 /// Batches that wait, at most.
 const QUEUE: usize = 64;
+/// Bytes of all that wait or are on their way, at most: as many as those batches have, where a request has 4 KiB.
+const WAITING_BYTES: usize = 16 << 20;
 /// Spans that are gathered for a call of the collector, at most, but for the last batch.
 const EXPORT: usize = 512;
 /// How long the first of them waits for others.
@@ -41,12 +44,14 @@ pub struct Traces {
     /// Its URL.
     pub otlp: String,
     sender: Sender<Message>,
+    /// What is left of [`WAITING_BYTES`].
+    room: Arc<Semaphore>,
     told: Outlet,
 }
 
 #[derive(Debug)]
 enum Message {
-    Requests(Vec<Traced>),
+    Requests(Vec<Traced>, OwnedSemaphorePermit),
     /// Told once all before it is out.
     Stop(SyncSender<()>),
 }
@@ -72,6 +77,7 @@ impl Traces {
         Arc::new(Traces {
             otlp: otlp.to_owned(),
             sender,
+            room: Arc::new(Semaphore::new(WAITING_BYTES)),
             told,
         })
     }
@@ -79,8 +85,11 @@ impl Traces {
     /// Hands on requests, or drops their spans where too many wait.
     pub fn hand_on(&self, requests: Vec<Traced>) {
         let spans = requests.iter().map(Traced::spans).sum();
-        let sent = self.sender.try_send(Message::Requests(requests));
-        if sent.is_err() {
+        let bytes = requests.iter().map(Traced::bytes).sum::<usize>();
+        let room = u32::try_from(bytes).ok();
+        let room = room.and_then(|bytes| self.room.clone().try_acquire_many_owned(bytes).ok());
+        let message = room.map(|room| Message::Requests(requests, room));
+        if message.is_none_or(|message| self.sender.try_send(message).is_err()) {
             self.told.dropped.inc_by(spans);
         }
     }
@@ -146,12 +155,12 @@ fn resource() -> Resource {
 async fn send(mut messages: Receiver<Message>, exporter: &impl SpanExporter, told: &Outlet) {
     let mut fails = false;
     while let Some(message) = messages.recv().await {
-        let mut spans = Vec::new();
-        let mut stop = take(message, &mut spans);
+        let (mut spans, mut held) = (Vec::new(), Vec::new());
+        let mut stop = take(message, &mut spans, &mut held);
         let gathered = tokio::time::Instant::now() + GATHER;
         while stop.is_none() && spans.len() < EXPORT {
             match timeout_at(gathered, messages.recv()).await {
-                Ok(Some(message)) => stop = take(message, &mut spans),
+                Ok(Some(message)) => stop = take(message, &mut spans, &mut held),
                 Ok(None) | Err(_) => break,
             }
         }
@@ -189,9 +198,15 @@ async fn send(mut messages: Receiver<Message>, exporter: &impl SpanExporter, tol
     }
 }
 
-fn take(message: Message, spans: &mut Vec<SpanData>) -> Option<SyncSender<()>> {
+/// The room of what is taken is to be `held` until that is out.
+fn take(
+    message: Message,
+    spans: &mut Vec<SpanData>,
+    held: &mut Vec<OwnedSemaphorePermit>,
+) -> Option<SyncSender<()>> {
     match message {
-        Message::Requests(requests) => {
+        Message::Requests(requests, room) => {
+            held.push(room);
             spans.extend(requests.iter().flat_map(spans::of));
             None
         }
@@ -240,6 +255,38 @@ fn size(span: &SpanData) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::metrics::Metrics;
+
+    #[test]
+    fn so_many_bytes_wait_at_most_and_what_does_not_fit_is_counted() {
+        let told = Metrics::default().traces;
+        let (sender, mut messages) = mpsc::channel(QUEUE);
+        let traces = Traces {
+            otlp: String::new(),
+            sender,
+            room: Arc::new(Semaphore::new(WAITING_BYTES)),
+            told: told.clone(),
+        };
+        let hand_on = |path: usize| {
+            let mut traced = spans::tests::traced();
+            traced.event.path = "x".repeat(path);
+            let spans = traced.spans();
+            let before = told.dropped.get();
+            traces.hand_on(vec![traced]);
+            let dropped = told.dropped.get() - before;
+            assert!([0, spans].contains(&dropped), "{dropped}");
+            dropped == 0
+        };
+        let third = WAITING_BYTES / 3;
+        assert_eq!([third; 4].map(hand_on), [true, true, false, false]);
+        assert!(hand_on(1_000));
+        let (mut taken, mut held) = (Vec::new(), Vec::new());
+        assert!(take(messages.try_recv().unwrap(), &mut taken, &mut held).is_none());
+        assert!(!hand_on(third), "it is not out yet");
+        held.clear();
+        assert!(hand_on(third));
+        assert!(!hand_on(WAITING_BYTES));
+    }
 
     #[test]
     fn a_call_of_the_collector_has_so_many_bytes_at_most() {

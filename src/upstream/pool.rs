@@ -52,6 +52,8 @@ pub struct Pool {
 pub struct Connected {
     pub stream: Stream,
     pub reused: bool,
+    /// Whether its last request was a HEAD: then a body may come that is no response's.
+    after_head: bool,
     /// Since when it takes no new requests.
     pub(super) old_at: Duration,
     /// Where connections are capped.
@@ -63,6 +65,11 @@ pub struct Connected {
 impl Connected {
     fn is_old(&self, now: Duration) -> bool {
         now >= self.old_at
+    }
+
+    /// Whether nothing has come since its last response; `is_safe` as for [`Pool::idle`].
+    fn is_silent(&mut self, is_safe: bool) -> bool {
+        self.stream.is_silent(is_safe && !self.after_head)
     }
 }
 
@@ -182,15 +189,15 @@ impl Pool {
         Ok(connected)
     }
 
-    /// An idle connection for HTTP/1.1: the one given back last that is still open. Unless the request `is_safe`, the kernel is asked
-    /// whether it is open; otherwise it is enough that nothing was heard of its end.
+    /// An idle connection for HTTP/1.1: the one given back last that is still open. Unless the request `is_safe`, or behind a HEAD,
+    /// the kernel is asked whether it is open; otherwise it is enough that nothing was heard of its end.
     pub fn idle(&self, is_safe: bool) -> Option<Connected> {
         loop {
             let (since, mut connected) = self.idle.borrow_mut().pop_back()?;
             // Its own idle time must end before the upstream's, or a request could meet the upstream's close on its way.
             let now = clock::coarse();
             let is_fresh = now.saturating_sub(since) < self.idle_timeout && !connected.is_old(now);
-            if is_fresh && connected.stream.is_silent(is_safe) {
+            if is_fresh && connected.is_silent(is_safe) {
                 return Some(connected);
             }
         }
@@ -213,6 +220,7 @@ impl Pool {
         Ok(Connected {
             stream,
             reused: false,
+            after_head: false,
             old_at: clock::old_at(self.max_age),
             place,
             ours: near.map(Ours::note),
@@ -282,8 +290,8 @@ impl Pool {
         until.map_or(most, |until| most.min(until.left()))
     }
 
-    /// Keeps a connection for the next request; only one whose last response was read to its end.
-    pub fn give_back(&self, connected: Connected) {
+    /// Keeps a connection for the next request; only one whose last response was read to its end. `to_head`: that was one to a HEAD.
+    pub fn give_back(&self, connected: Connected, to_head: bool) {
         // One that is kept is of no use to those who wait for a new one.
         if self.caps.as_ref().is_some_and(|caps| caps.is_short()) {
             return;
@@ -294,6 +302,7 @@ impl Pool {
         if idle.len() < MAX_IDLE && !connected.is_old(now) {
             let connected = Connected {
                 reused: true,
+                after_head: to_head,
                 ..connected
             };
             idle.push_back((now, connected));
@@ -321,5 +330,37 @@ impl Pool {
     pub(super) fn close_one(&self) -> bool {
         let idle = self.idle.borrow_mut().pop_front();
         idle.is_some() || self.multiplexed.close_one()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// The runtime has not turned since, so that nothing can have been heard.
+    #[tokio::test]
+    async fn a_body_behind_the_response_to_a_head_is_seen_at_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let near = TcpStream::connect(listener.local_addr().expect("bound")).expect("it listens");
+        near.set_nonblocking(true).expect("it may be");
+        let near = tokio::net::TcpStream::from_std(near).expect("it does not block");
+        let (mut far, _) = listener.accept().expect("it came");
+        let mut connected = Connected {
+            stream: Stream::from(near),
+            reused: true,
+            after_head: true,
+            old_at: Duration::MAX,
+            place: None,
+            ours: None,
+        };
+        assert!(connected.is_silent(true));
+        far.write_all(b"HTTP/1.1 200 OK\r\n\r\n")
+            .expect("it is open");
+        assert!(!connected.is_silent(true));
+        connected.after_head = false;
+        assert!(!connected.is_silent(false));
     }
 }

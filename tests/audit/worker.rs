@@ -342,6 +342,51 @@ fn a_worker_that_does_not_migrate_says_what_to_do() {
     assert_eq!(worker.child.wait().unwrap().code(), Some(0));
 }
 
+/// As it ends a proxy.
+#[test]
+fn a_second_sigterm_ends_a_worker_in_the_midst_of_a_transaction() {
+    let (redis, database) = (Server::single(), Database::new());
+    let folder = tempfile::tempdir().unwrap();
+    let config = draining(&redis, &database.url(), "", folder.path());
+    assert!(migrate(&config).status.success());
+    database.query(
+        "CREATE FUNCTION late() RETURNS trigger LANGUAGE plpgsql AS
+             $$ BEGIN PERFORM pg_sleep(25); RETURN NEW; END $$;
+         CREATE TRIGGER late BEFORE INSERT ON weir.audit_batches FOR EACH ROW EXECUTE FUNCTION late()",
+    );
+    let proxy = Running::start_as("proxy", config.path(), &[]);
+    let mut worker = Running::start_as("worker", config.path(), &[]);
+    assert_eq!(proxy.client().get("/").status, 502);
+    let late = "SELECT count(*) FROM pg_stat_activity
+        WHERE wait_event = 'PgSleep' AND datname = current_database()";
+    eventually(|| database.one(late) == "1");
+    worker.signal("TERM");
+    worker.log_until("stopping");
+    let asked = clock::now();
+    worker.signal("TERM");
+    assert_eq!(worker.child.wait().unwrap().code(), Some(0));
+    assert!(asked.elapsed() < Duration::from_secs(12));
+}
+
+#[test]
+fn a_worker_that_begins_heeds_sigterm_while_postgres_hangs() {
+    let (redis, postgres) = (Server::single(), postgres::Server::start());
+    redis.kill();
+    postgres.pause();
+    let folder = tempfile::tempdir().unwrap();
+    let config = draining(&redis, &postgres.url(), "", folder.path());
+    let text = std::fs::read_to_string(config.path()).unwrap();
+    let config = file(&text.replace("timeout: 500ms", "timeout: 30s"));
+    let mut weir = Command::new(env!("CARGO_BIN_EXE_weir"));
+    weir.args(["worker", "-c"]).arg(config.path());
+    let mut child = weir.stderr(Stdio::piped()).spawn().unwrap();
+    Log::of(&mut child).until("redis is not there yet; going on without");
+    let asked = clock::now();
+    signal(&child, "TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(asked.elapsed() < Duration::from_secs(5));
+}
+
 #[test]
 fn a_worker_starts_without_its_stores_and_joins_them() {
     let (redis, postgres) = (Server::single(), postgres::Server::start());

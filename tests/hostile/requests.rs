@@ -287,7 +287,19 @@ fn a_malformed_request_line_is_refused() {
         ("NUL in the target", line("GET /\0 HTTP/1.1"), 400),
         ("DEL in the target", line("GET /\x7f HTTP/1.1"), 400),
         ("bare CR in the target", line("GET /\rx HTTP/1.1"), 400),
-        ("non-ASCII path", line("GET /ä HTTP/1.1"), 400),
+        ("non-ASCII authority", line("GET http://ä/ HTTP/1.1"), 400),
+        ("CONNECT beyond ASCII", line("CONNECT ä:443 HTTP/1.1"), 400),
+        ("letter without its path", line("GET ä HTTP/1.1"), 400),
+        (
+            "UTF-8 cut short in the path",
+            b"GET /\xc3 HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(),
+            400,
+        ),
+        (
+            "overlong UTF-8 in the path",
+            b"GET /a\xc0\xaf HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(),
+            400,
+        ),
         (
             "bytes that are not UTF-8 in the query",
             b"GET /?\xff HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(),
@@ -629,14 +641,37 @@ fn parameters_of_a_path_walk_around_no_route() {
 
 /// Two servers could take such bytes for other letters; escapes they cannot.
 #[test]
-fn a_query_beyond_ascii_goes_on_in_escapes() {
+fn a_target_beyond_ascii_goes_on_in_escapes() {
     let upstream = Recorder::start();
     let lane = lane(&upstream);
-    let request =
-        "GET /p?q=\u{e4}&r=%C3%A4&s=\u{20ac} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-    let reply = raw::send(lane.address, request.as_bytes());
-    assert_eq!(reply.status(), Some(200), "{reply:?}");
+    for target in [
+        "/\u{e4}/../%c3%A4/p\u{20ac}?q=\u{e4}&r=%C3%A4&s=\u{20ac}",
+        "http://x//\u{e4}/p%e2%82%ac?q=\u{e4}&r=%C3%A4&s=%E2%82%AC",
+    ] {
+        let request = format!("GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let reply = raw::send(lane.address, request.as_bytes());
+        assert_eq!(reply.status(), Some(200), "{reply:?}");
+    }
     let sent = upstream.bytes();
-    let expected = "GET /p?q=%C3%A4&r=%C3%A4&s=%E2%82%AC HTTP/1.1\r\n";
-    assert!(sent.starts_with(expected), "{sent}");
+    let expected = "GET /%C3%A4/p%E2%82%AC?q=%C3%A4&r=%C3%A4&s=%E2%82%AC HTTP/1.1\r\n";
+    assert_eq!(sent.matches(expected).count(), 2, "{sent}");
+}
+
+#[test]
+fn no_spelling_of_a_letter_walks_around_a_route() {
+    let upstream = Recorder::start();
+    let lane = Lane::start(&format!(
+        "listen: 127.0.0.1:0\nupstreams: {{app: {{endpoints: ['http://{}']}}}}\n\
+         rate_limits: {{each: {{limit: 1/h, by: path}}}}\n\
+         routes:\n  - {{match: {{path: /%C3%A4/*}}, upstream: app, rate_limits: [each]}}\n  - {{upstream: app}}\n",
+        upstream.address
+    ));
+    let status = |path: &str| lane.connect().get(path).status;
+    assert_eq!(status("/\u{e4}/\u{e9}"), 200);
+    for path in ["/%c3%a4/\u{e9}", "/\u{e4}/%C3%A9", "/%C3%A4//%C3%A9"] {
+        assert_eq!(status(path), 429, "{path}");
+    }
+    // Composed in another way it is another letter, as its escapes are.
+    let others = ["/\u{e4}/e\u{301}", "/%C3%A4/e%CC%81"].map(status);
+    assert_eq!(others, [200, 429]);
 }

@@ -173,12 +173,8 @@ fn what_stands_in_a_pseudo_header_is_one_part_of_a_request_line() {
         ("LF in a path", path(b"/a\nb"), MALFORMED),
         ("NUL in a path", path(b"/a\0b"), MALFORMED),
         ("DEL in a path", path(b"/a\x7f"), MALFORMED),
-        (
-            "byte over ASCII in a path",
-            path(b"/\xc3\xa4"),
-            Refused(400),
-        ),
         ("byte that is not UTF-8", path(b"/\xff"), MALFORMED),
+        ("UTF-8 cut short", path(b"/\xc3"), MALFORMED),
         ("no path", path(b""), MALFORMED),
         ("path without its slash", path(b"p"), MALFORMED),
         ("path of a query", path(b"?a"), Refused(400)),
@@ -244,6 +240,15 @@ fn a_fragment_goes_nowhere() {
             .all(|request| request.starts_with("GET /a?b HTTP/1.1\r\n")),
         "{seen:?}"
     );
+}
+
+#[test]
+fn a_path_beyond_ascii_goes_on_in_escapes() {
+    let world = World::new();
+    let status = world.send(&instead(b":path", b"/\xc3\xa4")).status;
+    assert_eq!(status, Some(200));
+    let seen = world.upstream.whole();
+    assert!(seen[0].starts_with("GET /%C3%A4 HTTP/1.1\r\n"), "{seen:?}");
 }
 
 /// RFC 9113 section 8.3.1: an intermediary that believed one would route by it what another serves by the other.

@@ -504,15 +504,33 @@ fn the_command_shows_the_newest_events_that_pass() {
     assert_eq!(rows[0][0], "TIME");
     assert_eq!((rows[1][5], rows[2][5]), ("/items/900", "/items/1000"));
     assert_eq!(rows[2][6..], ["429", "rate_limited", "0.9"]);
-    assert_eq!(
-        weir(&audit, &["query", "--since", "1h"]),
-        (Some(0), String::new())
-    );
     assert_eq!(weir(&audit, &["query", "--status", "abc"]).0, Some(2));
     let missing = Audit::empty();
     let (code, said) = weir(&missing, &["query"]);
     assert!(code == Some(1) && said.contains("cannot open"), "{said}");
     assert_eq!(missing.directory.path().read_dir().unwrap().count(), 0);
+}
+
+/// Scripts read what is on standard output alone.
+#[test]
+fn a_query_that_finds_nothing_says_so_beside_its_output() {
+    let audit = Audit::with(10);
+    for (format, begins) in [("table", ""), ("jsonl", ""), ("csv", "time,")] {
+        let mut weir = Command::new(env!("CARGO_BIN_EXE_weir"));
+        weir.args(["audit", "query", "--since", "1h", "--format", format]);
+        let output = weir.arg("--database").arg(&audit.path).output().unwrap();
+        let said = |bytes| String::from_utf8(bytes).unwrap();
+        let (out, err) = (said(output.stdout), said(output.stderr));
+        assert_eq!(output.status.code(), Some(0), "{format}");
+        assert_eq!(err, "no events match\n", "{format}");
+        let head = usize::from(!begins.is_empty());
+        assert_eq!(out.lines().count(), head, "{format}: {out}");
+        assert!(out.starts_with(begins), "{format}: {out}");
+    }
+    assert_eq!(
+        weir(&audit, &["query", "-n", "0"]),
+        (Some(0), String::new())
+    );
 }
 
 #[test]

@@ -23,7 +23,11 @@ pub(super) async fn query(
     format: Format,
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitCode> {
-    print(&newest(store, flags, limit).await?, format, true, out)?;
+    let shown = newest(store, flags, limit).await?;
+    print(&shown, format, true, out)?;
+    if shown.is_empty() && limit > 0 {
+        eprintln!("no events match");
+    }
     Ok(ExitCode::SUCCESS)
 }
 

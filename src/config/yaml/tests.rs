@@ -303,6 +303,35 @@ fn ten_thousand_routes_are_read_in_seconds_even_unoptimised() {
 }
 
 #[test]
+fn a_large_file_may_have_as_much_in_it_as_it_has_bytes() {
+    assert!(tree(&"- a\n".repeat(251_000)).is_ok());
+    let shared = "- *route\n".repeat(12_000);
+    let shared = format!("count: 1\nroutes:\n- &route {{path: /}}\n{shared}");
+    let file = whole::<File>(&shared, &|_| None).unwrap();
+    assert_eq!(file.routes.len(), 12_001);
+}
+
+/// Each of ten lists is ten of the one before.
+#[test]
+fn aliases_that_make_much_of_little_are_told_with_a_mend() {
+    let mut bomb = "a: &a0 x\n".to_owned();
+    for n in 1..=10 {
+        let before = vec![format!("*a{}", n - 1); 10].join(", ");
+        bomb.push_str(&format!("b{n}: &a{n} [{before}]\n"));
+    }
+    // Large enough for its size to count.
+    let said = mistakes(&(bomb + &"# a comment\n".repeat(21_000)));
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(
+        said[0].contains("write out what they stand for"),
+        "{said:?}"
+    );
+    let deep = "[".repeat(70) + &"]".repeat(70);
+    let said = mistakes(&format!("count: {deep}\n"));
+    assert!(said[0].contains("more than 32 deep"), "{said:?}");
+}
+
+#[test]
 fn a_no_break_space_is_told() {
     for (text, place) in [
         ("count: 1\nname:\u{a0}x\nroutes: []\n", "line 2, column 6"),

@@ -4,13 +4,27 @@ use std::cell::RefCell;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_saphyr::Spanned;
+use serde_saphyr::{Budget, Spanned};
 
 use super::{Lookup, Mistake, Path, Places, Position};
 
 /// YAML 1.2, in which `no` and `on` are texts: a country or a state, and no boolean.
 pub(super) fn tree(text: &str) -> Result<Node, serde_saphyr::Error> {
-    let options = serde_saphyr::options! { strict_booleans: true };
+    // Without aliases no text has more of these than bytes; with them it may be made no larger either, but for small ones.
+    let bound = |usual: usize| usual.max(text.len());
+    let usual = Budget::default();
+    let options = serde_saphyr::options! {
+        strict_booleans: true,
+        budget: serde_saphyr::budget! {
+            max_nodes: bound(usual.max_nodes),
+            max_events: bound(usual.max_events / 2) * 2,
+            max_aliases: bound(usual.max_aliases),
+            max_merge_keys: bound(usual.max_merge_keys),
+            max_depth: 32,
+            // It refuses a hundred aliases of one anchor, however little they make.
+            enforce_alias_anchor_ratio: false,
+        },
+    };
     serde_saphyr::from_str_with_options(text, options)
 }
 

@@ -68,6 +68,12 @@ pub(super) fn in_our_words(message: &str) -> String {
             "while parsing a flow sequence",
             "the list in [] goes on without \",\" or \"]\": close it, or put a value with \"[\" or \"]\" in it in quotes",
         ),
+        (
+            "budget breached: Depth",
+            "lists and maps stand more than 32 deep in each other, which nothing in the file needs",
+        ),
+        ("budget breached", MULTIPLIED),
+        ("alias replay limit exceeded", MULTIPLIED),
     ];
     if let Some((_, mend)) = mends.iter().find(|(start, _)| said.starts_with(start)) {
         return (*mend).to_owned();
@@ -123,6 +129,9 @@ pub(super) fn misplaced(found: &str, needed: &str) -> String {
     };
     format!("{found} stands where {needed}")
 }
+
+const MULTIPLIED: &str =
+    "aliases (\"*\") make more of the file than its size allows: write out what they stand for";
 
 /// What is said of a key without a value.
 pub(super) const NOTHING: &str =

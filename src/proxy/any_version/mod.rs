@@ -300,7 +300,7 @@ impl Exchange<'_, '_, '_> {
         match ran {
             Ran::Ended { ended, reusable } => {
                 if reusable && answer.is_empty() {
-                    pool.give_back(connected);
+                    pool.give_back(connected, self.outgoing.request.is_head);
                 }
                 Ok(Used::Ended(ended))
             }
