@@ -69,16 +69,26 @@ pub fn spawn(
             let runtime = runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
-            let ended = LocalSet::new().block_on(
+            let tasks = LocalSet::new();
+            let ended = tasks.block_on(
                 &runtime,
                 serve(number, listeners, plans, phases, heartbeat, accepts),
             );
+            // What is cut off is in the outbox once all tasks are gone; those of HTTP/2's streams go behind their connections.
+            let entered = runtime.enter();
+            drop((tasks, entered));
+            let ended = ended.map(|served| {
+                if let Some((lane, plan)) = served {
+                    lane.outbox.flush(&plan);
+                }
+            });
             // Not for what a thread of its own still does: the process waits for this one.
             runtime.shutdown_background();
             ended
         })
 }
 
+/// Serves until the drain is over; what it leaves to be handed on, unless it drains before it serves.
 async fn serve(
     number: usize,
     listeners: Vec<Bound>,
@@ -86,7 +96,7 @@ async fn serve(
     phases: watch::Receiver<Phase>,
     heartbeat: Heartbeat,
     accepts: oneshot::Sender<()>,
-) -> io::Result<()> {
+) -> io::Result<Option<(Rc<Lane>, Arc<Plan>)>> {
     let following = Following::new(plans);
     let redis = match &following.current().plan.fleet {
         Some(fleet) => {
@@ -95,7 +105,7 @@ async fn serve(
             tokio::select! {
                 // Whoever comes first is not to be told that Redis is away.
                 _ = redis.ready(fleet.main.connect_timeout) => {}
-                _ = phases.wait_for(|phase| *phase >= Phase::Draining) => return Ok(()),
+                _ = phases.wait_for(|phase| *phase >= Phase::Draining) => return Ok(None),
             }
             Some(redis)
         }
@@ -155,8 +165,8 @@ async fn serve(
     });
     while accepting.join_next().await.is_some() {}
     drop(beside);
-    lane.outbox.flush(&lane.following.current().plan);
-    Ok(())
+    let plan = lane.following.current().plan.clone();
+    Ok(Some((lane, plan)))
 }
 
 /// Hands on for ever what the outbox holds back.
@@ -217,13 +227,9 @@ async fn accept(lane: Rc<Lane>, listener_index: usize, listener: Accepting) {
     }
     drop(listener);
     let time = lane.following.current().plan.config.drain;
-    let drained = tokio::select! {
-        drained = timeout(time, async { while connections.join_next().await.is_some() {} }) => drained.is_ok(),
-        _ = phases.wait_for(|phase| *phase == Phase::Over) => false,
-    };
-    if !drained {
-        // Waited for, so that what is cut off is in the outbox before its last flush.
-        connections.shutdown().await;
+    tokio::select! {
+        _ = timeout(time, async { while connections.join_next().await.is_some() {} }) => {}
+        _ = phases.wait_for(|phase| *phase == Phase::Over) => {}
     }
 }
 
