@@ -1,7 +1,7 @@
 //! A configuration made live: what all lanes and the admin port share. A reload makes a new plan; requests in flight end
 //! with the one that they began with.
 //!
-//! [`Plan::first`] makes the one that a process begins with, [`Plan::replaced_by`] each after it.
+//! [`Plan::first`] makes the one that a process begins with, [`Plan::replaced_by`] each after it, and [`Plan::publish`] puts it in its place.
 
 mod fixed;
 mod make;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use crate::audit::Recorder;
 use crate::config::Config;
@@ -199,10 +199,32 @@ impl Plan {
         make::plan(config, secured, carried, None)
     }
 
-    /// The plan of `config` with what its files hold in place of `self`, or why a running process cannot take it.
+    /// The plan of `config` with what its files hold in place of `self`, or why a running process cannot take it. It is to be
+    /// [published](Plan::publish).
     pub fn replaced_by(&self, config: Config, secured: Secured) -> Result<Arc<Plan>, String> {
         fixed::is_kept(&self.config, &config)?;
         Ok(make::plan(config, secured, Carried::of(self), Some(self)))
+    }
+
+    /// Goes on with `self` in place of the plan that `plans` has, of which it was made; that one. The state of breakers and endpoints is
+    /// taken over here: much can have become of them since, as while names were looked up.
+    pub fn publish(self: Arc<Plan>, plans: &watch::Sender<Arc<Plan>>) -> Arc<Plan> {
+        let old = plans.borrow().clone();
+        for new in self.breakers.iter().flatten() {
+            let mut old = old.breakers.iter().flatten();
+            let old = old.find(|old| old.upstream == new.upstream);
+            if let Some(old) = old.filter(|old| !Arc::ptr_eq(old, new)) {
+                new.go_on_from(old);
+            }
+        }
+        for new in &self.upstreams {
+            let mut old = old.upstreams.iter();
+            let old = old.find(|old| old.settings.name == new.settings.name);
+            if let Some(old) = old.filter(|old| !Arc::ptr_eq(old, new)) {
+                new.go_on_from(old);
+            }
+        }
+        plans.send_replace(self)
     }
 
     /// What is asked of a shared limit, by its index, for a key of these parts; `None` where nothing is shared.
