@@ -104,7 +104,7 @@ async fn serve(
             let mut phases = phases.clone();
             tokio::select! {
                 // Whoever comes first is not to be told that Redis is away.
-                _ = redis.ready(fleet.main.connect_timeout) => {}
+                _ = redis.ready(fleet.ready_within()) => {}
                 _ = phases.wait_for(|phase| *phase >= Phase::Draining) => return Ok(None),
             }
             Some(redis)

@@ -16,6 +16,8 @@ use crate::telemetry::metrics::Metrics;
 
 /// Between signs of life.
 const BEAT_EVERY: Duration = Duration::from_secs(1);
+/// For Redis to be there when a process or a lane begins, at most: it serves without, too.
+const READY_WITHIN: Duration = Duration::from_millis(500);
 /// A process that has given none for this long counts as dead.
 const DEAD_AFTER: Duration = Duration::from_secs(5);
 
@@ -118,6 +120,11 @@ impl Fleet {
         let own = [&self.rate_limit, &self.sessions];
         let own = own.into_iter().filter(|own| !Arc::ptr_eq(own, &self.main));
         [&self.main].into_iter().chain(own)
+    }
+
+    /// How long a process, or a lane, that begins is to wait for Redis.
+    pub fn ready_within(&self) -> Duration {
+        self.main.connect_timeout.min(READY_WITHIN)
     }
 
     /// How many processes share the state, this one among them: as it was last known.

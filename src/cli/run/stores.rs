@@ -109,7 +109,7 @@ async fn join_fleet(
 ) -> anyhow::Result<(Arc<Fleet>, FleetConnections)> {
     let fleet = Fleet::new(config, metrics)?;
     let redis = fleet.join();
-    if !redis.ready(config.connect_timeout).await {
+    if !redis.ready(fleet.ready_within()).await {
         warn!("redis is not there yet; going on without");
     }
     Ok((fleet, redis))
