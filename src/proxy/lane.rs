@@ -27,6 +27,7 @@ use crate::plan::{Phase, Plan};
 use crate::store::fleet::FleetConnections;
 use crate::telemetry::log::Sparing;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::panics::begin_again;
 
 /// What the connections of one lane share.
 #[derive(Debug)]
@@ -132,41 +133,57 @@ async fn serve(
     // No one may wait for it.
     let _ = accepts.send(());
     let mut beside = JoinSet::new();
-    let cpu = lane
-        .following
-        .current()
-        .plan
-        .metrics
-        .process
-        .lane_cpu(number);
-    let turning = lane.clone();
-    beside.spawn_local(async move {
-        loop {
-            heartbeat.beat();
-            turning.leave.tick();
-            turning.drain.tick();
-            cpu.inc_by((clock::thread_cpu().as_secs_f64() - cpu.get()).max(0.0));
-            tokio::time::sleep(BEAT_EVERY).await;
-        }
+    keep(&mut beside, &lane, move |lane| {
+        turn(lane, number, heartbeat.clone())
     });
-    beside.spawn_local(flush(lane.clone()));
-    let awaiting = lane.clone();
-    beside.spawn_local(async move { awaiting.outbox.secure().await });
-    beside.spawn_local(shed::watch(lane.clone()));
-    beside.spawn_local(close_idle(lane.clone()));
-    let ending = lane.clone();
-    beside.spawn_local(async move {
-        let time = || ending.following.current().plan.config.drain;
-        let phases = || ending.phases.clone();
-        tokio::join!(
-            ending.leave.when(phases(), Phase::Leaving, time),
-            ending.drain.when(phases(), Phase::Draining, time),
-        );
-    });
+    keep(&mut beside, &lane, flush);
+    keep(&mut beside, &lane, secure);
+    keep(&mut beside, &lane, shed::watch);
+    keep(&mut beside, &lane, close_idle);
+    keep(&mut beside, &lane, end);
     while accepting.join_next().await.is_some() {}
     drop(beside);
     let plan = lane.following.current().plan.clone();
     Ok(Some((lane, plan)))
+}
+
+/// Keeps up what goes on beside the connections.
+fn keep<T: Future<Output = ()> + 'static>(
+    beside: &mut JoinSet<()>,
+    lane: &Rc<Lane>,
+    begin: impl Fn(Rc<Lane>) -> T + 'static,
+) {
+    let panics = lane.following.current().plan.metrics.tasks.panics.clone();
+    let lane = lane.clone();
+    beside.spawn_local(begin_again(panics, move || begin(lane.clone())));
+}
+
+/// Says for ever that the lane turns.
+async fn turn(lane: Rc<Lane>, number: usize, heartbeat: Heartbeat) {
+    let metrics = lane.following.current().plan.metrics.clone();
+    let cpu = metrics.process.lane_cpu(number);
+    loop {
+        heartbeat.beat();
+        lane.leave.tick();
+        lane.drain.tick();
+        cpu.inc_by((clock::thread_cpu().as_secs_f64() - cpu.get()).max(0.0));
+        tokio::time::sleep(BEAT_EVERY).await;
+    }
+}
+
+/// Tells for ever who waits for an event that it is safe.
+async fn secure(lane: Rc<Lane>) {
+    lane.outbox.secure().await;
+}
+
+/// Has clients told to leave, and idle ones closed, once that is due.
+async fn end(lane: Rc<Lane>) {
+    let time = || lane.following.current().plan.config.drain;
+    let phases = || lane.phases.clone();
+    tokio::join!(
+        lane.leave.when(phases(), Phase::Leaving, time),
+        lane.drain.when(phases(), Phase::Draining, time),
+    );
 }
 
 /// Hands on for ever what the outbox holds back.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use prometheus_client::metrics::counter::Counter;
 use tokio::time::sleep;
 
 use super::redis::{Arg, CallError, Connections, OpenError, Redis, Script, Value};
@@ -13,6 +14,7 @@ use crate::config::redis::{self, Client};
 use crate::keys::Keys;
 use crate::net::tls::{Spoken, StoreTls};
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::panics::begin_again;
 
 /// Between signs of life.
 const BEAT_EVERY: Duration = Duration::from_secs(1);
@@ -38,6 +40,7 @@ pub struct Fleet {
     pub hears_sessions: Arc<Hearing>,
     alive: AtomicUsize,
     beat: Script,
+    panics: Counter,
 }
 
 /// Whether a process hears what others say, and since when: what it learnt before may have changed unheard.
@@ -61,10 +64,19 @@ impl Fleet {
         let tls = clients.any(|client| client.tls).then(read).transpose()?;
         let client = |name: &'static str, settings: &Client| {
             let (timeout, connect_timeout) = (config.timeout, config.connect_timeout);
+            let panics = metrics.tasks.panics.clone();
             let metrics = metrics.redis.of(name);
             let settings = settings.clone();
             let tls = tls.as_ref().map(|tls| tls.latest());
-            Redis::new(name, settings, tls, timeout, connect_timeout, metrics)
+            Redis::new(
+                name,
+                settings,
+                tls,
+                timeout,
+                connect_timeout,
+                metrics,
+                panics,
+            )
         };
         let main = client("main", &config.main);
         let or_main = |name, settings: &Option<Client>| match settings {
@@ -80,6 +92,7 @@ impl Fleet {
             hears_sessions: Arc::default(),
             alive: AtomicUsize::new(1),
             beat: Script::new(include_str!("../../lua/process_beat.lua")),
+            panics: metrics.tasks.panics.clone(),
             main,
         }))
     }
@@ -102,7 +115,9 @@ impl Fleet {
     /// maps of slots, and gives signs of life.
     pub fn join(self: &Arc<Self>) -> FleetConnections {
         let redis = self.watch();
-        tokio::spawn(self.clone().beat(redis.rate_limit.clone()));
+        let (fleet, rate_limit) = (self.clone(), redis.rate_limit.clone());
+        let beat = move || fleet.clone().beat(rate_limit.clone());
+        tokio::spawn(begin_again(self.panics.clone(), beat));
         redis
     }
 
@@ -110,7 +125,9 @@ impl Fleet {
     /// that do.
     pub fn watch(&self) -> FleetConnections {
         for client in self.clients() {
-            tokio::spawn(client.clone().keep_topology());
+            let client = client.clone();
+            let keep = move || client.clone().keep_topology();
+            tokio::spawn(begin_again(self.panics.clone(), keep));
         }
         self.connect(true)
     }

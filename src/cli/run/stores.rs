@@ -52,8 +52,12 @@ impl Stores {
         let ships = config.postgres.is_some();
         let audit = config.audit.as_ref();
         let audit = audit.map(|audit| begin_audit(audit, ships, fleet.as_ref()));
+        let audit = audit.transpose()?;
+        if let Some((recorder, _)) = &audit {
+            recorder.count_panics(&metrics.tasks.panics);
+        }
         Ok(Stores {
-            audit: audit.transpose()?,
+            audit,
             fleet,
             redis,
             postgres,
