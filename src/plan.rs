@@ -1,7 +1,7 @@
 //! A configuration made live: what all lanes and the admin port share. A reload makes a new plan; requests in flight end
 //! with the one that they began with.
 //!
-//! [`Plan::first`] makes the one that a process begins with, [`Plan::replaced_by`] each after it.
+//! [`Plan::first`] makes the one that a process begins with, [`Plan::replaced_by`] each after it, and [`Plan::publish`] puts it in its place.
 
 mod fixed;
 mod make;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use crate::audit::Recorder;
 use crate::config::Config;
@@ -197,10 +197,32 @@ impl Plan {
         make::plan(config, secured, carried, None)
     }
 
-    /// The plan of `config` with what its files hold in place of `self`, or why a running process cannot take it.
+    /// The plan of `config` with what its files hold in place of `self`, or why a running process cannot take it. It is to be
+    /// [published](Plan::publish).
     pub fn replaced_by(&self, config: Config, secured: Secured) -> Result<Arc<Plan>, String> {
         fixed::is_kept(&self.config, &config)?;
         Ok(make::plan(config, secured, Carried::of(self), Some(self)))
+    }
+
+    /// Goes on with `self` in place of the plan that `plans` has, of which it was made; that one. The state of breakers and endpoints is
+    /// taken over here: much can have become of them since, as while names were looked up.
+    pub fn publish(self: Arc<Plan>, plans: &watch::Sender<Arc<Plan>>) -> Arc<Plan> {
+        let old = plans.borrow().clone();
+        for new in &self.upstreams {
+            let mut old = old.upstreams.iter();
+            let Some(old) = old.find(|old| old.name == new.name) else {
+                continue;
+            };
+            if !Arc::ptr_eq(&old.live, &new.live) {
+                new.live.go_on_from(&old.live);
+            }
+            if let Some((old, new)) = old.breaker.as_ref().zip(new.breaker.as_ref())
+                && !Arc::ptr_eq(old, new)
+            {
+                new.go_on_from(old);
+            }
+        }
+        plans.send_replace(self)
     }
 
     /// What is asked of a shared limit, by its index, for a key of these parts; `None` where nothing is shared.

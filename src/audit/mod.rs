@@ -9,6 +9,8 @@ pub mod tray;
 mod uncommitted;
 mod upkeep;
 
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, OnceLock};
@@ -16,6 +18,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use prometheus_client::metrics::counter::Counter;
 use tracing::error;
 
 use self::receipt::Duty;
@@ -71,13 +74,15 @@ pub struct Counts {
     pub spool: Option<SpoolCounts>,
 }
 
-/// What is wrong with SQLite's files beside the writing, each with its mend.
+/// What is wrong beside the writing, each with its mend.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Troubles {
-    /// The newest is of a day to come.
+    /// The newest of SQLite's files is of a day to come.
     pub ahead: Option<String>,
     /// Days are neither closed nor removed.
     pub upkeep: Option<String>,
+    /// A thread has panicked, and nothing does its work.
+    pub ended: Option<String>,
 }
 
 /// How the spool is.
@@ -132,6 +137,8 @@ struct Shared {
     spool_corrupt: AtomicU64,
     spool_refuses: AtomicBool,
     troubles: Mutex<Troubles>,
+    /// Where panics of the threads are counted.
+    panics: OnceLock<Counter>,
     /// Set by `stop`: when to give up.
     deadline: OnceLock<Instant>,
     ended: AtomicBool,
@@ -194,6 +201,11 @@ impl Recorder {
         self.shared.counts()
     }
 
+    /// Has panics of its threads counted.
+    pub fn count_panics(&self, panics: &Counter) {
+        let _ = self.shared.panics.set(panics.clone());
+    }
+
     pub fn troubles(&self) -> Troubles {
         self.shared.troubles.lock().clone()
     }
@@ -223,6 +235,27 @@ impl Writers {
         }
         self.shared.counts()
     }
+}
+
+/// Begins a thread behind the queue; a panic of it is kept for `/health`.
+fn begin(
+    name: &str,
+    shared: &Arc<Shared>,
+    work: impl FnOnce() + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
+    let shared = shared.clone();
+    let thread = thread::Builder::new().name(name.to_owned());
+    thread.spawn(move || {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
+            let said =
+                "a thread of the audit has panicked, and events are kept no more: restart weir";
+            shared.troubles.lock().ended = Some(said.to_owned());
+            if let Some(panics) = shared.panics.get() {
+                panics.inc();
+            }
+            resume_unwind(panic);
+        }
+    })
 }
 
 impl Shared {

@@ -135,12 +135,8 @@ pub fn start(shipping: Shipping, capacity: usize) -> io::Result<(Recorder, Write
         common: common.clone(),
     };
     let threads = vec![
-        thread::Builder::new()
-            .name("audit".to_owned())
-            .spawn(move || packing.run())?,
-        thread::Builder::new()
-            .name("audit-send".to_owned())
-            .spawn(move || send::run(sending))?,
+        super::begin("audit", &shared, move || packing.run())?,
+        super::begin("audit-send", &shared, move || send::run(sending))?,
     ];
     let writers = Writers {
         threads,

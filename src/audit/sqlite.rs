@@ -86,9 +86,7 @@ fn begin(
         .run(),
         None => end(queue, 0),
     };
-    let thread = thread::Builder::new()
-        .name("audit".to_owned())
-        .spawn(work)?;
+    let thread = super::begin("audit", &shared, work)?;
     let writers = Writers {
         threads: vec![thread],
         at_the_end: None,

@@ -91,7 +91,15 @@ pub async fn run(
     watching.spawn(lag::watch(streams, metrics));
     watching.spawn(watch_hearts(hearts, heartbeat));
     let mut ended = Ok(());
-    while let Some(task) = tasks.join_next().await {
+    loop {
+        let task = tokio::select! {
+            task = tasks.join_next() => task,
+            // By a panic: they do not end by themselves.
+            Some(watch) = watching.join_next() => Some(watch),
+        };
+        let Some(task) = task else {
+            break;
+        };
         if let Err(error) = task {
             // The others go with it: whoever keeps this task begins them all anew.
             tasks.abort_all();

@@ -147,7 +147,7 @@ fn replaced_by(old: &Plan, config: Config) -> Result<Arc<Plan>, String> {
 
 async fn go_on_with(plan: &watch::Sender<Arc<Plan>>, new: Arc<Plan>) {
     first_look(new.live_upstreams(), NAMES_WITHIN).await;
-    let old = plan.send_replace(new);
+    let old = new.publish(plan);
     forget_removed(&old, &plan.borrow());
 }
 

@@ -272,9 +272,9 @@ async fn tend(
     }
     first_look(first.live_upstreams(), reload::NAMES_WITHIN).await;
     background::tend_endpoints(control, following.clone());
-    if let (Some(redis), Some(settings)) = (redis, &first.config.redis) {
+    if let (Some(redis), Some(fleet)) = (redis, &first.fleet) {
         background::tend_shared_state(control, following, redis);
-        background::breakers::first_look(&first, settings.connect_timeout).await;
+        background::breakers::first_look(&first, fleet.ready_within()).await;
     }
     background::sweep_sessions(control, following.clone());
 }

@@ -159,9 +159,8 @@ fn breaker(
     Some(match old.filter(|old| old.settings == settings) {
         Some(old) => old.clone(),
         None => {
-            let (old, keys) = (old.map(|old| &**old), fleet.map(|fleet| &fleet.keys));
-            let name = upstream.name.clone();
-            Arc::new(LiveBreaker::in_place_of(old, name, settings, keys))
+            let keys = fleet.map(|fleet| &fleet.keys);
+            Arc::new(LiveBreaker::new(upstream.name.clone(), settings, keys))
         }
     })
 }

@@ -27,6 +27,7 @@ use crate::plan::{Phase, Plan};
 use crate::store::fleet::FleetConnections;
 use crate::telemetry::log::LogRateLimit;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::panics::begin_again;
 
 /// What the connections of one lane share.
 #[derive(Debug)]
@@ -69,16 +70,26 @@ pub fn spawn(
             let runtime = runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
-            let ended = LocalSet::new().block_on(
+            let tasks = LocalSet::new();
+            let ended = tasks.block_on(
                 &runtime,
                 serve(number, listeners, plans, phases, heartbeat, accepts),
             );
+            // What is cut off is in the outbox once all tasks are gone; those of HTTP/2's streams go behind their connections.
+            let entered = runtime.enter();
+            drop((tasks, entered));
+            let ended = ended.map(|served| {
+                if let Some((lane, plan)) = served {
+                    lane.outbox.flush(&plan);
+                }
+            });
             // Not for what a thread of its own still does: the process waits for this one.
             runtime.shutdown_background();
             ended
         })
 }
 
+/// Serves until the drain is over; what it leaves to be handed on, unless it drains before it serves.
 async fn serve(
     number: usize,
     listeners: Vec<Bound>,
@@ -86,7 +97,7 @@ async fn serve(
     phases: watch::Receiver<Phase>,
     heartbeat: Heartbeat,
     accepts: oneshot::Sender<()>,
-) -> io::Result<()> {
+) -> io::Result<Option<(Rc<Lane>, Arc<Plan>)>> {
     let following = Following::new(plans);
     let redis = match &following.current().plan.fleet {
         Some(fleet) => {
@@ -94,8 +105,8 @@ async fn serve(
             let mut phases = phases.clone();
             tokio::select! {
                 // Whoever comes first is not to be told that Redis is away.
-                _ = redis.ready(fleet.main.connect_timeout) => {}
-                _ = phases.wait_for(|phase| *phase >= Phase::Draining) => return Ok(()),
+                _ = redis.ready(fleet.ready_within()) => {}
+                _ = phases.wait_for(|phase| *phase >= Phase::Draining) => return Ok(None),
             }
             Some(redis)
         }
@@ -122,41 +133,57 @@ async fn serve(
     // No one may wait for it.
     let _ = accepts.send(());
     let mut beside = JoinSet::new();
-    let cpu = lane
-        .following
-        .current()
-        .plan
-        .metrics
-        .process
-        .lane_cpu(number);
-    let turning = lane.clone();
-    beside.spawn_local(async move {
-        loop {
-            heartbeat.beat();
-            turning.leave.tick();
-            turning.drain.tick();
-            cpu.inc_by((clock::thread_cpu().as_secs_f64() - cpu.get()).max(0.0));
-            tokio::time::sleep(BEAT_EVERY).await;
-        }
+    keep(&mut beside, &lane, move |lane| {
+        turn(lane, number, heartbeat.clone())
     });
-    beside.spawn_local(flush(lane.clone()));
-    let awaiting = lane.clone();
-    beside.spawn_local(async move { awaiting.outbox.open_gates().await });
-    beside.spawn_local(shed::watch(lane.clone()));
-    beside.spawn_local(close_idle(lane.clone()));
-    let ending = lane.clone();
-    beside.spawn_local(async move {
-        let time = || ending.following.current().plan.config.drain;
-        let phases = || ending.phases.clone();
-        tokio::join!(
-            ending.leave.when(phases(), Phase::Leaving, time),
-            ending.drain.when(phases(), Phase::Draining, time),
-        );
-    });
+    keep(&mut beside, &lane, flush);
+    keep(&mut beside, &lane, open_gates);
+    keep(&mut beside, &lane, shed::watch);
+    keep(&mut beside, &lane, close_idle);
+    keep(&mut beside, &lane, end);
     while accepting.join_next().await.is_some() {}
     drop(beside);
-    lane.outbox.flush(&lane.following.current().plan);
-    Ok(())
+    let plan = lane.following.current().plan.clone();
+    Ok(Some((lane, plan)))
+}
+
+/// Keeps up what goes on beside the connections.
+fn keep<T: Future<Output = ()> + 'static>(
+    beside: &mut JoinSet<()>,
+    lane: &Rc<Lane>,
+    begin: impl Fn(Rc<Lane>) -> T + 'static,
+) {
+    let panics = lane.following.current().plan.metrics.tasks.panics.clone();
+    let lane = lane.clone();
+    beside.spawn_local(begin_again(panics, move || begin(lane.clone())));
+}
+
+/// Says for ever that the lane turns.
+async fn turn(lane: Rc<Lane>, number: usize, heartbeat: Heartbeat) {
+    let metrics = lane.following.current().plan.metrics.clone();
+    let cpu = metrics.process.lane_cpu(number);
+    loop {
+        heartbeat.beat();
+        lane.leave.tick();
+        lane.drain.tick();
+        cpu.inc_by((clock::thread_cpu().as_secs_f64() - cpu.get()).max(0.0));
+        tokio::time::sleep(BEAT_EVERY).await;
+    }
+}
+
+/// Tells for ever who waits for an event that it is safe.
+async fn open_gates(lane: Rc<Lane>) {
+    lane.outbox.open_gates().await;
+}
+
+/// Has clients told to leave, and idle ones closed, once that is due.
+async fn end(lane: Rc<Lane>) {
+    let time = || lane.following.current().plan.config.drain;
+    let phases = || lane.phases.clone();
+    tokio::join!(
+        lane.leave.when(phases(), Phase::Leaving, time),
+        lane.drain.when(phases(), Phase::Draining, time),
+    );
 }
 
 /// Hands on for ever what the outbox holds back.
@@ -217,13 +244,9 @@ async fn accept(lane: Rc<Lane>, listener_index: usize, listener: Accepting) {
     }
     drop(listener);
     let time = lane.following.current().plan.config.drain;
-    let drained = tokio::select! {
-        drained = timeout(time, async { while connections.join_next().await.is_some() {} }) => drained.is_ok(),
-        _ = phases.wait_for(|phase| *phase == Phase::Over) => false,
-    };
-    if !drained {
-        // Waited for, so that what is cut off is in the outbox before its last flush.
-        connections.shutdown().await;
+    tokio::select! {
+        _ = timeout(time, async { while connections.join_next().await.is_some() {} }) => {}
+        _ = phases.wait_for(|phase| *phase == Phase::Over) => {}
     }
 }
 

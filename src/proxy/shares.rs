@@ -15,11 +15,12 @@ use super::verdicts::Said;
 use crate::clock;
 use crate::config::limits::{Cost, Mode, OnLoss, Rule, Rules, Window};
 use crate::plan::{SharedAsk, SharedLimits};
-use crate::policy::lease::RuleView;
+use crate::policy::lease::{Batch, RuleView};
 use crate::policy::limit::{self, Now, Verdict};
 use crate::store::fleet::FleetConnections;
 use crate::store::limits;
 use crate::store::limits::leases::{Decided, Decision, Views};
+use crate::store::limits::slots::Taken;
 use crate::store::redis::Connections;
 
 /// A shared limit of which Redis has to be asked.
@@ -163,23 +164,34 @@ impl<'p> Quota<'p> {
             Some((open, ask.after(self.waited)))
         });
         let asks: SmallVec<[_; 1]> = asks.collect();
+        // Slots are the request's once all have answered, and come free where it is gone before.
         let answer = async |ask: &SharedAsk<'_>| match ask {
-            SharedAsk::Tokens(ask) => shared.leases.ask(redis, ask).await,
-            SharedAsk::Slots(ask) => Decided {
-                decision: shared.slots.take(redis, ask).await,
-                rules: Views::new(),
-            },
+            SharedAsk::Tokens(ask) => (shared.leases.ask(redis, ask).await, None),
+            SharedAsk::Slots(ask) => {
+                let taken = shared.slots.take(redis, ask).await;
+                let (decision, taken) = match taken {
+                    Ok(taken) => (Decision::Admitted(Batch::default()), Some(taken)),
+                    Err(decision) => (decision, None),
+                };
+                let rules = Views::new();
+                (Decided { decision, rules }, taken)
+            }
         };
-        if let [(open, ask)] = &asks[..] {
-            let decided = answer(ask).await;
+        let mut take_in = |(open, ask): &(&Open<'_>, _),
+                           (decided, taken): (_, Option<Taken<'_>>)| {
             let of = (open.limit_index, &open.parts);
             self.take_in(of, &open.rules, ask, decided, round);
+            if let Some(taken) = taken {
+                taken.keep();
+            }
+        };
+        if let [asked] = &asks[..] {
+            take_in(asked, answer(&asked.1).await);
             return;
         }
         let answers = join_all(asks.iter().map(|(_, ask)| answer(ask))).await;
-        for ((open, ask), decided) in asks.iter().zip(answers) {
-            let of = (open.limit_index, &open.parts);
-            self.take_in(of, &open.rules, ask, decided, round);
+        for (asked, answer) in asks.iter().zip(answers) {
+            take_in(asked, answer);
         }
     }
 

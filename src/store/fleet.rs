@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use prometheus_client::metrics::counter::Counter;
 use tokio::time::sleep;
 
 use super::redis::{Arg, CallError, Connections, OpenError, Redis, Script, Value};
@@ -13,9 +14,12 @@ use crate::config::redis::{self, Client};
 use crate::keys::Keys;
 use crate::net::tls::{Spoken, StoreTls};
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::panics::begin_again;
 
 /// Between signs of life.
 const BEAT_EVERY: Duration = Duration::from_secs(1);
+/// For Redis to be there when a process or a lane begins, at most: it serves without, too.
+const READY_WITHIN: Duration = Duration::from_millis(500);
 /// A process that has given none for this long counts as dead.
 const DEAD_AFTER: Duration = Duration::from_secs(5);
 
@@ -36,6 +40,7 @@ pub struct Fleet {
     pub hears_sessions: Arc<Hearing>,
     alive: AtomicUsize,
     beat: Script,
+    panics: Counter,
 }
 
 /// Whether a process hears what others say, and since when: what it learnt before may have changed unheard.
@@ -59,10 +64,19 @@ impl Fleet {
         let tls = clients.any(|client| client.tls).then(read).transpose()?;
         let client = |name: &'static str, settings: &Client| {
             let (timeout, connect_timeout) = (config.timeout, config.connect_timeout);
+            let panics = metrics.tasks.panics.clone();
             let metrics = metrics.redis.of(name);
             let settings = settings.clone();
             let tls = tls.as_ref().map(|tls| tls.latest());
-            Redis::new(name, settings, tls, timeout, connect_timeout, metrics)
+            Redis::new(
+                name,
+                settings,
+                tls,
+                timeout,
+                connect_timeout,
+                metrics,
+                panics,
+            )
         };
         let main = client("main", &config.main);
         let or_main = |name, settings: &Option<Client>| match settings {
@@ -78,6 +92,7 @@ impl Fleet {
             hears_sessions: Arc::default(),
             alive: AtomicUsize::new(1),
             beat: Script::new(include_str!("../../lua/process_beat.lua")),
+            panics: metrics.tasks.panics.clone(),
             main,
         }))
     }
@@ -100,7 +115,9 @@ impl Fleet {
     /// maps of slots, and gives signs of life.
     pub fn join(self: &Arc<Self>) -> FleetConnections {
         let redis = self.watch();
-        tokio::spawn(self.clone().beat(redis.rate_limit.clone()));
+        let (fleet, rate_limit) = (self.clone(), redis.rate_limit.clone());
+        let beat = move || fleet.clone().beat(rate_limit.clone());
+        tokio::spawn(begin_again(self.panics.clone(), beat));
         redis
     }
 
@@ -108,7 +125,9 @@ impl Fleet {
     /// that do.
     pub fn watch(&self) -> FleetConnections {
         for client in self.clients() {
-            tokio::spawn(client.clone().keep_topology());
+            let client = client.clone();
+            let keep = move || client.clone().keep_topology();
+            tokio::spawn(begin_again(self.panics.clone(), keep));
         }
         self.connect(true)
     }
@@ -118,6 +137,11 @@ impl Fleet {
         let own = [&self.rate_limit, &self.sessions];
         let own = own.into_iter().filter(|own| !Arc::ptr_eq(own, &self.main));
         [&self.main].into_iter().chain(own)
+    }
+
+    /// How long a process, or a lane, that begins is to wait for Redis.
+    pub fn ready_within(&self) -> Duration {
+        self.main.connect_timeout.min(READY_WITHIN)
     }
 
     /// How many processes share the state, this one among them: as it was last known.

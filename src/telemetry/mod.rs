@@ -4,6 +4,7 @@ pub mod access_log;
 mod lines;
 pub mod log;
 pub mod metrics;
+pub mod panics;
 pub mod spans;
 pub mod traces;
 

@@ -215,21 +215,10 @@ impl LiveUpstream {
             let settings = settings.concurrency?;
             Some(Arc::new(Caps::new(settings, metrics.clone())))
         });
-        let mut list = old.map_or_else(Vec::new, |old| old.members.lock().list.clone());
+        let list = old.map_or_else(Vec::new, |old| old.members_for(&settings));
         let kept = settings.endpoints.iter().map(|source| old?.kept(source));
         let kept = kept.map(Option::unwrap_or_default);
         let (found, looks) = kept.unzip();
-        let same = |of: fn(&Upstream) -> bool| old.is_some_and(|old| of(&old.settings));
-        for member in &mut list {
-            // What is no longer judged says nothing, nor what was not judged before.
-            if settings.health.is_none() || !same(|old| old.health.is_some()) {
-                member.checks = Checks::default();
-            }
-            if settings.outlier_detection.is_none() || !same(|old| old.outlier_detection.is_some())
-            {
-                member.ejections = Ejections::default();
-            }
-        }
         let live = LiveUpstream {
             is_lone,
             caps,
@@ -253,6 +242,34 @@ impl LiveUpstream {
         live.gather(&mut members, old.is_some());
         drop(members);
         Arc::new(live)
+    }
+
+    /// Takes over what has become of endpoints since it was made in place of `old`.
+    pub fn go_on_from(&self, old: &LiveUpstream) {
+        let known = old.members_for(&self.settings).into_iter();
+        let known: BTreeMap<_, _> = known.map(|it| (Arc::as_ptr(&it.endpoint), it)).collect();
+        let mut members = self.members.lock();
+        for member in &mut members.list {
+            if let Some(known) = known.get(&Arc::as_ptr(&member.endpoint)) {
+                *member = known.clone();
+            }
+        }
+        self.publish(&members);
+    }
+
+    /// Its endpoints, and how they are to one with these settings.
+    fn members_for(&self, settings: &Upstream) -> Vec<Member> {
+        let mut list = self.members.lock().list.clone();
+        for member in &mut list {
+            // What is no longer judged says nothing, nor what was not judged before.
+            if settings.health.is_none() || self.settings.health.is_none() {
+                member.checks = Checks::default();
+            }
+            if settings.outlier_detection.is_none() || self.settings.outlier_detection.is_none() {
+                member.ejections = Ejections::default();
+            }
+        }
+        list
     }
 
     /// Whether requests are to be sent as before: the rest of the settings is not this module's.

@@ -195,7 +195,7 @@ impl Lane {
             .borrow()
             .replaced_by(config, Secured::default())
             .unwrap();
-        self.plan.send_replace(new);
+        new.publish(&self.plan);
     }
 }
 

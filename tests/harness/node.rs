@@ -13,8 +13,10 @@ use weir::background::supervise::Supervisor;
 use weir::config::check;
 use weir::net::tls::Secured;
 use weir::plan::{Plan, Process, SharedAsk};
+use weir::policy::lease::Batch;
 use weir::store::fleet::{Fleet, FleetConnections};
 use weir::store::limits::leases::Decision;
+use weir::store::limits::slots::Taken;
 
 use super::{DEADLINE, metrics};
 
@@ -64,7 +66,7 @@ impl Node {
                 };
                 black_box(decided).decision
             }
-            SharedAsk::Slots(ask) => shared.slots.take(redis, &ask).await,
+            SharedAsk::Slots(ask) => decided(shared.slots.take(redis, &ask).await),
         }
     }
 
@@ -81,7 +83,7 @@ impl Node {
             panic!("no concurrency limit")
         };
         let slots = &self.plan.shared_limits.as_ref().unwrap().slots;
-        slots.take(&self.redis.rate_limit, &ask).await
+        decided(slots.take(&self.redis.rate_limit, &ask).await)
     }
 
     pub fn release_slot(&self, key: &str) {
@@ -98,5 +100,15 @@ impl Node {
     pub fn keys_of_slots(&self) -> usize {
         let shared = self.plan.shared_limits.as_ref().unwrap();
         shared.slots.len()
+    }
+}
+
+fn decided(taken: Result<Taken<'_>, Decision>) -> Decision {
+    match taken {
+        Ok(taken) => {
+            taken.keep();
+            Decision::Admitted(Batch::default())
+        }
+        Err(decision) => decision,
     }
 }

@@ -2,12 +2,12 @@
 
 use serde_json::{Value, json};
 
-use super::harness::eventually;
 use super::harness::frames::{self, DATA, END_HEADERS, END_STREAM, HEADERS, Raw};
 use super::harness::held::{Locked, lock, on_record, start};
 use super::harness::process::{Running, audited, file};
 use super::harness::raw::scripted;
 use super::harness::versions::{Client, Length, Origin, Outgoing, PAIRINGS, Version, run, soon};
+use super::harness::{Upstream, eventually};
 
 #[test]
 fn requests_are_on_record_as_those_of_http1() {
@@ -178,6 +178,37 @@ async fn count(asks: Version, serves: Version, delivery: &str) {
         json!(["/cut/beside", "cut_off", 5]),
     ];
     assert_eq!(said, expected);
+}
+
+/// A stream's task goes behind its connection's.
+#[test]
+fn each_request_that_the_end_of_a_drain_cuts_off_is_on_record_of_many_connections() {
+    const CONNECTIONS: usize = 50;
+    let upstream = Upstream::held();
+    let folder = tempfile::tempdir().unwrap();
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nruntime: {{lanes: 1}}\nshutdown: {{drain: 200ms}}\n\
+         upstream: {}\ntelemetry: {{access_log: {{format: json}}}}\naudit: {{sqlite: {{path: {}}}}}\n",
+        upstream.url(),
+        folder.path().join("audit.db").display(),
+    ));
+    let mut weir = Running::start(config.path());
+    let lines = weir.output();
+    let clients: Vec<_> = (0..CONNECTIONS)
+        .map(|_| {
+            let mut raw = Raw::client(weir.address.parse().unwrap(), &[]);
+            raw.send(&frames::get(1, "/cut"));
+            upstream.wait_for_request();
+            raw
+        })
+        .collect();
+    weir.signal("TERM");
+    assert!(weir.child.wait().unwrap().success());
+    drop(clients);
+    let lines = lines.iter().filter(|line| line.contains("cut_off")).count();
+    let events = audited(config.path(), &[]);
+    let events = events.iter().filter(|event| event["label"] == "cut_off");
+    assert_eq!((lines, events.count()), (CONNECTIONS, CONNECTIONS));
 }
 
 /// What an upstream of HTTP/1.1 sends, piece by piece, and what the client has of the body behind each while the store is

@@ -176,3 +176,16 @@ fn a_process_starts_without_redis_and_joins_it() {
         keys.int() >= 2
     });
 }
+
+#[test]
+fn a_process_does_not_wait_long_for_a_redis_that_is_away() {
+    let echo = Echo::start();
+    let server = Server::single();
+    server.kill();
+    let redis = server.yaml(&key_prefix());
+    let redis = redis.replace("{urls", "{connect_timeout: 1m, urls");
+    let config = config(&echo, "{limit: 3/h, by: 'header:t'}", &redis);
+    let weir = Running::start(config.path());
+    assert_eq!(admin(&weir, "GET", "/live", "").status, 200);
+    assert_eq!(admitted(&weir, "a", 5), 3, "by itself");
+}

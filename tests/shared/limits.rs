@@ -1,6 +1,8 @@
 //! Limits that processes have in common on a real Redis Cluster: how exactly they keep them, and what it costs Redis.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::future::pending;
 use std::net::SocketAddr;
 use std::sync::{Arc, Barrier};
 use std::thread;
@@ -13,10 +15,11 @@ use super::harness::redis::{Cluster, Server, key_prefix};
 use super::harness::versions::run;
 use super::harness::{Client, Lane, Store, Upstream, eventually};
 use futures_util::FutureExt as _;
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use socket2::{Domain, Socket, Type};
 use weir::clock;
 use weir::config::limits::{Period, Rule, Window};
+use weir::plan::SharedAsk;
 use weir::store::limits::leases::Decision;
 
 /// Processes that share a limit.
@@ -680,6 +683,29 @@ fn a_dear_request_that_is_refused_leaves_the_free_slots_to_others() {
         let asks = [5, 5, 1].map(|cost| two.take_slot("k", cost));
         let decided = join_all(asks).await.into_iter().map(admitted);
         assert_eq!(decided.collect::<Vec<_>>(), [false, false, true]);
+    });
+}
+
+/// It asks about each of its limits at one time.
+#[test]
+fn a_slot_of_a_request_that_is_gone_before_all_answers_comes_free() {
+    let server = Server::single();
+    let limit = "{limit: 1, algorithm: concurrency, by: 'header:t', hold_ttl: 1m}";
+    let file = one_limit(&server, limit, 1_000);
+    run(async {
+        let node = Node::start(&file).await;
+        let parts = [Cow::Borrowed(&b"k"[..])];
+        let rules = node.plan.config.limits[0].rules.as_ref().unwrap();
+        let Some(SharedAsk::Slots(ask)) = node.plan.shared_ask(0, &parts, rules, 1) else {
+            panic!("no concurrency limit")
+        };
+        let slots = &node.plan.shared_limits.as_ref().unwrap().slots;
+        let asking = join(slots.take(&node.redis.rate_limit, &ask), pending::<()>());
+        tokio::select! {
+            _ = asking => unreachable!("one is never answered"),
+            () = soon(|| slots.verdict(&ask, Decision::Lost).remaining == 0) => {}
+        }
+        soon(|| node.keys_of_slots() == 0).await;
     });
 }
 

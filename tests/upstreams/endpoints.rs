@@ -736,6 +736,51 @@ fn no_request_fails_where_a_reload_brings_a_name() {
     });
 }
 
+/// It looks up a name that hangs, and has made all that is new by then.
+#[test]
+fn a_reload_that_waits_undoes_nothing_of_what_happens_meanwhile() {
+    let servers = servers::<2>();
+    let names = NameServer::start();
+    names.hangs("slow.test");
+    let text = |settings: &str, rate: u32, more: &str| {
+        format!(
+            "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\ncircuit_breakers: {{b: {{failure_rate: {rate}%, minimum_calls: 1000}}}}\n\
+             upstreams:\n  app: {{endpoints: ['{}', '{}'], load_balancing: round_robin, circuit_breaker: b, \
+             outlier_detection: {{consecutive_5xx: 1, base_ejection_time: 1h}}{settings}}}\n{more}",
+            servers[0].url(),
+            servers[1].url()
+        )
+    };
+    let config = file(&text("", 50, ""));
+    let running = Running::start(config.path());
+    let mut client = Client::to(&*running.address);
+    let late = format!(
+        "  late: {{endpoints: {{dns: 'slow.test:80', servers: ['{}']}}}}\n\
+         routes: [{{match: {{path: /late}}, upstream: late}}, {{upstream: app}}]\n",
+        names.address
+    );
+    std::fs::write(config.path(), text(", panic_threshold: 10%", 60, &late)).unwrap();
+    eventually(|| names.asked.load(Ordering::Relaxed) > 0);
+    let ejected = r#"weir_upstream_endpoints{upstream="app",state="ejected"}"#;
+    servers[0].answers(500);
+    while running.metric(ejected) == 0 {
+        client.get("/");
+    }
+    let breaker = |method, does: &str| {
+        let path = format!("/v1/breakers/app{does}");
+        running
+            .admin()
+            .send(method, &path, &["Host: localhost"], "")
+    };
+    let forced = breaker("POST", "/force-open");
+    assert_eq!(forced.status, 200, "{forced:?}");
+    running.log_until("configuration reloaded");
+    assert_eq!(running.metric(ejected), 1);
+    assert_eq!(client.get("/").status, 503);
+    let state = breaker("GET", "").body;
+    assert!(state.contains("forced_open"), "{state}");
+}
+
 #[test]
 #[expect(clippy::disallowed_methods, reason = "a bound on time")]
 fn a_process_looks_names_up_before_it_serves_and_tells_of_its_endpoints() {

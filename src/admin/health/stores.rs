@@ -62,13 +62,15 @@ pub fn postgres(postgres: Arc<Postgres>, within: Duration, write_down: Status) -
     })
 }
 
-/// Degraded once events wait that could be lost: the store is slow, or cannot be written; and while its files need a human. `capacity` is
-/// of events; few large ones fill the queue by their bytes.
+/// Degraded once events wait that could be lost: the store is slow, or cannot be written; and while its files need a human. Critical where
+/// nothing keeps them any more. `capacity` is of events; few large ones fill the queue by their bytes.
 pub fn queue(counts: Counts, capacity: u64, troubles: Troubles) -> Finding {
     let is_filling = counts.queued > capacity / 2 || counts.queued_bytes > audit::BYTES / 2;
     let has_trouble = troubles != Troubles::default();
     let mut found = Finding::new(
-        Status::Degraded.when(is_filling || has_trouble),
+        Status::Critical
+            .when(troubles.ended.is_some())
+            .max(Status::Degraded.when(is_filling || has_trouble)),
         json!({
             "written": counts.written,
             "queued": counts.queued,
@@ -81,7 +83,11 @@ pub fn queue(counts: Counts, capacity: u64, troubles: Troubles) -> Finding {
             "failed_writes": counts.errors,
         }),
     );
-    let told = [("ahead", troubles.ahead), ("upkeep", troubles.upkeep)];
+    let told = [
+        ("ahead", troubles.ahead),
+        ("upkeep", troubles.upkeep),
+        ("ended", troubles.ended),
+    ];
     for (name, said) in told {
         found
             .details
@@ -173,7 +179,13 @@ fn target(target: &TargetHealth) -> (bool, Value) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
+    use prometheus_client::metrics::counter::Counter;
+
     use super::*;
+    use crate::audit::sqlite;
+    use crate::store::sqlite::Files;
 
     #[test]
     fn a_queue_is_as_full_as_its_events_or_its_bytes_make_it() {
@@ -194,6 +206,27 @@ mod tests {
             assert_eq!(found.details["max_queued_bytes"], audit::BYTES);
             assert!(!found.details.contains_key("upkeep"));
         }
+    }
+
+    #[test]
+    fn an_audit_whose_thread_has_panicked_keeps_nothing_any_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = Files::new(&folder.path().join("audit.db"), None);
+        let (begins, begun) = mpsc::channel::<()>();
+        let open = move || {
+            let _ = begun.recv();
+            panic!("a panic that is meant");
+        };
+        let year = Duration::from_secs(365 * 86_400);
+        let (recorder, writers) = sqlite::start_once_mended(files, open, 100, year).unwrap();
+        let panics = Counter::default();
+        recorder.count_panics(&panics);
+        drop(begins);
+        writers.stop(Duration::ZERO);
+        let found = queue(recorder.counts(), recorder.capacity(), recorder.troubles());
+        assert_eq!(found.status, Status::Critical);
+        assert!(found.details.contains_key("ended"));
+        assert_eq!(panics.get(), 1);
     }
 
     #[test]

@@ -52,8 +52,12 @@ impl Stores {
         let ships = config.postgres.is_some();
         let audit = config.audit.as_ref();
         let audit = audit.map(|audit| begin_audit(audit, ships, fleet.as_ref()));
+        let audit = audit.transpose()?;
+        if let Some((recorder, _)) = &audit {
+            recorder.count_panics(&metrics.tasks.panics);
+        }
         Ok(Stores {
-            audit: audit.transpose()?,
+            audit,
             fleet,
             redis,
             postgres,
@@ -109,7 +113,7 @@ async fn join_fleet(
 ) -> anyhow::Result<(Arc<Fleet>, FleetConnections)> {
     let fleet = Fleet::new(config, metrics)?;
     let redis = fleet.join();
-    if !redis.ready(config.connect_timeout).await {
+    if !redis.ready(fleet.ready_within()).await {
         warn!("redis is not there yet; going on without");
     }
     Ok((fleet, redis))

@@ -94,27 +94,15 @@ impl LiveBreaker {
         }
     }
 
-    /// As [`LiveBreaker::new`], in place of `old`: it goes on in the state that `old` is in. One that is shared from now on does until
-    /// it hears the shared state.
-    pub fn in_place_of(
-        old: Option<&LiveBreaker>,
-        upstream: String,
-        settings: CircuitBreaker,
-        keys: Option<&Keys>,
-    ) -> LiveBreaker {
-        let mut new = LiveBreaker::new(upstream, settings, keys);
-        if let Some(old) = old {
-            new.telling = Telling::from(old.telling.seen());
-            match (&old.state, &new.state) {
-                (State::Local(old), State::Local(new)) => new.lock().succeed(&old.lock()),
-                (State::Local(old), State::Shared(new, _)) => new.lock().succeed_local(&old.lock()),
-                (State::Shared(old, _), State::Local(new)) => {
-                    old.lock().hand_to_local(&mut new.lock())
-                }
-                (State::Shared(old, _), State::Shared(new, _)) => new.lock().succeed(&old.lock()),
-            }
+    /// Goes on in the state that `old` is in, in whose place it is. One that is shared from now on does until it hears the shared state.
+    pub fn go_on_from(&self, old: &LiveBreaker) {
+        self.telling.go_on_from(&old.telling);
+        match (&old.state, &self.state) {
+            (State::Local(old), State::Local(new)) => new.lock().succeed(&old.lock()),
+            (State::Local(old), State::Shared(new, _)) => new.lock().succeed_local(&old.lock()),
+            (State::Shared(old, _), State::Local(new)) => old.lock().hand_to_local(&mut new.lock()),
+            (State::Shared(old, _), State::Shared(new, _)) => new.lock().succeed(&old.lock()),
         }
-        new
     }
 
     /// Asks for one call. In shadow mode a refusal is in the second part, and the call may go on all the same.

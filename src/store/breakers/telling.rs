@@ -45,9 +45,11 @@ impl Telling {
         }
     }
 
-    /// The state that was seen last.
-    pub(super) fn seen(&self) -> State {
-        self.lines.lock().seen
+    /// Nothing is to be said of the state that `old` saw last.
+    pub(super) fn go_on_from(&self, old: &Telling) {
+        let seen = old.lines.lock().seen;
+        self.lines.lock().seen = seen;
+        self.last.store(seen as u8, Ordering::Relaxed);
     }
 
     /// Whether a breaker in `state` is to be [told](Self::tell).

@@ -17,7 +17,6 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::leases::Decision;
 use crate::clock;
 use crate::keys::KeyTag;
-use crate::policy::lease::Batch;
 use crate::policy::limit::Verdict;
 use crate::store::fleet::Fleet;
 use crate::store::redis::{Arg, CallError, Connections, Script, Value};
@@ -51,6 +50,28 @@ pub struct Ask<'a> {
     pub hold_ttl: Duration,
     /// How long an answer is waited for.
     pub patience: Duration,
+}
+
+/// Slots that were taken, until this is dropped or [kept](Taken::keep).
+#[derive(Debug)]
+#[must_use]
+pub struct Taken<'s> {
+    slots: &'s Slots,
+    key: Key,
+    cost: u64,
+}
+
+impl Taken<'_> {
+    /// They are given back by [`Slots::release`].
+    pub fn keep(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        self.slots.release(self.key, self.cost);
+    }
 }
 
 /// The slots of this process, by key.
@@ -113,7 +134,8 @@ impl Of {
 }
 
 enum Step {
-    Done(Decision),
+    Taken,
+    Refused,
     /// The caller asks.
     Ask,
     /// From this round on.
@@ -136,11 +158,11 @@ impl Slots {
         }
     }
 
-    /// Takes the slots that a request needs, if there are as many; they are given back by [`Slots::release`].
-    pub async fn take(&self, redis: &Connections, ask: &Ask<'_>) -> Decision {
+    /// Takes the slots that a request needs, if there are as many; else what was decided.
+    pub async fn take(&self, redis: &Connections, ask: &Ask<'_>) -> Result<Taken<'_>, Decision> {
         // Not for ever: a limit may change. And not a key to be held.
         if ask.cost > ask.slots {
-            return Decision::Refused { retry_after: None };
+            return Err(Decision::Refused { retry_after: None });
         }
         let deadline = Instant::now() + ask.patience;
         let part = self.part(ask.key);
@@ -150,7 +172,17 @@ impl Slots {
             let now = clock::mono();
             let step = part.change(ask.key, |held| held.take(ask, now));
             let goes_on = match step {
-                Step::Done(decision) => return decision,
+                Step::Taken => {
+                    return Ok(Taken {
+                        slots: self,
+                        key: ask.key,
+                        cost: ask.cost,
+                    });
+                }
+                Step::Refused => {
+                    let retry_after = Some(RETRY_AFTER);
+                    return Err(Decision::Refused { retry_after });
+                }
                 Step::Ask => self.ask(redis, ask, deadline).await,
                 Step::Wait(round) => {
                     let waited = timeout_at(deadline, answered).await;
@@ -164,7 +196,7 @@ impl Slots {
                 }
             };
             if !goes_on {
-                return Decision::Lost;
+                return Err(Decision::Lost);
             }
         }
     }
@@ -399,12 +431,11 @@ impl Held {
         let wanted = self.used.saturating_add(ask.cost);
         if wanted <= self.granted.min(ask.slots) {
             self.used = wanted;
-            return Step::Done(Decision::Admitted(Batch::default()));
+            return Step::Taken;
         }
         // One that needs less than what was refused may find enough.
         if now < self.refused_until && wanted.saturating_add(self.others) > ask.slots {
-            let retry_after = Some(RETRY_AFTER);
-            return Step::Done(Decision::Refused { retry_after });
+            return Step::Refused;
         }
         if self.asking {
             self.waiting = self.waiting.saturating_add(ask.cost);

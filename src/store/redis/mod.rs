@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use prometheus_client::metrics::counter::Counter;
 use redis::aio::{MultiplexedConnection, PubSub};
 use redis::{
     AsyncConnectionConfig, Cmd, ErrorKind, RedisConnectionInfo, RedisError, ServerErrorKind,
@@ -83,6 +84,8 @@ pub struct Redis {
     /// Told when the map of slots does not fit what nodes say.
     stale: Notify,
     metrics: RedisMetrics,
+    /// Of its tasks.
+    panics: Counter,
 }
 
 impl Redis {
@@ -94,6 +97,7 @@ impl Redis {
         timeout: Duration,
         connect_timeout: Duration,
         metrics: RedisMetrics,
+        panics: Counter,
     ) -> Arc<Redis> {
         Arc::new(Redis {
             name,
@@ -104,6 +108,7 @@ impl Redis {
             settings,
             stale: Notify::new(),
             metrics,
+            panics,
         })
     }
 

@@ -17,6 +17,7 @@ use super::topology::Address;
 use super::{CallError, Driver, Redis};
 use crate::clock;
 use crate::policy::retry::{Pauses, equal_jitter};
+use crate::telemetry::panics::begin_again;
 
 /// Calls without an answer, one behind the other, after which no call waits for the node until it answers a ping.
 const SUSPECT_AFTER: u32 = 4;
@@ -76,7 +77,12 @@ impl Node {
             latency_nanos: AtomicU64::new(0),
         });
         let fair = redis.timeout / 2;
-        let task = tokio::spawn(keep(redis, address.clone(), state.clone(), speaks));
+        let panics = redis.panics.clone();
+        let of_task = (redis, address.clone(), state.clone());
+        let task = tokio::spawn(begin_again(panics, move || {
+            let (redis, address, state) = of_task.clone();
+            keep(redis, address, state, speaks)
+        }));
         Node {
             address,
             fair,

@@ -13,12 +13,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Bound;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use parking_lot::{Mutex, MutexGuard};
 use sha2::{Digest as _, Sha256};
 
 use super::{CreateError, Created, Token};
@@ -31,6 +32,8 @@ const SHARDS: usize = 64;
 const TOKEN_CHARS: usize = 43;
 /// How many sessions a create looks at for a free place when the store is full.
 const FULL_SWEEP: usize = 256;
+/// How many a sweep looks at before others have their turn at the shard.
+const PART: usize = 256;
 
 /// Sessions in memory.
 pub struct Sessions {
@@ -232,33 +235,36 @@ impl Sessions {
         let mut left = budget;
         let mut removed = 0;
         // Two sweeps at once look at the same ones, which is a waste and no harm.
-        let mut at = *lock(&self.swept);
+        let mut at = *self.swept.lock();
         // The shard that it starts in is met again at the end, for what is before the start.
-        for _ in 0..=SHARDS {
+        let mut shards = SHARDS + 1;
+        while left > 0 && shards > 0 {
+            let part = left.min(PART);
+            let before = left;
             let mut expired = Vec::new();
-            for (id, entry) in lock(&self.shards[at.shard])
-                .range(after_or_all(at.after))
-                .take(left)
-            {
+            let shard = self.shards[at.shard].lock();
+            for (id, entry) in shard.range(after_or_all(at.after)).take(part) {
                 left -= 1;
                 at.after = Some(*id);
                 if entry.session.is_expired(now) {
                     expired.push(Arc::clone(&entry.session));
                 }
             }
+            // To a lane that waits, which would miss its turn otherwise.
+            MutexGuard::unlock_fair(shard);
             // Out of the shard's lock, because a user's comes first; asked again, because it may have been used meanwhile.
             for session in expired {
                 removed += usize::from(self.remove_if(&session, |session| session.is_expired(now)));
             }
-            if left == 0 {
-                break;
+            if before - left < part {
+                at = Swept {
+                    shard: (at.shard + 1) % SHARDS,
+                    after: None,
+                };
+                shards -= 1;
             }
-            at = Swept {
-                shard: (at.shard + 1) % SHARDS,
-                after: None,
-            };
         }
-        *lock(&self.swept) = at;
+        *self.swept.lock() = at;
         removed
     }
 
@@ -346,7 +352,7 @@ impl Sessions {
     fn of_all(&self, wanted: usize, after: Option<SessionId>, now: Duration) -> Vec<Arc<Session>> {
         let mut found = Vec::new();
         for shard in &self.shards[after.map_or(0, shard_of)..] {
-            let shard = lock(shard);
+            let shard = shard.lock();
             let live = shard
                 .range(after_or_all(after))
                 .map(|(_, entry)| &entry.session)
@@ -379,13 +385,13 @@ impl Sessions {
     }
 
     fn lock_shard(&self, id: SessionId) -> MutexGuard<'_, Shard> {
-        lock(&self.shards[shard_of(id)])
+        self.shards[shard_of(id)].lock()
     }
 
     fn lock_user(&self, user: &str) -> MutexGuard<'_, Users> {
         let hash = self.hasher.hash_one(user);
         let bits = SHARDS.trailing_zeros();
-        lock(&self.users[usize::try_from(hash >> (u64::BITS - bits)).unwrap_or(0)])
+        self.users[usize::try_from(hash >> (u64::BITS - bits)).unwrap_or(0)].lock()
     }
 }
 
@@ -395,11 +401,6 @@ fn take_if(shard: &mut Shard, id: SessionId, condition: impl Fn(&Session) -> boo
         shard.remove(&id);
     }
     taken
-}
-
-/// A lock that a panicking lane left behind is taken as it is: a panic ends one request, not everyone's sessions.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The session that a token is of, if it is a token at all.

@@ -53,7 +53,7 @@ impl Sessions {
     fn check_consistent(&self) {
         let mut indexed = 0;
         for users in &self.users {
-            for (user, sessions) in lock(users).iter() {
+            for (user, sessions) in users.lock().iter() {
                 assert!(!sessions.is_empty(), "{user} is remembered for nothing");
                 indexed += sessions.len();
                 for (sequence, id) in sessions {
@@ -63,7 +63,7 @@ impl Sessions {
                 }
             }
         }
-        let held: usize = self.shards.iter().map(|shard| lock(shard).len()).sum();
+        let held: usize = self.shards.iter().map(|shard| shard.lock().len()).sum();
         assert_eq!((indexed, held), (self.count(), self.count()));
     }
 }
@@ -252,6 +252,47 @@ fn sweeps_within_their_budget_get_everywhere() {
     assert!(sessions.has(&lives, 10));
     assert_eq!(sessions.sweep(s(15), 0), 0);
     assert_eq!(sessions.sweep(s(15), 1), 1);
+    sessions.check_consistent();
+}
+
+/// Of a shard of many: who waits for it goes on before all of it is looked at.
+#[test]
+fn a_sweep_lets_others_into_a_shard_meanwhile() {
+    const COUNT: u16 = 600;
+    let sessions = Sessions::new(usize::MAX);
+    let add = |users: &mut Users, user: &str, (id, more): (u16, u8), began: u64| {
+        let mut hash = [0; 16];
+        hash[1..3].copy_from_slice(&id.to_be_bytes());
+        hash[3] = more;
+        let id = SessionId { hash, user: None };
+        let session = Session::new(id, user.into(), Claims::new(), &unlimited(), s(began));
+        let session = Arc::new(session);
+        let entry = Entry {
+            digest: [0; 32],
+            sequence: sessions.next_sequence.fetch_add(1, Ordering::Relaxed),
+            session: session.clone(),
+        };
+        let of_user = users.entry(user.into()).or_default();
+        of_user.insert(entry.sequence, id);
+        sessions.lock_shard(id).insert(id, entry);
+        sessions.held.fetch_add(1, Ordering::Relaxed);
+        session
+    };
+    for id in 1..COUNT {
+        add(&mut sessions.lock_user("live"), "live", (id, 0), 10);
+    }
+    let mut users = sessions.lock_user("old");
+    let old = add(&mut users, "old", (0, 0), 0);
+    thread::scope(|scope| {
+        let swept = scope.spawn(|| sessions.sweep(s(15), COUNT.into()));
+        // It is found to be over, and waits for its user.
+        while Arc::strong_count(&old) < 3 {
+            thread::yield_now();
+        }
+        add(&mut users, "old", (COUNT / 2, 1), 0);
+        drop(users);
+        assert_eq!(swept.join().unwrap(), 2);
+    });
     sessions.check_consistent();
 }
 
