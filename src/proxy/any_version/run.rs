@@ -111,7 +111,7 @@ impl Exchange<'_, '_, '_> {
             }
         }
         learn(&trying.slot, Ok(status), record);
-        trying.slot.answered();
+        trying.answered();
         // RFC 8441 section 5: any of 200 to 299 opens it there.
         let key = outgoing.websocket_key.as_ref();
         let opens = status == 101 || (key.is_some() && by_http2 && matches!(status, 200..=299));
