@@ -5,11 +5,11 @@
 --                              p the last probe's number · d when slots were last wanted in vain · w number of the window
 --         2 the window: its number, then STEP:CALLS:FAILURES:SLOW for each part of it, oldest first
 --         3 the processes that share it: a sorted set by when they were last heard
---         4 those that doubt the upstream: likewise
+--         4 those that doubt the upstream: likewise; with `?` behind it, one that does for a single call
 --         5 the probes' slots that are given: a sorted set of PROCESS/NUMBER by when they come back
 -- ARGV    1 the process · 2, 3, 4 generation, state and ms left of it that the process knows
 --         5 to 9 results since its last report: calls, failures, slow, 1 where one succeeded, failures after that
---         10 1 where the process doubts the upstream
+--         10 the failures or slow calls for which the process doubts the upstream; 0: it does not
 --         11 slots wanted · 12 1 where requests ask for them · 13 slots held: N,N… · 14 probes that ended: N+ or N-
 --         15 `t` or `c`, a window of time or of calls · 16 its ms or its calls · 17 minimum_calls · 18 failure_rate
 --         19 consecutive_failures · 20 slow_call.rate, or -1 · 21 quorum
@@ -28,6 +28,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local process, known = ARGV[1], tonumber(ARGV[2])
 local calls, failures, slow = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local doubts = tonumber(ARGV[10])
 local size, quorum = tonumber(ARGV[16]), tonumber(ARGV[21])
 local open_for, max_open_for = tonumber(ARGV[22]), tonumber(ARGV[23])
 local probes, success_rate, recover_over = tonumber(ARGV[25]), tonumber(ARGV[26]), tonumber(ARGV[28])
@@ -88,15 +89,21 @@ redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now - DEAD_AFTER)
 redis.call('ZREMRANGEBYSCORE', KEYS[3], now + DEAD_AFTER, '+inf')
 redis.call('PEXPIRE', KEYS[3], DEAD_AFTER)
 local processes = redis.call('ZCARD', KEYS[3])
-if ARGV[10] == '1' and counts then
-  redis.call('ZADD', KEYS[4], now, process)
+redis.call('ZREM', KEYS[4], process, process .. '?')
+if doubts > 0 and counts then
+  redis.call('ZADD', KEYS[4], now, doubts > 1 and process or process .. '?')
   redis.call('PEXPIRE', KEYS[4], DOUBT_FOR)
-else
-  redis.call('ZREM', KEYS[4], process)
 end
 redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', now - DOUBT_FOR)
 redis.call('ZREMRANGEBYSCORE', KEYS[4], now + DOUBT_FOR, '+inf')
-local doubt = redis.call('ZCARD', KEYS[4])
+local doubters = redis.call('ZRANGE', KEYS[4], 0, -1)
+local doubt = #doubters
+-- A single failure is chance, unless all that live have one.
+if quorum > 1 and doubt < processes then
+  for i = 1, #doubters do
+    if string.sub(doubters[i], -1) == '?' then doubt = doubt - 1 end
+  end
+end
 
 -- The window, in steps: tenths of its time, or about twentieths of its calls.
 local parts, all, all_failures, all_slow = {}, 0, 0, 0
@@ -146,7 +153,7 @@ if counts and calls > 0 then
   redis.call('SET', KEYS[2], string.format('%.0f ', window) .. table.concat(texts, ','), 'PX', lives)
 end
 
-if counts and (state == 'closed' or state == 'recovering') and (calls > 0 or ARGV[10] == '1') then
+if counts and (state == 'closed' or state == 'recovering') and (calls > 0 or doubts > 0) then
   local consecutive, slow_rate = tonumber(ARGV[19]), tonumber(ARGV[20])
   local trips = consecutive > 0 and row >= consecutive
     or all >= tonumber(ARGV[17])
