@@ -750,6 +750,40 @@ fn a_server_whose_clock_is_set_back_stays_in_its_window() {
     );
 }
 
+/// It is not to be waited for: that may take hours.
+#[test]
+fn a_sliding_window_goes_on_where_the_clock_is_set_back_further() {
+    let server = Server::single();
+    let window = Duration::from_secs(1);
+    let rule = Rule::SlidingWindow { limit: 10, window };
+    on_a_lane(
+        &server.yaml("t").replace("{urls", "{timeout: 5s, urls"),
+        async |redis| {
+            assert!(redis.ready(DEADLINE).await);
+            let counter = Counter::new(&redis, Kind::Sliding, vec![rule]);
+            let later = weir::clock::wall() + Duration::from_secs(3_600);
+            let value = format!("{}:10:4", later.as_secs());
+            server.cli(&["SET", &counter.keys[0], &value, "PX", "3600000"]);
+            let all = Request {
+                first: 10,
+                need: 10,
+                want: 10,
+                ..Request::default()
+            };
+            let began = counter.ask(all).await;
+            assert_eq!(began.granted, 0, "{began:?}");
+            loop {
+                let reply = counter.ask(all).await;
+                if reply.granted == 10 {
+                    break;
+                }
+                assert!(reply.now < began.now + 4 * window, "{reply:?}");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        },
+    );
+}
+
 /// A process as `store::limits::slots` has it: it asks for one key by one call at a time, and takes no answer for a lost one.
 #[derive(Debug, Clone, Default)]
 struct Process {
