@@ -5,14 +5,14 @@
 --                              p the last probe's number · d when slots were last wanted in vain · w number of the window
 --         2 the window: its number, then STEP:CALLS:FAILURES:SLOW for each part of it, oldest first
 --         3 the processes that share it: a sorted set by when they were last heard
---         4 those that doubt the upstream: likewise
+--         4 those that doubt the upstream: likewise; with `?` behind it, one that does for a single call
 --         5 the probes' slots that are given: a sorted set of PROCESS/NUMBER by when they come back
 -- ARGV    1 process: who reports
 --         2 known, 3 known_state, 4 known_left: generation, state and ms left of it that the process knows
 --         5 calls, 6 failures, 7 slow: results since its last report
 --         8 succeeded: 1 where one did
 --         9 trailing: failures after that
---         10 doubts: 1 where the process doubts the upstream
+--         10 doubts: failures or slow calls for which the process doubts the upstream; 0: it does not
 --         11 want: slots that it wants
 --         12 demanded: 1 where requests ask for them
 --         13 held: slots that it holds, `N,N…`
@@ -43,7 +43,7 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local process = ARGV[1]
 local known, known_state, known_left = tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
 local calls, failures, slow = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
-local succeeded, trailing, doubts = ARGV[8] == '1', tonumber(ARGV[9]), ARGV[10] == '1'
+local succeeded, trailing, doubts = ARGV[8] == '1', tonumber(ARGV[9]), tonumber(ARGV[10])
 local want, demanded, held, results = tonumber(ARGV[11]), ARGV[12] == '1', ARGV[13], ARGV[14]
 local kind, size, minimum_calls = ARGV[15], tonumber(ARGV[16]), tonumber(ARGV[17])
 local failure_rate, consecutive_failures, slow_rate = tonumber(ARGV[18]), tonumber(ARGV[19]), tonumber(ARGV[20])
@@ -107,15 +107,21 @@ redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now - DEAD_AFTER)
 redis.call('ZREMRANGEBYSCORE', KEYS[3], now + DEAD_AFTER, '+inf')
 redis.call('PEXPIRE', KEYS[3], DEAD_AFTER)
 local processes = redis.call('ZCARD', KEYS[3])
-if doubts and counts then
-  redis.call('ZADD', KEYS[4], now, process)
+redis.call('ZREM', KEYS[4], process, process .. '?')
+if doubts > 0 and counts then
+  redis.call('ZADD', KEYS[4], now, doubts > 1 and process or process .. '?')
   redis.call('PEXPIRE', KEYS[4], DOUBT_FOR)
-else
-  redis.call('ZREM', KEYS[4], process)
 end
 redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', now - DOUBT_FOR)
 redis.call('ZREMRANGEBYSCORE', KEYS[4], now + DOUBT_FOR, '+inf')
-local doubters = redis.call('ZCARD', KEYS[4])
+local members = redis.call('ZRANGE', KEYS[4], 0, -1)
+local doubters = #members
+-- A single failure is chance, unless all that live have one.
+if quorum > 1 and doubters < processes then
+  for i = 1, #members do
+    if string.sub(members[i], -1) == '?' then doubters = doubters - 1 end
+  end
+end
 
 -- The window, in steps: tenths of its time, or about twentieths of its calls.
 local parts, all, all_failures, all_slow = {}, 0, 0, 0
@@ -165,7 +171,7 @@ if counts and calls > 0 then
   redis.call('SET', KEYS[2], string.format('%.0f ', window) .. table.concat(texts, ','), 'PX', lives)
 end
 
-if counts and (state == 'closed' or state == 'recovering') and (calls > 0 or doubts) then
+if counts and (state == 'closed' or state == 'recovering') and (calls > 0 or doubts > 0) then
   local trips = consecutive_failures > 0 and row >= consecutive_failures
     or all >= minimum_calls
       and (reaches(all_failures, all, failure_rate) or slow_rate >= 0 and reaches(all_slow, all, slow_rate))

@@ -13,13 +13,16 @@
 --
 -- A bucket is when it will be full (the theoretical arrival time of GCRA, ITU-T I.371 annex A): µs since 2025, which a double
 -- holds to 1/64 µs for decades; and the µs of a token by which that was found, `FULL:INTERVAL`. Absent: full. At another rate, after
--- a reload or an override, as many tokens are used; what another burst left empties this bucket and no more: a client would else wait
--- for longer than it ever takes to fill. No time that is told is above MOST, 285 years. Atomic, since all rules must be debited together. Rounded up, against the client.
+-- a reload or an override, as many tokens are used; what a larger burst left empties this bucket and no more: a client would else wait
+-- for longer than it ever takes to fill. What is cut off so counts for larger bursts still, since processes with both may ask in turn,
+-- as while a reload goes from one to the next: OVER, in µs, with CUT, the burst that cut it off. Each has 16 digits behind the
+-- hundredths of FULL, where a script that knows nothing of them sees a number like any other.
+-- No time that is told is above MOST, 285 years. Atomic, since all rules must be debited together. Rounded up, against the client.
 --
 -- A tenth of its time is saved by `+ 0`, which makes a number of a text as tonumber does without a call, and by tables that are made
 -- with room for one rule.
 
-local EPOCH, MOST = 1735689600, 9e15
+local EPOCH, MOST, DAY = 1735689600, 9e15, 864e8
 local time = redis.call('TIME')
 local now = (time[1] - EPOCH) * 1000000 + time[2]
 local first, need, want = ARGV[1] + 0, ARGV[2] + 0, ARGV[3] + 0
@@ -27,28 +30,34 @@ local share, back = ARGV[4] + 0, ARGV[5] + 0
 local since_taken = now + EPOCH * 1000000 - ARGV[6]
 
 local full, held, slack, changed, free = { 0 }, { 0 }, { 0 }, { false }, math.huge
+local over, cut = { 0 }, { 0 }
 for i = 1, #KEYS do
   local interval, burst = ARGV[5 + 2 * i] + 0, ARGV[6 + 2 * i] + 0
   local stored = redis.call('GET', KEYS[i])
+  over[i], cut[i] = 0, math.huge
   if stored then
-    local at, rate = string.match(stored, '^([^:]*):(.*)$')
+    local at, more, rate = string.match(stored, '^([^:.]*%.?%d?%d?)(%d*):(.*)$')
     held[i] = at + 0
     full[i] = held[i]
-    if rate ~= ARGV[5 + 2 * i] and burst > 0 and full[i] > now then
+    if more ~= '' then over[i], cut[i] = string.sub(more, 1, 16) + 0, string.sub(more, 17) + 0 end
+    if rate ~= ARGV[5 + 2 * i] and burst > 0 and full[i] + over[i] > now then
       full[i] = now + (full[i] - now) * interval / rate
+      over[i] = over[i] * interval / rate
       changed[i] = true
     end
+    if burst > cut[i] then full[i], over[i] = full[i] + over[i], 0 end
   else
     held[i], full[i] = now, now
   end
   -- What time has made good since cannot be given back as well.
   local owed = back * interval - math.max(0, since_taken)
   if back > 0 and owed > 0 then full[i] = full[i] - owed end
-  if full[i] < now then full[i] = now end
+  if full[i] < now then full[i], over[i] = now, math.max(0, over[i] - (now - full[i])) end
   -- What rounding may have added to a backlog, by a hundred calls: it is to cost no token.
   slack[i] = math.min(1, interval / 100)
   -- Written down, or the bound would go along with the time. A burst of 0 says nothing of what was used.
   if burst > 0 and full[i] - now > burst * interval + slack[i] then
+    over[i], cut[i] = over[i] + full[i] - now - burst * interval, burst
     full[i] = now + burst * interval
     changed[i] = true
   end
@@ -79,7 +88,12 @@ for i = 1, #KEYS do
     wait = math.max(0, math.ceil(backlog + (lacking - burst) * interval - slack[i]))
   end
   if burst > 0 and now + backlog ~= held[i] and (granted > 0 or back > 0 or changed[i]) then
-    if backlog > 0 then
+    if over[i] > 0 then
+      -- For longer it would be kept for those with larger bursts alone.
+      local lives = backlog + math.min(over[i], DAY)
+      local more = string.format('%016.0f%016.0f', math.min(MOST, math.ceil(over[i])), cut[i])
+      redis.call('SET', KEYS[i], string.format('%.2f%s:%s', now + backlog, more, ARGV[5 + 2 * i]), 'PX', math.min(MOST, math.ceil(lives / 1000) + 1))
+    elseif backlog > 0 then
       redis.call('SET', KEYS[i], string.format('%.2f:%s', now + backlog, ARGV[5 + 2 * i]), 'PX', math.min(MOST, math.ceil(backlog / 1000) + 1))
     else
       redis.call('DEL', KEYS[i])

@@ -7,7 +7,8 @@
 --
 -- A window is its number since the Unix epoch, what it has granted and what the one before it had: `NUMBER:USED:BEFORE`. What the one
 -- before had counts by the share of it that the sliding window still covers, as if it had been even. A server whose clock is
--- set back stays at the start of the window that it was in.
+-- set back into the window before stays at the start of the one that it was in. Where it is set back further, what both had was used
+-- in the present one: else none would come back until the clock has caught up.
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -15,6 +16,7 @@ local first, need, want = ARGV[1] + 0, ARGV[2] + 0, ARGV[3] + 0
 local share, back, taken_at = ARGV[4] + 0, ARGV[5] + 0, ARGV[6] + 0
 
 local number, used, before, into, held, free = { 0 }, { 0 }, { 0 }, { 0 }, { 0 }, math.huge
+local moved = { false }
 for i = 1, #KEYS do
   local limit, length = ARGV[5 + 2 * i] + 0, ARGV[6 + 2 * i] + 0
   number[i], into[i] = math.floor(now / length), now % length
@@ -23,7 +25,9 @@ for i = 1, #KEYS do
   if held[i] then
     local n, u, b = string.match(held[i], '^(%d+):(%d+):(%d+)$')
     n, u, b = n + 0, u + 0, b + 0
-    if n >= number[i] then
+    if n > number[i] + 1 then
+      used[i], moved[i] = math.max(u, math.min(limit, u + b)), true
+    elseif n >= number[i] then
       if n > number[i] then number[i], into[i] = n, 0 end
       used[i], before[i] = u, b
     elseif n == number[i] - 1 then
@@ -70,7 +74,7 @@ for i = 1, #KEYS do
     wait = math.ceil((length - into[i]) + length - (limit - lacking) * length / used[i])
   end
   local value = string.format('%.0f:%.0f:%.0f', number[i], used[i], before[i])
-  if value ~= held[i] and (granted > 0 or back > 0) then
+  if value ~= held[i] and (granted > 0 or back > 0 or moved[i]) then
     redis.call('SET', KEYS[i], value, 'PX', math.ceil((2 * length - into[i]) / 1000) + 1)
   end
   local reset = 0

@@ -233,7 +233,10 @@ fn bucket(
     let after = if admitted { wanted } else { level };
     Verdict {
         admitted,
-        remaining: clamp(capacity.saturating_sub(after) / units),
+        remaining: match count {
+            0 => 0,
+            _ => clamp(capacity.saturating_sub(after) / units),
+        },
         reset: drain(after),
         retry_after: (!admitted && count > 0 && asked <= capacity)
             .then(|| drain(wanted - capacity)),

@@ -121,7 +121,10 @@ pub(super) async fn admit<'p>(
     let lines = head.lines(buffer);
     let waited = &mut quota.waited;
     let identified = sessions::identify(plan, conn.lane, route, lines, now.mono, waited).await;
-    let session = identified.inspect_err(|_| quota.give_back(now, quota::is_common))?;
+    let session = identified.inspect_err(|_| {
+        quota.give_back(now, quota::is_common);
+        quota.count_admitted();
+    })?;
     // Whatever was waited for, tokens whose time is over meanwhile must not be spent.
     let now = match quota.waited.is_zero() {
         true => now,
@@ -139,6 +142,7 @@ pub(super) async fn admit<'p>(
     let limits = &route.session_limits;
     let asked = quota.ask(limits, &facts, now, record).await;
     asked.inspect_err(|_| quota.give_back(now, |_| true))?;
+    quota.count_admitted();
     Ok(match &route.to {
         To::Redirect(redirect) => {
             let location = location(redirect, route, &facts)?;

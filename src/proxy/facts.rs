@@ -90,9 +90,9 @@ impl<'a> Facts<'a> {
             Cost::Header { name, default } => self
                 .head
                 .field(self.buffer, name)
-                .and_then(|value| std::str::from_utf8(value).ok()?.trim().parse().ok())
+                .and_then(told_cost)
                 // A client's word may make a request dear, and never free.
-                .map_or(*default, |cost: u64| cost.max(1)),
+                .map_or(*default, |cost| cost.max(1)),
         }
     }
 
@@ -249,6 +249,26 @@ pub(super) fn refuses(limit: &Limit, parts: &Parts<'_>) -> bool {
     }
 }
 
+/// The number that a field's value says, such as `7` or `2.5`: one that is no whole one is the next, and one that is too large the
+/// largest that there is.
+fn told_cost(value: &[u8]) -> Option<u64> {
+    let value = value.trim_ascii();
+    let value = value.strip_prefix(b"+").unwrap_or(value);
+    let point = value.iter().position(|byte| *byte == b'.');
+    let (whole, rest) = value.split_at(point.unwrap_or(value.len()));
+    let rest = rest.get(1..).unwrap_or_default();
+    let mut digits = whole.iter().chain(rest);
+    if whole.len() + rest.len() == 0 || !digits.all(u8::is_ascii_digit) {
+        return None;
+    }
+    let whole = whole.iter().fold(0_u64, |number, digit| {
+        let digit = u64::from(digit - b'0');
+        number.saturating_mul(10).saturating_add(digit)
+    });
+    let more = rest.iter().any(|digit| *digit != b'0');
+    Some(whole.saturating_add(u64::from(more)))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -264,6 +284,26 @@ mod tests {
             false => format!("%{byte:02X}"),
         };
         text.iter().enumerate().map(byte).collect()
+    }
+
+    #[test]
+    fn a_cost_that_is_no_whole_number_is_not_made_small() {
+        let check = |value: &str, expected| {
+            assert_eq!(told_cost(value.as_bytes()), expected, "{value:?}");
+        };
+        check("7", Some(7));
+        check(" +7 ", Some(7));
+        check("0", Some(0));
+        check("2.5", Some(3));
+        check("2.0", Some(2));
+        check(".1", Some(1));
+        check("18446744073709551615", Some(u64::MAX));
+        check("18446744073709551616", Some(u64::MAX));
+        check("1844674407370955161.6", Some(1_844_674_407_370_955_162));
+        check(&"9".repeat(1000), Some(u64::MAX));
+        for nothing in ["", ".", "+", "-1", "1e9", "1,5", "1.2.3", "seven", "0x7"] {
+            check(nothing, None);
+        }
     }
 
     proptest! {

@@ -212,6 +212,11 @@ impl<'p> Quota<'p> {
         }
     }
 
+    /// No limit is left that might refuse the request: those that have charged it have admitted it.
+    pub(super) fn count_admitted(&mut self) {
+        self.verdicts.count_admitted(self.plan);
+    }
+
     /// Takes down what rules said.
     pub(super) fn note<'a>(
         &mut self,

@@ -98,8 +98,8 @@ pub(super) struct Tries<'r> {
     within: Duration,
     /// The endpoints that were tried.
     before: SmallVec<[Rc<Pool>; 4]>,
-    /// Where it is tried again. To be held until the request is over.
-    pub budget: Option<Retrying<'r>>,
+    /// Where it is tried again.
+    budget: Option<Retrying<'r>>,
 }
 
 impl<'r> Tries<'r> {
@@ -120,14 +120,14 @@ impl<'r> Tries<'r> {
     }
 
     /// When all are over, where the client has been `waited` for so long.
-    fn end(&self, waited: Duration) -> Duration {
+    fn deadline(&self, waited: Duration) -> Duration {
         self.began + waited + self.within
     }
 
     /// When a try is given up that begins now, or begins again over another connection.
     pub(super) fn until(&self, waited: Duration) -> Until {
         let most = self.retries.per_try_timeout;
-        Until::new(clock::mono(), most, self.end(waited))
+        Until::new(clock::mono(), most, self.deadline(waited))
     }
 
     /// How long to wait before another try; `None` where what came of this one stands.
@@ -153,7 +153,7 @@ impl<'r> Tries<'r> {
             longest: self.retries.backoff.max,
         };
         let wait = full_jitter(pauses.nth(count), fastrand::f64());
-        if clock::mono() + wait >= self.end(over.waited) {
+        if clock::mono() + wait >= self.deadline(over.waited) {
             metrics.out_of_time.inc();
             return None;
         }
@@ -165,6 +165,11 @@ impl<'r> Tries<'r> {
             return None;
         }
         Some(wait)
+    }
+
+    /// What came of the last one stands. A stream that stays open leaves its part of the budget to others.
+    pub(super) fn end(&mut self) {
+        self.budget = None;
     }
 
     /// Whom the next try goes to, behind one at `last`, whose outcome stands where there is no one.

@@ -12,15 +12,13 @@ use super::forward::Exchange;
 use super::reply::Rejection;
 use super::retries::{Over, Point, Tries};
 use crate::config::upstreams::Retries;
-use crate::upstream::{Connected, Picked, Pool, Retrying, Slot, Until};
+use crate::upstream::{Connected, Picked, Pool, Slot, Until};
 
 /// The endpoint that has answered, over this connection.
 pub(super) struct Answerer<'p> {
     pub connected: Connected,
     picked: Picked<'p>,
     _slot: Slot<'p>,
-    /// Where it was tried again.
-    _retrying: Option<Retrying<'p>>,
 }
 
 /// What came of one try.
@@ -45,11 +43,11 @@ impl<'p> Exchange<'_, 'p> {
         let picked = upstream.pick(self.outgoing.aim, &[]);
         let mut picked = picked.map_err(|_| Rejection::NoEndpoint)?;
         self.record.note_target(&picked.pool);
-        let (tried, retrying) = match &self.outgoing.settings().retries {
+        let tried = match &self.outgoing.settings().retries {
             None => {
                 let tried = self.ask_one(None, &picked).await;
                 self.tell(&picked, &tried);
-                (tried, None)
+                tried
             }
             // Boxed, to keep the common future small.
             Some(retries) => Box::pin(self.try_and_again(retries, &mut picked)).await,
@@ -62,19 +60,14 @@ impl<'p> Exchange<'_, 'p> {
             connected,
             picked,
             _slot: slot,
-            _retrying: retrying,
         };
         Ok((answerer, answered))
     }
 
     /// Tries an endpoint, and others, until one serves the request or there is no more to be tried.
-    async fn try_and_again(
-        &mut self,
-        retries: &'p Retries,
-        picked: &mut Picked<'p>,
-    ) -> (Tried, Option<Retrying<'p>>) {
+    async fn try_and_again(&mut self, retries: &'p Retries, picked: &mut Picked<'p>) -> Tried {
         let mut tries = Tries::new(self.upstream, retries, self.outgoing.request.within);
-        let tried = loop {
+        loop {
             let tried = self.ask_one(Some(&tries), picked).await;
             self.tell(picked, &tried);
             let over = Over {
@@ -84,15 +77,13 @@ impl<'p> Exchange<'_, 'p> {
                 waited: self.upload.waited(),
             };
             let Some(wait) = tries.another(&self.outgoing.request, &over) else {
-                break tried;
+                return tried;
             };
             let reason = over.came.err().map(Failure::reason);
             let over = self.record.tried(&picked.pool, over.came.ok(), reason);
-            if let Err(left) = self.unless_left(sleep(wait)).await {
-                break Err(left);
-            }
+            self.unless_left(sleep(wait)).await?;
             let Some(next) = tries.next(self.outgoing.aim, &picked.pool) else {
-                break tried;
+                return tried;
             };
             if let Ok((connected, answered)) = tried
                 && is_over(&answered, &self.answer)
@@ -105,8 +96,7 @@ impl<'p> Exchange<'_, 'p> {
             let head = &mut self.outgoing.out;
             let renamed = self.record.begin_again(over, &picked.pool, head);
             self.upload.begin_again(renamed);
-        };
-        (tried, tries.budget)
+        }
     }
 
     /// Says what the endpoint made of the request, where that is known.

@@ -34,6 +34,8 @@ pub(super) struct Verdicts<'p>(Vec<Told<'p>>);
 #[derive(Clone, Copy)]
 struct Told<'p> {
     limit: &'p Limit,
+    /// Its index.
+    index: usize,
     /// Its name as a JSON string.
     json: &'static str,
     rule: Rule,
@@ -43,6 +45,8 @@ struct Told<'p> {
     charged: u64,
     /// Until it is given back. A slot comes back with the request.
     charge: Option<(Key, Charged)>,
+    /// For the first rule of a limit that admits the request, until it is known that none refuses it: whether it is near its number.
+    admits: Option<bool>,
 }
 
 impl<'p> Verdicts<'p> {
@@ -54,7 +58,7 @@ impl<'p> Verdicts<'p> {
         said: impl Iterator<Item = Said<'a>> + Clone,
         record: &mut Record,
     ) {
-        count_decisions(plan, admitted, said.clone());
+        let before = self.0.len();
         if let Some(draft) = &mut record.draft {
             let words = |said: Said<'_>| said_by(&plan.limits[said.limit].words, &said);
             draft.add_limits(said.clone().map(words));
@@ -73,23 +77,46 @@ impl<'p> Verdicts<'p> {
             });
             self.0.push(Told {
                 limit: &plan.config.limits[said.limit],
+                index: said.limit,
                 json: plan.limits[said.limit].words.json,
                 rule: *said.rule,
                 verdict: said.verdict,
                 enforced: said.enforced,
                 charged: said.charged,
                 charge,
+                admits: None,
             });
+        }
+        let asked = self.0.get_mut(before..).unwrap_or_default();
+        asked
+            .chunk_by_mut(|one, other| one.index == other.index)
+            .for_each(|rules| count_decision(plan, admitted, rules));
+    }
+
+    /// Counts those limits that admit the request, where none is left that might refuse it.
+    pub(super) fn count_admitted(&mut self, plan: &Plan) {
+        for told in &mut self.0 {
+            let Some(near) = told.admits.take() else {
+                continue;
+            };
+            let metrics = &plan.limits[told.index].metrics;
+            if near {
+                metrics.near.inc();
+            }
+            metrics.admitted.inc();
         }
     }
 
-    /// What counters in memory were charged by limits of which `which` holds, each once.
+    /// What counters in memory were charged by limits of which `which` holds, each once. Those have decided nothing.
     pub(super) fn take_charges(
         &mut self,
         which: fn(&Limit) -> bool,
     ) -> impl Iterator<Item = (Rule, (Key, Charged))> {
         let of_limits = self.0.iter_mut().filter(move |told| which(told.limit));
-        of_limits.filter_map(|told| Some((told.rule, told.charge.take()?)))
+        of_limits.filter_map(|told| {
+            told.admits = None;
+            Some((told.rule, told.charge.take()?))
+        })
     }
 
     /// What the client is told. Limits that would admit the request have back what they took, if not by now, before it is told.
@@ -177,34 +204,34 @@ impl<'p> Verdicts<'p> {
     }
 }
 
-/// Counts a decision for each limit: several windows of one, which stand side by side, are one decision.
-fn count_decisions<'a>(plan: &Plan, admitted: bool, said: impl Iterator<Item = Said<'a>>) {
-    let mut said = said.peekable();
-    while let Some(first) = said.next() {
-        let near_limit = plan.config.limits[first.limit].near_limit;
-        let is_near = |said: &Said<'_>| {
-            let capacity = capacity(said.rule);
-            capacity.saturating_sub(said.verdict.remaining) as f64 >= capacity as f64 * near_limit
-        };
-        let mut passes = first.verdict.admitted;
-        let mut near = is_near(&first);
-        while let Some(said) = said.next_if(|said| said.limit == first.limit) {
-            passes &= said.verdict.admitted;
-            near |= is_near(&said);
+/// Counts what a limit has decided, by its `rules` together; that it admits once no other can refuse the request.
+fn count_decision(plan: &Plan, admitted: bool, rules: &mut [Told<'_>]) {
+    let Some(Told {
+        index,
+        limit,
+        enforced,
+        ..
+    }) = rules.first().copied()
+    else {
+        return;
+    };
+    let is_near = |told: &Told<'_>| {
+        let capacity = capacity(&told.rule);
+        let used = capacity.saturating_sub(told.verdict.remaining);
+        used as f64 >= capacity as f64 * limit.near_limit
+    };
+    let passes = rules.iter().all(|told| told.verdict.admitted);
+    let metrics = &plan.limits[index].metrics;
+    match (passes, enforced) {
+        (true, _) if admitted => rules[0].admits = Some(rules.iter().any(is_near)),
+        // Another limit refuses the request, so this one is not charged and has decided nothing.
+        (true, _) => {}
+        (false, true) => {
+            metrics.refused.inc();
         }
-        let metrics = &plan.limits[first.limit].metrics;
-        match (passes, first.enforced) {
-            (true, _) if admitted => {
-                if near {
-                    metrics.near.inc();
-                }
-                metrics.admitted.inc()
-            }
-            // Another limit refuses the request, so this one is not charged and has decided nothing.
-            (true, _) => continue,
-            (false, true) => metrics.refused.inc(),
-            (false, false) => metrics.shadow_refused.inc(),
-        };
+        (false, false) => {
+            metrics.shadow_refused.inc();
+        }
     }
 }
 

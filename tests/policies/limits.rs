@@ -27,6 +27,7 @@ crate::on_each_store!(
     a_route_is_counted_by_what_it_matches_wherever_it_stands,
     what_connection_takes_from_the_upstream_is_no_key_and_no_cost,
     what_another_policy_refuses_costs_no_quota,
+    a_limit_has_admitted_what_no_other_refuses,
     a_refusal_tells_what_is_left_of_limits_that_did_not_refuse,
 );
 
@@ -649,6 +650,51 @@ fn what_another_policy_refuses_costs_no_quota(store: Store) {
         let tried = [(); 4].map(|()| status("/tried", "X-A: b"));
         assert_eq!(tried, [401, 401, 401, 429], "{algorithm}");
     }
+}
+
+fn a_limit_has_admitted_what_no_other_refuses(store: Store) {
+    let upstream = Upstream::replying(|head| {
+        let begins = head.starts_with("GET /in ");
+        let field = "X-Weir-Session-Start: {\"user\": \"ann\"}\r\n";
+        let field = if begins { field } else { "" };
+        format!("HTTP/1.1 200 OK\r\n{field}Content-Length: 0\r\n\r\n")
+    });
+    let lane = Lane::start(&format!(
+        "listen: 127.0.0.1:0\nupstreams: {{app: {{endpoints: ['{}'], trust_session_headers: true}}}}\n\
+         sessions: {{web: {{cookie: {{secure: false}}}}}}\n\
+         rate_limits:\n  wide: {{limit: 90/h, by: constant, near_limit: 1%}}\n  slots: {{limit: 9, by: constant, algorithm: concurrency}}\n  \
+         here: {{limit: 1/h, by: constant, accuracy: local}}\n  each: {{limit: 1/h, by: session.user}}\n  tries: {{limit: 9/h, by: client.ip}}\n\
+         routes:\n- {{match: {{path: /in}}, upstream: app, session: {{use: web, require: false}}}}\n\
+         - {{match: {{path: /here}}, upstream: app, rate_limits: [wide, slots, here]}}\n\
+         - {{upstream: app, session: {{use: web}}, rate_limits: [wide, tries, each]}}\n{}",
+        upstream.url(),
+        store.block()
+    ));
+    let set = lane.connect().get("/in");
+    let cookie = set.field("set-cookie").unwrap().split(';').next().unwrap();
+    let cookie = format!("Cookie: {cookie}");
+    let told = |limit: &str, decision: &str| {
+        let of = format!("limit=\"{limit}\",decision=\"{decision}\"");
+        lane.told(&format!("weir_limit_decisions_total{{{of}}}"))
+    };
+    let check = |limit: &str, admitted, refused| {
+        let counts = (told(limit, "admitted"), told(limit, "refused"));
+        assert_eq!(counts, (Some(admitted), Some(refused)), "{limit}");
+    };
+    let status = |path: &str, cookie: &str| lane.connect().send("GET", path, &[cookie], "").status;
+    assert_eq!([(); 3].map(|()| status("/here", &cookie)), [200, 429, 429]);
+    check("wide", 1.0, 0.0);
+    check("slots", 1.0, 0.0);
+    check("here", 1.0, 2.0);
+    assert_eq!([(); 3].map(|()| status("/", &cookie)), [200, 429, 429]);
+    check("wide", 2.0, 0.0);
+    check("tries", 1.0, 0.0);
+    check("each", 1.0, 2.0);
+    // Without a session it has counted all the same.
+    assert_eq!(status("/", "X-A: b"), 401);
+    check("wide", 2.0, 0.0);
+    check("tries", 2.0, 0.0);
+    assert_eq!(told("wide", "near_limit"), Some(2.0));
 }
 
 fn a_refusal_tells_what_is_left_of_limits_that_did_not_refuse(store: Store) {

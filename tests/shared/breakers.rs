@@ -94,6 +94,13 @@ fn one_sick_process_trips_no_quorum_of_two_and_two_do() {
     eventually(|| one.breaker().calls == 43 && healthy.breaker().calls == 43);
     assert_eq!((one.state(), healthy.state()), ("closed", "closed"));
     let other = sick();
+    eventually(|| processes(&other) == 3);
+    // By chance, as far as others can tell.
+    assert_eq!(other.connect().get("/").status, 502);
+    eventually(|| one.breaker().calls == 44);
+    assert_eq!(statuses(&one, 4), [502; 4]);
+    eventually(|| other.breaker().calls == 48);
+    assert_eq!(other.state(), "closed");
     assert_eq!(other.connect().get("/").status, 502);
     for lane in [&one, &healthy, &other] {
         eventually(|| lane.state() == "open");

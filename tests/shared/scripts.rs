@@ -471,12 +471,13 @@ fn a_bucket_of_another_rate_keeps_what_was_used() {
         &server.yaml("t").replace("{urls", "{timeout: 5s, urls"),
         async |redis| {
             assert!(redis.ready(DEADLINE).await);
-            for (before, used, after, left) in [
-                (bucket(60, minute, 100), 12, bucket(10, second, 100), 88),
-                (bucket(1, second, 20), 20, bucket(1, minute, 20), 0),
-                (bucket(1, second, 20), 5, bucket(1, minute, 20), 15),
-                (bucket(1, minute, 50), 10, bucket(7, minute, 20), 10),
-                (bucket(1, minute, 50), 50, bucket(7, minute, 20), 0),
+            for (before, used, after, left, left_before) in [
+                (bucket(60, minute, 100), 12, bucket(10, second, 100), 88, 88),
+                (bucket(1, second, 20), 20, bucket(1, minute, 20), 0, 0),
+                (bucket(1, second, 20), 5, bucket(1, minute, 20), 15, 15),
+                (bucket(1, minute, 50), 10, bucket(7, minute, 20), 10, 40),
+                (bucket(1, minute, 50), 50, bucket(7, minute, 20), 0, 0),
+                (bucket(1, minute, 50), 30, bucket(7, minute, 20), 0, 20),
             ] {
                 let mut counter = Counter::new(&redis, Kind::Bucket, vec![before]);
                 let request = |tokens| Request {
@@ -493,16 +494,76 @@ fn a_bucket_of_another_rate_keeps_what_was_used() {
                     assert_eq!(reply.rules[0][0], left, "{before:?} {after:?}");
                 }
                 counter.rules = vec![before];
-                let Rule::Window(Window::Bucket { burst, .. }) = before else {
-                    unreachable!()
-                };
-                let left = left + i64::try_from(burst).unwrap();
-                let Rule::Window(Window::Bucket { burst, .. }) = after else {
-                    unreachable!()
-                };
                 let reply = counter.ask(request(0)).await;
-                let left = left - i64::try_from(burst).unwrap();
-                assert_eq!(reply.rules[0][0], left, "{after:?} {before:?}");
+                assert_eq!(reply.rules[0][0], left_before, "{after:?} {before:?}");
+            }
+        },
+    );
+}
+
+/// While a reload goes from process to process, or for good where files differ: a client asks them all.
+#[test]
+fn buckets_of_several_bursts_admit_no_more_together_than_the_largest() {
+    let server = Server::single();
+    let hour = Duration::from_secs(3_600);
+    let bucket = |count, per, burst| Rule::Window(Window::Bucket { count, per, burst });
+    let sets = [
+        vec![bucket(200, hour, 200), bucket(100, hour, 100)],
+        vec![bucket(200, hour, 200), bucket(200, hour, 100)],
+        // Of three rates: whoever asks last says how fast it fills.
+        vec![
+            bucket(300, hour, 300),
+            bucket(50, hour, 100),
+            bucket(100, hour, 150),
+        ],
+        vec![
+            bucket(0, hour, 0),
+            bucket(40, hour, 200),
+            bucket(400, hour, 1),
+        ],
+    ];
+    on_a_lane(
+        &server.yaml("t").replace("{urls", "{timeout: 5s, urls"),
+        async |redis| {
+            assert!(redis.ready(DEADLINE).await);
+            let seed = fastrand::u64(..);
+            let mut random = Rng::with_seed(seed);
+            for rules in &sets {
+                let mut counter = Counter::new(&redis, Kind::Bucket, vec![]);
+                counter.keys = vec![format!("{{{}}}:0", key_prefix())];
+                let began = weir::clock::mono();
+                let mut admitted = 0;
+                for call in 0..600 {
+                    counter.rules = vec![rules[random.usize(..rules.len())]];
+                    let need = random.u64(1..4);
+                    let request = Request {
+                        first: need,
+                        need,
+                        want: need,
+                        ..Request::default()
+                    };
+                    admitted += counter.ask(request).await.granted;
+                    if call % 20 == 19 {
+                        // As a script reads it that knows of one burst alone.
+                        let value = server.cli(&["GET", &counter.keys[0]]);
+                        let (full, interval) = value.text().split_once(':').unwrap();
+                        let numbers = [full, interval].map(|text| text.parse::<f64>().unwrap());
+                        assert!(numbers.iter().all(|number| *number > 0.0), "{value:?}");
+                    }
+                }
+                let rate = |rule: &Rule| match rule {
+                    Rule::Window(Window::Bucket { count, burst, .. }) => (*burst, *count),
+                    _ => unreachable!(),
+                };
+                let burst = rules.iter().map(|rule| rate(rule).0).max().unwrap();
+                let fastest = rules.iter().map(|rule| rate(rule).1).max().unwrap() as f64;
+                let fills = fastest * (weir::clock::mono() - began).as_secs_f64() / 3_600.0;
+                let most = burst + fills.ceil() as u64;
+                assert!(
+                    (burst..=most).contains(&admitted),
+                    "seed {seed}: {admitted} of {most}: {rules:?}"
+                );
+                assert!(server.cli(&["PTTL", &counter.keys[0]]).int() > 0);
             }
         },
     );
@@ -684,6 +745,40 @@ fn a_server_whose_clock_is_set_back_stays_in_its_window() {
                 };
                 let reply = counter.ask(back).await;
                 assert_eq!(reply.granted, 2, "{reply:?}");
+            }
+        },
+    );
+}
+
+/// It is not to be waited for: that may take hours.
+#[test]
+fn a_sliding_window_goes_on_where_the_clock_is_set_back_further() {
+    let server = Server::single();
+    let window = Duration::from_secs(1);
+    let rule = Rule::Window(Window::Sliding { limit: 10, window });
+    on_a_lane(
+        &server.yaml("t").replace("{urls", "{timeout: 5s, urls"),
+        async |redis| {
+            assert!(redis.ready(DEADLINE).await);
+            let counter = Counter::new(&redis, Kind::Sliding, vec![rule]);
+            let later = weir::clock::wall() + Duration::from_secs(3_600);
+            let value = format!("{}:10:4", later.as_secs());
+            server.cli(&["SET", &counter.keys[0], &value, "PX", "3600000"]);
+            let all = Request {
+                first: 10,
+                need: 10,
+                want: 10,
+                ..Request::default()
+            };
+            let began = counter.ask(all).await;
+            assert_eq!(began.granted, 0, "{began:?}");
+            loop {
+                let reply = counter.ask(all).await;
+                if reply.granted == 10 {
+                    break;
+                }
+                assert!(reply.now < began.now + 4 * window, "{reply:?}");
+                tokio::time::sleep(Duration::from_millis(20)).await;
             }
         },
     );

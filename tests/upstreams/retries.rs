@@ -371,6 +371,44 @@ fn a_stream_that_is_reset_is_asked_for_again_and_nonsense_is_not() {
     }
 }
 
+/// A stream stays open for hours, and no request that fails meanwhile is the poorer for it.
+#[test]
+fn a_stream_that_was_tried_again_holds_no_budget_once_it_is_answered() {
+    for asks in [Version::One, Version::Two] {
+        eprintln!("from {asks:?}");
+        let dead = Server::start();
+        dead.kill();
+        let upstream = scripted(|mut stream| {
+            while let Some(head) = read_head(&mut stream) {
+                let answer = match head.starts_with("GET /stream ") {
+                    true => "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned(),
+                    false => ok("served"),
+                };
+                let _ = stream.write_all(answer.as_bytes());
+            }
+        });
+        let lane = lane(
+            &[dead.address, upstream],
+            "retries: {attempts: 1, retry_on: [connect_failure], backoff: {base: 1ms}, budget: {percent: 0, min_concurrent: 1}}",
+        );
+        run(async {
+            let mut client = Client::connect(asks, lane.address).await;
+            let mut streams = Vec::new();
+            while retries(&lane, "sent") == 0 {
+                let mut streaming = Client::connect(asks, lane.address).await;
+                let answer = streaming.get("/stream").await.answer().await;
+                assert_eq!(answer.status, 200);
+                streams.push((streaming, answer));
+            }
+            for _ in 0..4 {
+                assert_eq!(client.get("/").await.whole().await.0, 200);
+            }
+        });
+        assert_eq!(retries(&lane, "over_budget"), 0);
+        assert_eq!((retries(&lane, "sent"), retries(&lane, "rescued")), (3, 3));
+    }
+}
+
 #[test]
 fn what_may_not_be_done_twice_is_sent_once() {
     let all = "retries: {attempts: 5, retry_on: [connect_failure, reset_before_request, reset, timeout, 5xx], methods: [GET, PUT], buffer: 64KiB, backoff: {base: 1ms}}";

@@ -79,8 +79,8 @@ pub struct Report {
     /// The state last heard of; the delta and the probes are of its generation.
     pub known: Word,
     pub delta: Delta,
-    /// Whether this process by itself has reason to doubt the upstream: it counts for the quorum.
-    pub doubts: bool,
+    /// The failures or slow calls of its own for which this process doubts the upstream: it counts for the quorum. 0: it does not.
+    pub doubts: u64,
     /// Slots for probes.
     pub want: u32,
     /// Whether requests ask for them, rather than might.
@@ -582,16 +582,21 @@ impl Member {
     }
 
     /// Half of what trips is enough: processes do not see the same, and one with a failure now and then has no reason.
-    fn doubts(&mut self, now: Duration) -> bool {
+    fn doubts(&mut self, now: Duration) -> u64 {
         let counts = self.own.calls.counts(now);
-        let half_reaches = |part, rate| reaches(part, counts.calls, rate / 2.0);
+        let of_rate = |part, rate: f64| match reaches(part, counts.calls, rate / 2.0) {
+            true => part,
+            false => 0,
+        };
+        let slow = self.settings.slow_call;
         let limit = self.settings.consecutive_failures;
-        half_reaches(counts.failures, self.settings.failure_rate)
-            || self
-                .settings
-                .slow_call
-                .is_some_and(|slow| half_reaches(counts.slow, slow.rate))
-            || (limit > 0 && self.own.consecutive_failures >= limit.div_ceil(2))
+        let in_a_row = match self.own.consecutive_failures {
+            failures if limit > 0 && failures >= limit.div_ceil(2) => failures,
+            _ => 0,
+        };
+        of_rate(counts.failures, self.settings.failure_rate)
+            .max(slow.map_or(0, |slow| of_rate(counts.slow, slow.rate)))
+            .max(u64::from(in_a_row))
     }
 }
 

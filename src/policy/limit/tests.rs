@@ -89,6 +89,11 @@ fn a_limit_of_zero_denies_all() {
             per: SECOND,
             burst: 0,
         }),
+        Rule::Window(Window::Bucket {
+            count: 0,
+            per: SECOND,
+            burst: 5,
+        }),
         Rule::Window(Window::Sliding {
             limit: 0,
             window: SECOND,

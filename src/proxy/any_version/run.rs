@@ -110,7 +110,7 @@ impl Exchange<'_, '_, '_> {
             }
         }
         learn(&trying.slot, Ok(status), record);
-        trying.slot.answered();
+        trying.answered();
         let key = outgoing.websocket_key.as_deref();
         let opens = opens(answer, &answered.head, key, by_http2).inspect_err(|rejection| {
             if *rejection == Rejection::NotSwitched {

@@ -80,6 +80,14 @@ impl<'r> Trying<'r> {
         self.tries.as_mut()?.another(request, &over)
     }
 
+    /// The head of the response that goes to the client is here: there is no other try.
+    pub(super) fn answered(&mut self) {
+        self.slot.answered();
+        if let Some(tries) = &mut self.tries {
+            tries.end();
+        }
+    }
+
     /// Goes over to the next endpoint once this long has passed; false where there is none, and what came of this try stands.
     pub(super) async fn go_on(
         &mut self,

@@ -110,7 +110,7 @@ impl LiveBreaker {
             Arg::Int(report.delta.slow),
             flag(report.delta.succeeded),
             Arg::Int(report.delta.trailing),
-            flag(report.doubts),
+            Arg::Int(report.doubts),
             Arg::Int(u64::from(report.want)),
             flag(report.demanded),
             Arg::Text(&held),

@@ -115,8 +115,9 @@ impl Limits {
         if let ([ask], [verdict]) = (asks, &mut *verdicts) {
             let mut shard = self.shards[ask.key.shard()].lock();
             *verdict = check(&shard, ask, now);
-            if verdict.admitted {
-                take(&mut shard, ask, now);
+            match verdict.admitted {
+                true => take(&mut shard, ask, now),
+                false => shard.renew(ask.key),
             }
             return verdict.admitted || !ask.enforced;
         }
@@ -137,14 +138,18 @@ impl Limits {
             *verdict = check(&guards[guard_of(ask)], ask, now);
             admitted &= verdict.admitted || !ask.enforced;
         }
-        let admit = asks.iter().zip(verdicts);
-        for (ask, verdict) in admit.filter(|(_, verdict)| verdict.admitted) {
+        for (ask, verdict) in asks.iter().zip(verdicts) {
             let shard = &mut guards[guard_of(ask)];
-            match admitted {
-                true => take(shard, ask, now),
+            match (verdict.admitted, admitted) {
+                (true, true) => {
+                    take(shard, ask, now);
+                    continue;
+                }
                 // It would admit, and takes nothing.
-                false => *verdict = check(shard, &Ask { cost: 0, ..*ask }, now),
+                (true, false) => *verdict = check(shard, &Ask { cost: 0, ..*ask }, now),
+                (false, _) => {}
             }
+            shard.renew(ask.key);
         }
         admitted
     }
@@ -350,6 +355,21 @@ mod tests {
         assert!(!ask(&limits, &["a", "b"]));
         assert_eq!(limits.peek(key(&limits, "b"), &TWO, NOW).remaining, 2);
         assert!(ask(&limits, &["b"]) && ask(&limits, &["b"]));
+    }
+
+    /// Else a flood of other keys would give whoever is refused a quota anew.
+    #[test]
+    fn who_asks_and_is_refused_is_not_the_first_to_be_forgotten() {
+        for names in [vec!["a"], vec!["a", "b"]] {
+            // Two keys a shard.
+            let limits = Limits::new(2 * SHARDS, [1; 16]);
+            assert!(ask(&limits, &["a"]) && ask(&limits, &["a"]));
+            for other in 0..10_000 {
+                assert!(!ask(&limits, &names), "after {other} others");
+                assert!(ask(&limits, &[&other.to_string()]));
+            }
+            assert!(limits.peek(key(&limits, "b"), &TWO, NOW).remaining == 2);
+        }
     }
 
     #[test]

@@ -228,6 +228,11 @@ fn a_wrong_limit_says_the_mend() {
         "use algorithm fixed_window",
     );
     says(
+        "rate_limit: 1/s\nrate_limits: {rate_limit: {limit: 5/s, by: path}}\n",
+        "rate_limits.rate_limit: \"rate_limit\" is the name of the limit that the key rate_limit makes",
+    );
+    assert!(read("rate_limits: {rate_limit: {limit: 5/s, by: path}}\n").is_ok());
+    says(
         "rate_limits: {a: {limit: 100/min, by: path}}\n",
         "a time (ms, s, m, h, d, day, week, month or year), for example 100/s",
     );

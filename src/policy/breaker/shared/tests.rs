@@ -94,7 +94,7 @@ impl Sim {
     /// The script runs one request, in any order.
     fn run(&mut self, index: usize) {
         let (process, report) = self.requests.remove(index);
-        let brings = report.delta.calls > 0 || !report.results.is_empty() || report.doubts;
+        let brings = report.delta.calls > 0 || !report.results.is_empty() || report.doubts > 0;
         let joins = !self.script.members.contains_key(&process) && !brings;
         self.script.advance(self.now);
         let before = (self.script.generation, self.script.state);
@@ -388,6 +388,34 @@ fn a_failure_now_and_then_is_no_reason_to_doubt() {
     calls(&mut sim, 1, Failure, 1);
     calls(&mut sim, 0, Failure, 40);
     assert_eq!(sim.script.state, State::Closed);
+}
+
+/// It may be its first call.
+#[test]
+fn a_stray_failure_makes_no_second_of_one_sick_process() {
+    let slow = |sim: &mut Sim, process| {
+        assert!(sim.enter(process));
+        sim.now += 2 * SECOND;
+        sim.end(sim.calls.len() - 1, Success);
+        sim.sync(process);
+    };
+    let fail = |sim: &mut Sim, process| calls(sim, process, Failure, 1);
+    for stray in [fail, slow] {
+        let mut sim = Sim::new(3, 2);
+        all_sync(&mut sim);
+        calls(&mut sim, 0, Failure, 4);
+        stray(&mut sim, 1);
+        calls(&mut sim, 0, Failure, 4);
+        assert_eq!(sim.script.state, State::Closed);
+        stray(&mut sim, 1);
+        assert_eq!(sim.script.state, State::Open);
+    }
+    // A quorum of one asks no other.
+    let mut sim = Sim::new(3, 1);
+    sim.script.settings.minimum_calls = 1;
+    all_sync(&mut sim);
+    calls(&mut sim, 2, Failure, 1);
+    assert_eq!(sim.script.state, State::Open);
 }
 
 #[test]

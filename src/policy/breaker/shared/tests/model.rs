@@ -18,7 +18,8 @@ pub(super) struct Script {
     pub last_slot: u64,
     pub wanted: Option<Duration>,
     pub members: BTreeMap<usize, Duration>,
-    pub doubters: BTreeMap<usize, Duration>,
+    /// When each was heard last, and by how many calls it doubts.
+    pub doubters: BTreeMap<usize, (Duration, u64)>,
     pub slots: BTreeMap<(usize, u64), Duration>,
     pub said: Vec<Word>,
     /// Deltas counted, by process and generation.
@@ -97,22 +98,27 @@ impl Script {
         let counts = report.known.generation == self.generation;
         self.members.insert(process, now);
         self.members.retain(|_, at| now < *at + 5 * SECOND);
-        match report.doubts && counts {
-            true => self.doubters.insert(process, now),
+        match report.doubts > 0 && counts {
+            true => self.doubters.insert(process, (now, report.doubts)),
             false => self.doubters.remove(&process),
         };
-        self.doubters.retain(|_, at| now < *at + 3 * SECOND);
+        self.doubters.retain(|_, (at, _)| now < *at + 3 * SECOND);
+        let sure = self.doubters.values().filter(|(_, doubts)| *doubts > 1);
+        let doubters = match self.quorum > 1 && self.doubters.len() < self.members.len() {
+            true => sure.count(),
+            false => self.doubters.len(),
+        };
         if counts {
             self.window = self.window.then(report.delta);
             *self.counted.entry((process, self.generation)).or_default() += report.delta.calls;
         }
         let closed = matches!(self.state, State::Closed | State::Recovering);
-        if counts && closed && (report.delta.calls > 0 || report.doubts) {
+        if counts && closed && (report.delta.calls > 0 || report.doubts > 0) {
             let all = self.window.calls;
             let trips = all >= u64::from(self.settings.minimum_calls)
                 && (reaches(self.window.failures, all, self.settings.failure_rate)
                     || reaches(self.window.slow, all, 0.5));
-            if trips && self.doubters.len() >= self.quorum.min(self.members.len()) {
+            if trips && doubters >= self.quorum.min(self.members.len()) {
                 self.open(now);
             }
         }
@@ -179,7 +185,7 @@ impl Script {
             failures: self.window.failures,
             slow: self.window.slow,
             processes: self.members.len() as u64,
-            doubters: self.doubters.len() as u64,
+            doubters: doubters as u64,
             recall,
             starved,
             last_slot: self.last_slot,
