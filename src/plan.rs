@@ -12,6 +12,7 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
+use tracing::warn;
 
 use crate::audit::Recorder;
 use crate::config::Config;
@@ -199,9 +200,17 @@ impl Plan {
         make::plan(config, secured, carried, None)
     }
 
-    /// The plan of `config` with what its files hold in place of `self`, or why a running process cannot take it.
-    pub fn replaced_by(&self, config: Config, secured: Secured) -> Result<Arc<Plan>, String> {
+    /// The plan of `config` with what its files hold in place of `self`, or why a running process cannot take it. Secrets that it cannot
+    /// take stay as they are.
+    pub fn replaced_by(&self, mut config: Config, secured: Secured) -> Result<Arc<Plan>, String> {
+        let kept = fixed::keep_secrets(&self.config, &mut config);
         fixed::is_kept(&self.config, &config)?;
+        for key in kept {
+            warn!(
+                key,
+                "a secret is another, and this process goes on with the one before: restart weir to use it"
+            );
+        }
         Ok(make::plan(config, secured, Carried::of(self), Some(self)))
     }
 

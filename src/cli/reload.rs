@@ -1,5 +1,6 @@
-//! When the file is read again: on SIGHUP, and when the file at its path is another than before; likewise the certificates that
-//! it names, by a process without lanes those of stores alone. A bad file changes nothing, and a bad certificate no other.
+//! When the file is read again: on SIGHUP, and when the file at its path, or one that a value brings in, is another than before; likewise
+//! the certificates that it names, by a process without lanes those of stores alone. A bad file changes nothing, and a bad certificate
+//! no other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -14,6 +15,7 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info};
 
+use super::named_files;
 use crate::clock;
 use crate::config::Config;
 use crate::net::tls::Secured;
@@ -167,7 +169,7 @@ fn forget_removed(old: &Plan, new: &Plan) {
     }
 }
 
-/// The configuration's file, as it was before it was read.
+/// The configuration's file and those that its values bring in, as they were before they were read.
 #[derive(Debug)]
 pub(super) struct ConfigFiles {
     path: PathBuf,
@@ -179,10 +181,14 @@ pub(super) struct ConfigFiles {
 type Seen = BTreeMap<PathBuf, Option<Fingerprint>>;
 
 impl ConfigFiles {
-    /// The one at this path, as it is now.
+    /// Those of the file at this path, as they are now.
     pub(super) fn of(path: PathBuf) -> ConfigFiles {
+        // Before its text is read.
+        let of_path = fingerprint(&path);
+        let named = named_files(&path).into_iter();
+        let named = named.map(|path| (path.clone(), fingerprint(&path)));
         ConfigFiles {
-            seen: BTreeMap::from([(path.clone(), fingerprint(&path))]),
+            seen: named.chain([(path.clone(), of_path)]).collect(),
             path,
             changing: None,
         }
@@ -351,5 +357,26 @@ mod tests {
         assert!(!files.are_changing());
         fs::rename(&aside, &path).unwrap();
         assert!(!files.look(now));
+    }
+
+    #[test]
+    fn files_that_values_bring_in_are_looked_at() {
+        let folder = tempfile::tempdir().unwrap();
+        let [path, secret] = ["weir.yaml", "secret"].map(|name| folder.path().join(name));
+        let text = format!(
+            "a: [{{b: 'x${{file:{}}}'}}, '$${{file:/c}}']",
+            secret.display()
+        );
+        let now = clock::wall();
+        write(&path, &text, now - 9 * SECOND);
+        let mut files = ConfigFiles::of(path.clone());
+        assert_eq!(files.seen.keys().collect::<Vec<_>>(), [&secret, &path]);
+        assert!(!files.look(now));
+        write(&secret, "s", now - 9 * SECOND);
+        assert!(!files.look(now) && files.look(now));
+        // As any of a Kubernetes volume that is replaced whole.
+        files = ConfigFiles::of(path);
+        fs::remove_file(&secret).unwrap();
+        assert!(!files.look(now) && files.look(now));
     }
 }

@@ -1,12 +1,15 @@
 //! When a running weir takes its file up again, and what it says of that.
 
 use std::fs;
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
 use super::harness::eventually;
 use super::harness::process::Running;
+
+const TAKEN: &str = "weir_config_last_reload_successful";
 
 /// A folder with a `weir.yaml` of this text.
 fn folder(text: &str) -> tempfile::TempDir {
@@ -67,4 +70,62 @@ fn a_file_of_the_future_is_taken_up() {
         .unwrap();
     fs::rename(fresh, &path).unwrap();
     eventually(|| running.client().get("/").body == "new");
+}
+
+/// Of a port where nobody is.
+fn nobody() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap()
+}
+
+#[test]
+fn a_secret_that_changes_is_taken_up_or_told_of() {
+    let folder = folder("");
+    let path = folder.path().join("weir.yaml");
+    let secret = |name: &str, text: &str| replace(&folder.path().join(name), text);
+    let named = |name: &str| format!("'${{file:{}}}'", folder.path().join(name).display());
+    let redis = nobody();
+    let text = |body: &str, password: &str| {
+        format!(
+            "{}redis: {{urls: 'redis://{redis}', password: {}}}\n",
+            replying(body).replace(
+                "127.0.0.1:0}",
+                &format!("'127.0.0.1:0', token: {}}}", named("token"))
+            ),
+            named(password),
+        )
+    };
+    secret("token", "first\n");
+    secret("password", "one");
+    replace(&path, &text("old", "password"));
+    let running = Running::start(&path);
+    let lets_in = |token: &str| {
+        let bearer = format!("Authorization: Bearer {token}");
+        let reply = running.admin().send("GET", "/v1/limits", &[&bearer], "");
+        reply.status == 200
+    };
+    let body = || running.client().get("/").body;
+    assert!(lets_in("first"));
+
+    // The admin port's is followed.
+    secret("token", "second\n");
+    eventually(|| lets_in("second"));
+    assert!(!lets_in("first"));
+
+    // That of Redis is not, and holds nothing up.
+    secret("password", "two");
+    replace(&path, &text("new", "password"));
+    let said = running.log_until("a secret is another");
+    assert!(said.contains("redis.password"), "{said}");
+    assert!(said.contains("restart"), "{said}");
+    assert!(!said.contains("two"), "{said}");
+    eventually(|| body() == "new");
+    assert_eq!(running.metric(TAKEN), 1);
+
+    // What was refused for a secret that was not there is taken once it is.
+    replace(&path, &text("newest", "late"));
+    eventually(|| running.metric(TAKEN) == 0);
+    assert_eq!(body(), "new");
+    secret("late", "one");
+    eventually(|| running.metric(TAKEN) == 1 && body() == "newest");
 }
