@@ -6,8 +6,9 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
-use super::harness::eventually;
 use super::harness::process::Running;
+use super::harness::servers::NameServer;
+use super::harness::{Upstream, eventually};
 
 const TAKEN: &str = "weir_config_last_reload_successful";
 
@@ -128,4 +129,38 @@ fn a_secret_that_changes_is_taken_up_or_told_of() {
     assert_eq!(body(), "new");
     secret("late", "one");
     eventually(|| running.metric(TAKEN) == 1 && body() == "newest");
+}
+
+#[test]
+fn a_name_that_is_not_found_does_not_replace_endpoints() {
+    let upstreams = ["one", "two"].map(Upstream::answering);
+    let names = NameServer::start();
+    let text = |endpoints: &str| {
+        format!(
+            "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nupstreams: {{app: {{endpoints: {endpoints}}}}}\n"
+        )
+    };
+    let folder = folder(&text(&format!("'{}'", upstreams[0].url())));
+    let path = folder.path().join("weir.yaml");
+    let running = Running::start(&path);
+    assert_eq!(running.client().get("/").body, "one");
+    let second: SocketAddr = upstreams[1].url()["http://".len()..].parse().unwrap();
+    let port = second.port();
+    replace(
+        &path,
+        &text(&format!(
+            "{{dns: 'app.test:{port}', refresh: 200ms, servers: ['{}']}}",
+            names.address
+        )),
+    );
+    let said = running.log_until("cannot be looked up");
+    assert!(said.contains("before the reload"), "{said}");
+    running.log_until("configuration reloaded");
+    let asked =
+        || running.metric("weir_upstream_dns_lookups_total{upstream=\"app\",result=\"failed\"}");
+    // Name servers say so again and again.
+    eventually(|| asked() >= 5);
+    assert_eq!(running.client().get("/").body, "one");
+    names.says("app.test", &[second.ip()], 60);
+    eventually(|| running.client().get("/").body == "two");
 }
