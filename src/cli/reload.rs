@@ -76,12 +76,18 @@ pub(super) async fn on_change(
             continue;
         };
         let replaced = loaded.and_then(|config| replaced_by(&plan.borrow(), config));
+        let was_refused = refused;
         refused = replaced.is_err();
         match replaced {
             Ok(new) => {
+                let is_as_before = !was_refused && new.config == plan.borrow().config;
                 go_on_with(&plan, new).await;
                 plan.borrow().metrics.reloads.note(true);
-                info!(file = %files.path.display(), "configuration reloaded");
+                let said = match is_as_before {
+                    true => "configuration read again: nothing changed",
+                    false => "configuration reloaded",
+                };
+                info!(file = %files.path.display(), "{said}");
             }
             Err(error) => {
                 plan.borrow().metrics.reloads.note(false);

@@ -164,3 +164,17 @@ fn a_name_that_is_not_found_does_not_replace_endpoints() {
     names.says("app.test", &[second.ip()], 60);
     eventually(|| running.client().get("/").body == "two");
 }
+
+#[test]
+fn a_file_that_is_as_before_is_told_as_that() {
+    let folder = folder(&replying("old"));
+    let path = folder.path().join("weir.yaml");
+    let running = Running::start(&path);
+    running.signal("HUP");
+    let said = running.log_until("configuration re");
+    assert!(said.contains("read again: nothing changed"), "{said}");
+    replace(&path, &replying("new"));
+    running.signal("HUP");
+    running.log_until("configuration reloaded");
+    assert_eq!(running.client().get("/").body, "new");
+}
