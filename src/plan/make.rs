@@ -1,7 +1,6 @@
 //! A plan made of a configuration, of what its files hold, and of the plan before. Each function makes one of its parts: a new one, or
 //! the old one where that still serves.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
@@ -222,19 +221,14 @@ fn redaction(config: &Config) -> Redaction {
     redaction
 }
 
-/// Routes, each with its upstream, over the bound of series are counted together, as `other`.
+/// Routes, each with its upstream, over the bound of series are counted together, as `other`; those of plans before count.
 fn route_metrics(config: &Config, metrics: &Metrics) -> Vec<RouteMetrics> {
     let labelled = (config.max_series / SERIES_OF_A_ROUTE).max(1);
-    let mut labels = BTreeSet::new();
     let of_route = |route: &Route| {
         // A route that weir answers has none.
         let upstream = route.upstream().map(|index| &*config.upstreams[index].name);
-        let mut label = (route.label(), upstream.unwrap_or_default());
-        if !labels.contains(&label) && labels.len() >= labelled {
-            label = ("other".to_owned(), "other");
-        }
-        labels.insert(label.clone());
-        metrics.requests.route(&label.0, label.1)
+        let of_requests = &metrics.requests;
+        of_requests.route(&route.label(), upstream.unwrap_or_default(), labelled)
     };
     config.routes.iter().map(of_route).collect()
 }
@@ -322,9 +316,26 @@ mod tests {
     }
 
     #[test]
+    fn the_bound_of_series_holds_over_reloads() {
+        let metrics = Metrics::default();
+        for n in 0..10 {
+            let text = format!(
+                "listen: 127.0.0.1:1\nmetrics: {{address: 127.0.0.1:2, max_series: 60}}\nupstream: http://x:1\n\
+                 routes: [{{match: {{path: /stays}}, upstream: upstream}}, {{match: {{path: /{n}}}, upstream: upstream}}]\n"
+            );
+            let config = check::parse(&text, &|_| None).unwrap();
+            drop(route_metrics(&config, &metrics));
+        }
+        let text = metrics.text();
+        let of_routes = text.lines().filter(|line| line.contains("route=\""));
+        assert_eq!(of_routes.count(), 3 * SERIES_OF_A_ROUTE);
+        assert!(text.contains(r#"route="/stays""#) && text.contains(r#"route="/0""#));
+    }
+
+    #[test]
     fn a_route_makes_as_many_series_as_it_is_counted_for() {
         let metrics = Metrics::default();
-        drop(metrics.requests.route("/a", "app"));
+        drop(metrics.requests.route("/a", "app", 1));
         let text = metrics.text();
         let of_route = text.lines().filter(|line| line.contains(r#"route="/a""#));
         assert_eq!(of_route.count(), SERIES_OF_A_ROUTE);
