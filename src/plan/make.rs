@@ -97,6 +97,10 @@ pub(super) fn plan(
         .certificates
         .note_lifetimes(secured.certificates());
     secured.take_effect();
+    // Those of a fleet are read from Redis.
+    if fleet.is_none() {
+        limits.reread_overrides(&config.limits);
+    }
     let of_limits = || config.limits.iter();
     let of_upstreams = || config.upstreams.iter();
     let identities = config.sessions.iter().map(|entry| &entry.settings);

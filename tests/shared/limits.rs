@@ -373,7 +373,7 @@ fn a_window_goes_on_whatever_others_come_and_go_beside_it() {
         let limits = lane.plan.borrow().limits.clone();
         // A refusal is believed for a second; and what Redis has of overrides, none, may just be read.
         eventually(|| {
-            limits.set_override("a", "k", Some(Some(year(6))));
+            limits.set_override("a", "k", Some(("6/year", Some(year(6)))));
             status(&lane) == 200
         });
         assert_eq!(status(&lane), 429, "{accuracy}: an override");
