@@ -12,6 +12,7 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
+use tracing::warn;
 
 use crate::audit::Recorder;
 use crate::config::Config;
@@ -197,10 +198,17 @@ impl Plan {
         make::plan(config, secured, carried, None)
     }
 
-    /// The plan of `config` with what its files hold in place of `self`, or why a running process cannot take it. It is to be
-    /// [published](Plan::publish).
-    pub fn replaced_by(&self, config: Config, secured: Secured) -> Result<Arc<Plan>, String> {
+    /// The plan of `config` with what its files hold in place of `self`, or why a running process cannot take it. Secrets that it cannot
+    /// take stay as they are. It is to be [published](Plan::publish).
+    pub fn replaced_by(&self, mut config: Config, secured: Secured) -> Result<Arc<Plan>, String> {
+        let kept = fixed::keep_secrets(&self.config, &mut config);
         fixed::is_kept(&self.config, &config)?;
+        for key in kept {
+            warn!(
+                key,
+                "a secret is another, and this process goes on with the one before: restart weir to use it"
+            );
+        }
         Ok(make::plan(config, secured, Carried::of(self), Some(self)))
     }
 
@@ -309,7 +317,7 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::check;
+    use crate::config::check::{self, limits::override_rules};
 
     #[test]
     fn keys_are_held_as_the_file_says_or_memory_has_room() {
@@ -328,5 +336,38 @@ mod tests {
         check("rate_limit_defaults: {max_keys: auto}", Some(40_000), 100);
         check("rate_limit_defaults: {max_keys: 7}", Some(40_000), 7);
         check("rate_limit_defaults: {max_keys: 2000000}", None, 2_000_000);
+    }
+
+    #[test]
+    fn what_was_set_at_run_time_follows_its_limit_to_another_kind() {
+        let config = |limit: &str| {
+            let text = format!(
+                "listen: 127.0.0.1:1\nupstream: http://x:1\nrate_limits: {{a: {{{limit}, by: constant}}}}\n"
+            );
+            check::parse(&text, &|_| None).unwrap()
+        };
+        let next = |plan: &Plan, limit| plan.replaced_by(config(limit), Secured::default());
+        let set = |plan: &Plan| {
+            let set = plan.counters.overrides();
+            set.get(&("a".to_owned(), "k".to_owned())).cloned()
+        };
+        let (window, says) = ("limit: 9/m, algorithm: fixed_window", "5/m");
+        let rules = |plan: &Plan| override_rules(&plan.config.limits[0], says).unwrap();
+        let first = Plan::first(config(window), Secured::default(), Process::default());
+        let of_window = rules(&first);
+        let put = Some((says, of_window.clone()));
+        assert!(!first.counters.set_override("a", "k", put));
+
+        let bucket = next(&first, "limit: 9/m, algorithm: token_bucket").unwrap();
+        assert_eq!(set(&bucket), Some(rules(&bucket)));
+        assert!(rules(&bucket) != of_window);
+        // It says nothing to one that counts requests under way, and may yet to a later one.
+        let slots = next(&bucket, "limit: 9, algorithm: concurrency").unwrap();
+        assert_eq!(set(&slots), None);
+        let window = next(&slots, window).unwrap();
+        assert_eq!(set(&window), Some(of_window));
+        assert!(window.counters.set_override("a", "k", None));
+        let again = next(&window, "limit: 8/m, algorithm: fixed_window").unwrap();
+        assert_eq!(set(&again), None);
     }
 }

@@ -553,7 +553,7 @@ fn breakers_of_weirs_that_each_have_an_app_of_their_own_are_not_shared() {
     let page = include_str!("../docs/inject.md");
     let (_, shown) = page.split_once("  ```yaml\n").unwrap();
     let (shown, _) = shown.split_once("  ```").unwrap();
-    let stack = include_str!("../deploy/compose/weir.yaml");
+    let stack = include_str!("../deploy/compose/weir/weir.yaml");
     for text in [shown, &stack.replace("${file:", "${IN:-")] {
         let told = |name: &str| match name {
             "IN" => Some("postgres://weir@db/weir".to_owned()),

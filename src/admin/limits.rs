@@ -65,7 +65,8 @@ pub(super) async fn answer(
             let keys = override_keys(&limit.by, key, &plan.config.ipv6_prefixes());
             for key in keys.map_err(Problem::bad)? {
                 put(plan, redis, (name, &key), Some(&new)).await?;
-                plan.counters.set_override(name, &key, Some(rules.clone()));
+                let set = Some((&*new, rules.clone()));
+                plan.counters.set_override(name, &key, set);
             }
             Ok(Reply::Json(describe(plan, limit)))
         }

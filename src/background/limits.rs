@@ -1,7 +1,6 @@
 //! What operators do to shared limits, kept the same at all processes: overrides set at run time, and keys that are reset.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,12 +10,11 @@ use tokio::time::{sleep, timeout};
 use tracing::warn;
 
 use super::SILENCE;
-use crate::config::check::limits::override_rules;
 use crate::heartbeat::Heartbeat;
 use crate::plan::{Plan, SharedAsk};
 use crate::store::fleet::{Fleet, FleetConnections};
 use crate::store::limits;
-use crate::store::limits::overrides::{CHANGED, Kept, Overrides, Reset, Words};
+use crate::store::limits::overrides::{CHANGED, Kept, Overrides, Reset};
 use crate::store::redis::{CallError, Connections, Heard};
 
 /// Between looks at the overrides when no one says that they have changed: what is said may get lost.
@@ -64,7 +62,10 @@ pub async fn follow(
         let wait = match look(&overrides, &redis.rate_limit, &fleet, &known).await {
             Ok(kept) => {
                 known = kept;
-                take_over(&plan.borrow_and_update(), &known.words);
+                let plan = plan.borrow_and_update();
+                let words = known.words.iter();
+                let words = words.map(|it| (&*it.limit, &*it.key, &*it.says));
+                plan.counters.replace_overrides(&plan.config.limits, words);
                 trouble = false;
                 LOOK_EVERY
             }
@@ -138,18 +139,4 @@ fn forget(plan: &Plan, reset: &Reset) {
         Some(SharedAsk::Slots(ask)) => shared.slots.doubt(ask.key),
         None => {}
     }
-}
-
-/// Words of limits that this process does not have are left alone: another may.
-fn take_over(plan: &Plan, words: &[Words]) {
-    let mut overrides = BTreeMap::new();
-    for Words { limit, key, says } in words {
-        let known = plan.config.limits.iter().find(|known| known.name == *limit);
-        let Some(known) = known else { continue };
-        match override_rules(known, says) {
-            Ok(rules) => drop(overrides.insert((limit.clone(), key.clone()), rules)),
-            Err(error) => warn!(limit, key, error, "an override in redis cannot be used"),
-        }
-    }
-    plan.counters.replace_overrides(overrides);
 }

@@ -22,9 +22,10 @@ mod take_over;
 pub mod webhook;
 pub mod worker;
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use tracing::error;
@@ -33,7 +34,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::config::check::{Checked, checked};
 use crate::config::telemetry::Log;
-use crate::config::yaml::Mistake;
+use crate::config::yaml::{self, Mistake};
 use crate::telemetry::log;
 
 /// Reads and checks a file; the error tells every mistake in it.
@@ -67,6 +68,11 @@ fn text(path: &Path) -> anyhow::Result<String> {
             cannot()
         )
     })
+}
+
+/// The files that its values name (`${file:…}`), as far as it can be read.
+fn named_files(path: &Path) -> BTreeSet<PathBuf> {
+    text(path).map_or_else(|_| BTreeSet::new(), |text| yaml::named_files(&text))
 }
 
 /// `text` is that of the file.

@@ -1,5 +1,6 @@
-//! When the file is read again: on SIGHUP, and when the file at its path is another than before; likewise the certificates that
-//! it names, by a process without lanes those of stores alone. A bad file changes nothing, and a bad certificate no other.
+//! When the file is read again: on SIGHUP, and when the file at its path, or one that a value brings in, is another than before; likewise
+//! the certificates that it names, by a process without lanes those of stores alone. A bad file changes nothing, and a bad certificate
+//! no other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -14,6 +15,8 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info};
 
+use super::named_files;
+use crate::clock;
 use crate::config::Config;
 use crate::net::tls::Secured;
 use crate::plan::Plan;
@@ -29,11 +32,16 @@ const GONE_FOR: u32 = 3;
 /// For the names of endpoints to be looked up before the first request goes to them.
 pub(super) const NAMES_WITHIN: Duration = Duration::from_secs(2);
 
-/// Reads the file again on each change, for ever; `hangup` is SIGHUP. `seen` is its [`fingerprint`] from before it was read, and so is what
-/// `tls_files` has of those that it names, so that no change since then is missed.
+/// How long ago a file is to be written before it is taken up: whoever wrote it may not be done.
+const WRITTEN_AGO: Duration = Duration::from_secs(1);
+
+/// For how many looks a file of any time is to be the same, so that one of the future is taken up.
+const SAME_FOR: u32 = 3;
+
+/// Reads the file again on each change, for ever; `hangup` is SIGHUP. `files` and `tls_files` are as they were before they were read, so that
+/// no change since then is missed.
 pub(super) async fn on_change(
-    path: PathBuf,
-    mut seen: Option<Fingerprint>,
+    mut files: ConfigFiles,
     mut tls_files: TlsFiles,
     load: impl Fn(&Path) -> anyhow::Result<Config>,
     plan: watch::Sender<Arc<Plan>>,
@@ -43,28 +51,24 @@ pub(super) async fn on_change(
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut refused = false;
     loop {
-        let file_changed = tokio::select! {
+        let asked_or_changed = tokio::select! {
             _ = hangup.recv() => true,
-            _ = look.tick() => {
-                // A path that leads nowhere for a moment is a swap on its way.
-                let now = fingerprint(&path);
-                now.is_some() && now != seen
-            }
+            _ = look.tick() => files.look(clock::wall()),
         };
         let certificates_changed = tls_files.look();
-        if !file_changed && !certificates_changed {
+        if !asked_or_changed && !certificates_changed {
             continue;
         }
         // What was refused may be as it should be now.
-        let reads_file = file_changed || refused;
+        let reads_file = asked_or_changed || (refused && !files.are_changing());
         let loaded = reads_file.then(|| {
-            seen = fingerprint(&path);
-            load(&path).map_err(|error| format!("{error:#}"))
+            files = ConfigFiles::of(files.path.clone());
+            load(&files.path).map_err(|error| format!("{error:#}"))
         });
         // Those of the running configuration too: it may stay.
-        let mut files = Secured::files(&plan.borrow().config);
-        files.extend(loaded.iter().flatten().flat_map(Secured::files));
-        tls_files = tls_files.go_on_with(files);
+        let mut named = Secured::files(&plan.borrow().config);
+        named.extend(loaded.iter().flatten().flat_map(Secured::files));
+        tls_files = tls_files.go_on_with(named);
         let Some(loaded) = loaded else {
             let wrong = renew(&plan).await;
             plan.borrow().metrics.reloads.note(wrong.is_empty());
@@ -72,16 +76,22 @@ pub(super) async fn on_change(
             continue;
         };
         let replaced = loaded.and_then(|config| replaced_by(&plan.borrow(), config));
+        let was_refused = refused;
         refused = replaced.is_err();
         match replaced {
             Ok(new) => {
+                let is_as_before = !was_refused && new.config == plan.borrow().config;
                 go_on_with(&plan, new).await;
                 plan.borrow().metrics.reloads.note(true);
-                info!(file = %path.display(), "configuration reloaded");
+                let said = match is_as_before {
+                    true => "configuration read again: nothing changed",
+                    false => "configuration reloaded",
+                };
+                info!(file = %files.path.display(), "{said}");
             }
             Err(error) => {
                 plan.borrow().metrics.reloads.note(false);
-                error!(file = %path.display(), %error, "configuration not reloaded, the old one stays");
+                error!(file = %files.path.display(), %error, "configuration not reloaded, the old one stays");
                 if certificates_changed {
                     // A new certificate does not wait until a file that is refused is mended.
                     tell(&renew(&plan).await);
@@ -165,10 +175,63 @@ fn forget_removed(old: &Plan, new: &Plan) {
     }
 }
 
+/// The configuration's file and those that its values bring in, as they were before they were read.
+#[derive(Debug)]
+pub(super) struct ConfigFiles {
+    path: PathBuf,
+    seen: Seen,
+    /// What was found that is another, and by how many looks in a row.
+    changing: Option<(Seen, u32)>,
+}
+
+type Seen = BTreeMap<PathBuf, Option<Fingerprint>>;
+
+impl ConfigFiles {
+    /// Those of the file at this path, as they are now.
+    pub(super) fn of(path: PathBuf) -> ConfigFiles {
+        // Before its text is read.
+        let of_path = fingerprint(&path);
+        let named = named_files(&path).into_iter();
+        let named = named.map(|path| (path.clone(), fingerprint(&path)));
+        ConfigFiles {
+            seen: named.chain([(path.clone(), of_path)]).collect(),
+            path,
+            changing: None,
+        }
+    }
+
+    /// Looks at them, `now` since the epoch: whether one is another than before, and nobody writes to it any more.
+    fn look(&mut self, now: Duration) -> bool {
+        let paths = self.seen.keys();
+        let found: Seen = paths
+            .map(|path| (path.clone(), fingerprint(path)))
+            .collect();
+        // A path that leads nowhere for a moment is a swap on its way.
+        if found == self.seen || found[&self.path].is_none() {
+            self.changing = None;
+            return false;
+        }
+        let looks = match self.changing.take() {
+            Some((before, looks)) if before == found => looks + 1,
+            Some(_) | None => 1,
+        };
+        let others = found.iter().filter(|(path, it)| self.seen[*path] != **it);
+        let mut others = others.filter_map(|(_, it)| it.as_ref());
+        let is_fresh = others.any(|it| it.modified() + WRITTEN_AGO >= now);
+        self.changing = Some((found, looks));
+        looks >= SAME_FOR || looks > 1 && !is_fresh
+    }
+
+    /// Whether one was another at the last look.
+    fn are_changing(&self) -> bool {
+        self.changing.is_some()
+    }
+}
+
 /// The files that configurations name for TLS, as they were before they were read.
 #[derive(Debug, Default)]
 pub(super) struct TlsFiles {
-    seen: BTreeMap<PathBuf, Option<Fingerprint>>,
+    seen: Seen,
     /// For how many looks one has been gone that was there.
     gone_for: u32,
 }
@@ -223,7 +286,7 @@ impl TlsFiles {
 
 /// What differs when a file was written or replaced.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Fingerprint {
+struct Fingerprint {
     device: u64,
     inode: u64,
     size: u64,
@@ -231,8 +294,19 @@ pub(super) struct Fingerprint {
     modified: (i64, i64),
 }
 
+impl Fingerprint {
+    /// Since the epoch.
+    fn modified(&self) -> Duration {
+        let (seconds, nanos) = self.modified;
+        Duration::new(
+            u64::try_from(seconds).unwrap_or_default(),
+            u32::try_from(nanos).unwrap_or_default(),
+        )
+    }
+}
+
 /// The file's that the path leads to now; `None` for one that cannot be seen.
-pub(super) fn fingerprint(path: &Path) -> Option<Fingerprint> {
+fn fingerprint(path: &Path) -> Option<Fingerprint> {
     let of = |file: Metadata| Fingerprint {
         device: file.dev(),
         inode: file.ino(),
@@ -240,4 +314,75 @@ pub(super) fn fingerprint(path: &Path) -> Option<Fingerprint> {
         modified: (file.mtime(), file.mtime_nsec()),
     };
     fs::metadata(path).ok().map(of)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// Writes the file, as of `modified` since the epoch.
+    fn write(path: &Path, text: &str, modified: Duration) {
+        fs::write(path, text).unwrap();
+        let file = File::options().write(true).open(path).unwrap();
+        file.set_modified(UNIX_EPOCH + modified).unwrap();
+    }
+
+    #[test]
+    fn a_change_is_taken_once_it_is_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weir.yaml");
+        let (then, day) = (clock::wall(), 86_400 * SECOND);
+        for modified in [then, then + day, then - day] {
+            write(&path, "a", then - day - SECOND);
+            let mut files = ConfigFiles::of(path.clone());
+            assert!(!files.look(then) && !files.are_changing());
+            write(&path, "ab", modified);
+            assert!(!files.look(then) && files.are_changing());
+            write(&path, "abc", modified);
+            assert!(!files.look(then + SECOND));
+            let looks = (2..).map(|n| files.look(then + n * SECOND));
+            let waited = looks.take_while(|is_taken| !is_taken).count();
+            assert_eq!(waited, usize::from(modified > then), "{modified:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_as_before_again_or_gone_is_no_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let [path, aside] = ["weir.yaml", "aside"].map(|name| folder.path().join(name));
+        let now = clock::wall();
+        write(&path, "a", now - 9 * SECOND);
+        let mut files = ConfigFiles::of(path.clone());
+        fs::rename(&path, &aside).unwrap();
+        assert!([(); 5].iter().all(|()| !files.look(now)));
+        assert!(!files.are_changing());
+        fs::rename(&aside, &path).unwrap();
+        assert!(!files.look(now));
+    }
+
+    #[test]
+    fn files_that_values_bring_in_are_looked_at() {
+        let folder = tempfile::tempdir().unwrap();
+        let [path, secret] = ["weir.yaml", "secret"].map(|name| folder.path().join(name));
+        let text = format!(
+            "a: [{{b: 'x${{file:{}}}'}}, '$${{file:/c}}']",
+            secret.display()
+        );
+        let now = clock::wall();
+        write(&path, &text, now - 9 * SECOND);
+        let mut files = ConfigFiles::of(path.clone());
+        assert_eq!(files.seen.keys().collect::<Vec<_>>(), [&secret, &path]);
+        assert!(!files.look(now));
+        write(&secret, "s", now - 9 * SECOND);
+        assert!(!files.look(now) && files.look(now));
+        // As any of a Kubernetes volume that is replaced whole.
+        files = ConfigFiles::of(path);
+        fs::remove_file(&secret).unwrap();
+        assert!(!files.look(now) && files.look(now));
+    }
 }

@@ -24,7 +24,7 @@ use tracing::{info, warn};
 use super::companion::Runs;
 use super::control::{self, Tasks};
 use super::files;
-use super::reload::{self, Fingerprint};
+use super::reload::{self, ConfigFiles};
 use super::signals::Signals;
 use super::take_over::{self, Offer};
 use super::{begin_to_log, read};
@@ -77,14 +77,14 @@ pub enum TakesOver {
 
 /// Runs until SIGTERM, SIGQUIT or SIGINT, or until another process has taken over; then drains. An error too once a task cannot be kept up.
 pub fn run(file: PathBuf, role: Role, takes_over: TakesOver) -> anyhow::Result<()> {
-    let seen = reload::fingerprint(&file);
+    let files = ConfigFiles::of(file.clone());
     let Checked {
         config, warnings, ..
     } = read(&file)?;
     begin_to_log(config.log);
     warn_of(&warnings, &file);
     // Signals, reloads and the admin port, apart from the lanes.
-    control::run(supervise(config, file, seen, role, takes_over))
+    control::run(supervise(config, files, role, takes_over))
 }
 
 /// As a file is read again.
@@ -106,8 +106,7 @@ fn warn_of(warnings: &[Mistake], file: &Path) {
 /// unless it has heard that this one serves.
 async fn supervise(
     config: Config,
-    file: PathBuf,
-    seen: Option<Fingerprint>,
+    files: ConfigFiles,
     role: Role,
     takes_over: TakesOver,
 ) -> anyhow::Result<()> {
@@ -140,7 +139,7 @@ async fn supervise(
                 });
                 warned.ok()
             });
-            let reloads = reload::on_change(file, seen, tls_files, load_and_warn, plan, hangup);
+            let reloads = reload::on_change(files, tls_files, load_and_warn, plan, hangup);
             until_the_end(&mut signals, reloads, &mut running.tasks, offer).await?
         }
         stopped = signals.stopped() => {

@@ -26,7 +26,7 @@ use one_or_many::ONE_OR_MANY;
 use tree::{Node, Value, brought_in, expand, tree};
 
 pub use one_or_many::OneOrMany;
-pub use tree::names_files;
+pub use tree::named_files;
 pub use words::did_you_mean;
 use words::{
     NO_BREAK_SPACE, NOTHING, in_our_words, missing, nearest, no_name, told_apart, unexpected,

@@ -24,7 +24,7 @@ pub(super) fn refuse_wrong(
         );
         return Err(unfit(problem));
     }
-    if yaml::names_files(text) {
+    if !yaml::named_files(text).is_empty() {
         return Ok(());
     }
     let config = check::parse(text, env).map_err(|mistakes| {

@@ -1,6 +1,73 @@
-//! What a running process goes by from its start to its end: a reload that asks for another is refused.
+//! What a running process goes by from its start to its end: a reload that asks for another is refused, unless only a secret is
+//! another, of which the old one stays.
 
-use crate::config::Config;
+use crate::config::postgres::Postgres;
+use crate::config::redis::{Client, Redis};
+use crate::config::{Config, Secret};
+use crate::store::postgres::differ_by_password;
+
+/// Has `new` go on with the secrets of stores and of the audit that `old` has, where it has others; their keys in the file.
+pub(super) fn keep_secrets(old: &Config, new: &mut Config) -> Vec<String> {
+    let mut kept = Vec::new();
+    let mut keep = |key: &str, old: &Secret, new: &mut Secret| {
+        if *old != *new {
+            old.clone_into(new);
+            kept.push(key.to_owned());
+        }
+    };
+    if let (Some(old), Some(new)) = (&old.redis, &mut new.redis) {
+        for (key, old, new) in clients(old, new) {
+            if let (Some(old), Some(new)) = (&old.password, &mut new.password) {
+                keep(key, old, new);
+            }
+        }
+    }
+    if let (Some(old), Some(new)) = (&old.postgres, &mut new.postgres) {
+        for (key, old, new) in urls(old, new) {
+            if differ_by_password(old, new) {
+                keep(&key, old, new);
+            }
+        }
+    }
+    if let (Some(old), Some(new)) = (&old.audit, &mut new.audit)
+        && let (Some(old), Some(new)) = (&old.key, &mut new.key)
+    {
+        keep("audit.integrity.key", old, new);
+    }
+    kept
+}
+
+/// Those that both have, with the keys of their passwords.
+fn clients<'c>(
+    old: &'c Redis,
+    new: &'c mut Redis,
+) -> Vec<(&'static str, &'c Client, &'c mut Client)> {
+    let own = |key, old: &'c Option<Client>, new: &'c mut Option<Client>| {
+        Some((key, old.as_ref()?, new.as_mut()?))
+    };
+    let of_limits = own(
+        "redis.rate_limit.password",
+        &old.rate_limit,
+        &mut new.rate_limit,
+    );
+    let of_sessions = own("redis.sessions.password", &old.sessions, &mut new.sessions);
+    let main = ("redis.password", &old.main, &mut new.main);
+    [Some(main), of_limits, of_sessions]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+/// Those of both, with their keys.
+fn urls<'u>(
+    old: &'u Postgres,
+    new: &'u mut Postgres,
+) -> impl Iterator<Item = (String, &'u Secret, &'u mut Secret)> {
+    let write = ("postgres.write".to_owned(), &old.write, &mut new.write);
+    let read = old.read.iter().zip(&mut new.read).enumerate();
+    let read = read.map(|(n, (old, new))| (format!("postgres.read[{n}]"), old, new));
+    [write].into_iter().chain(read)
+}
 
 /// Whether a process that runs by `old` can go on with `new`; the error says what cannot change, and the mend.
 pub(super) fn is_kept(old: &Config, new: &Config) -> Result<(), String> {
@@ -92,6 +159,67 @@ mod tests {
             one,
             "redis: {urls: ['redis://a:6379'], timeout: 20ms}",
             false,
+        );
+    }
+
+    #[test]
+    fn secrets_alone_are_kept_and_told() {
+        let check = |old: &str, new: &str, expected: &[&str]| {
+            let [old, new] = [old, new].map(|more| {
+                let text = format!("listen: 127.0.0.1:1\nupstream: http://x:1\n{more}\n");
+                check::parse(&text, &|_| None).unwrap()
+            });
+            let mut kept = new.clone();
+            assert_eq!(keep_secrets(&old, &mut kept), expected, "{new:?}");
+            let is_taken = is_kept(&old, &kept).is_ok();
+            assert_eq!(is_taken, !expected.is_empty(), "{new:?}");
+        };
+        let redis = |more: &str| format!("redis: {{urls: redis://h, {more}}}");
+        check(
+            &redis("password: a"),
+            &redis("password: b"),
+            &["redis.password"],
+        );
+        check(
+            "redis: {urls: 'redis://:a@h'}",
+            &redis("password: b"),
+            &["redis.password"],
+        );
+        let own = |password: &str| {
+            redis(&format!(
+                "sessions: {{urls: redis://i, password: {password}}}"
+            ))
+        };
+        check(&own("a"), &own("b"), &["redis.sessions.password"]);
+        check(&redis("password: a"), "redis: {urls: redis://h}", &[]);
+        let other_user = redis("username: ann, password: a");
+        check(&redis("password: a"), &other_user, &[]);
+        let key = |key: &str| format!("audit: {{integrity: {{key: {key}}}}}");
+        check(
+            &key("a-key-of-the-audit-that-is-long-enough"),
+            &key("another-of-the-audit-that-is-long-enough"),
+            &["audit.integrity.key"],
+        );
+        let postgres = |write: &str, read: &str| {
+            format!(
+                "redis: {{urls: redis://h}}\naudit: {{}}\npostgres: {{write: '{write}', read: '{read}'}}"
+            )
+        };
+        check(
+            &postgres(
+                "postgres://u:a@h/d?sslmode=verify-full",
+                "host=h user=u password=a",
+            ),
+            &postgres(
+                "postgres://u:b@h/d?sslmode=verify-full",
+                "host=h user=u password=b",
+            ),
+            &["postgres.write", "postgres.read[0]"],
+        );
+        check(
+            &postgres("postgres://u:a@h/d", "host=h"),
+            &postgres("postgres://u:b@i/d", "host=h"),
+            &[],
         );
     }
 

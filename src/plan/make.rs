@@ -1,7 +1,6 @@
 //! A plan made of a configuration, of what its files hold, and of the plan before. Each function makes one of its parts: a new one, or
 //! the old one where that still serves.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -99,6 +98,10 @@ pub(super) fn plan(
         .certificates
         .note_lifetimes(secured.certificates());
     secured.take_effect();
+    // Those of a fleet are read from Redis.
+    if fleet.is_none() {
+        counters.reread_overrides(&config.limits);
+    }
     let identities = config.sessions.iter().map(|entry| &entry.settings);
     Arc::new(Plan {
         index: Index::new(config.routes.iter().map(|route| &route.matches)),
@@ -227,23 +230,18 @@ fn redaction(config: &Config) -> Redaction {
     redaction
 }
 
-/// Routes, each with its upstream, over the bound of series are counted together, as `other`.
+/// Routes, each with its upstream, over the bound of series are counted together, as `other`; those of plans before count.
 fn routes(config: &Config, metrics: &Metrics) -> Vec<Route> {
     let labelled = (config.max_series / SERIES_OF_A_ROUTE).max(1);
-    let mut labels = BTreeSet::new();
     let live = |route: &config::Route| {
         // A route that weir answers has none.
         let upstream = route.upstream().map(|index| &*config.upstreams[index].name);
-        let own = route.label();
-        let mut label = (own.clone(), upstream.unwrap_or_default());
-        if !labels.contains(&label) && labels.len() >= labelled {
-            label = ("other".to_owned(), "other");
-        }
-        labels.insert(label.clone());
+        let name = route.label();
+        let upstream = upstream.unwrap_or_default();
         Route {
-            name: intern(&own),
+            metrics: metrics.requests.route(&name, upstream, labelled),
+            name: intern(&name),
             key: route.key(),
-            metrics: metrics.requests.route(&label.0, label.1),
         }
     };
     config.routes.iter().map(live).collect()
@@ -336,9 +334,26 @@ mod tests {
     }
 
     #[test]
+    fn the_bound_of_series_holds_over_reloads() {
+        let metrics = Metrics::default();
+        for n in 0..10 {
+            let text = format!(
+                "listen: 127.0.0.1:1\nmetrics: {{address: 127.0.0.1:2, max_series: 60}}\nupstream: http://x:1\n\
+                 routes: [{{match: {{path: /stays}}, upstream: upstream}}, {{match: {{path: /{n}}}, upstream: upstream}}]\n"
+            );
+            let config = check::parse(&text, &|_| None).unwrap();
+            drop(routes(&config, &metrics));
+        }
+        let text = metrics.text();
+        let of_routes = text.lines().filter(|line| line.contains("route=\""));
+        assert_eq!(of_routes.count(), 3 * SERIES_OF_A_ROUTE);
+        assert!(text.contains(r#"route="/stays""#) && text.contains(r#"route="/0""#));
+    }
+
+    #[test]
     fn a_route_makes_as_many_series_as_it_is_counted_for() {
         let metrics = Metrics::default();
-        drop(metrics.requests.route("/a", "app"));
+        drop(metrics.requests.route("/a", "app", 1));
         let text = metrics.text();
         let of_route = text.lines().filter(|line| line.contains(r#"route="/a""#));
         assert_eq!(of_route.count(), SERIES_OF_A_ROUTE);

@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn a_scrape_tells_what_was_counted() {
         let metrics = Metrics::default();
-        let route = metrics.requests.route("/a/*", "app");
+        let route = metrics.requests.route("/a/*", "app", 1);
         route.count(200, Duration::from_micros(300));
         route.count(503, Duration::from_secs(20));
         metrics.limits.of("per_client").refused.inc();

@@ -154,6 +154,8 @@ struct Members {
     found: Vec<Vec<SocketAddr>>,
     list: Vec<Member>,
     ring: Arc<Ring>,
+    /// Whether the list is that from before a reload, in place of names none of which was found yet.
+    stand_in: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -230,6 +232,7 @@ impl LiveUpstream {
             originals: Arc::default(),
             members: Mutex::new(Members {
                 found,
+                stand_in: !list.is_empty(),
                 list,
                 ring: Arc::default(),
             }),
@@ -489,6 +492,16 @@ impl LiveUpstream {
         lanes.push(lane);
     }
 
+    /// What serves while the name that is the source of this index cannot be looked up, in words.
+    pub(super) fn meanwhile(&self, source: usize) -> &'static str {
+        let members = self.members.lock();
+        match (members.found[source].is_empty(), members.stand_in) {
+            (false, _) => "its last addresses stay",
+            (true, true) => "the endpoints from before the reload stay",
+            (true, false) => "it has no endpoint until it is found",
+        }
+    }
+
     /// Brings the list to what the sources say; those that come `late` begin slowly.
     fn gather(&self, members: &mut Members, late: bool) {
         let mut places = Vec::new();
@@ -501,6 +514,11 @@ impl LiveUpstream {
                         .map(|address| (address.to_string(), Some(&*dns.name))),
                 ),
             }
+        }
+        members.stand_in &= places.is_empty();
+        if members.stand_in {
+            let list = members.list.iter();
+            places.extend(list.map(|member| (member.endpoint.place.clone(), None)));
         }
         let mut old: BTreeMap<_, _> = members
             .list

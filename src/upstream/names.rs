@@ -86,7 +86,8 @@ pub async fn look_up(live: &LiveUpstream, source: usize, name: &DnsName) {
             let before = look.failures.fetch_add(1, Ordering::Relaxed);
             // The first of a row alone: the rest is in the metric.
             if before == 0 {
-                warn!(%upstream, name = name.name, %error, "name cannot be looked up; its last addresses stay");
+                let meanwhile = live.meanwhile(source);
+                warn!(%upstream, name = name.name, %error, "name cannot be looked up; {meanwhile}");
             }
             let nowhere = match error {
                 ResolveError::Nothing => look.nowhere.load(Ordering::Relaxed).saturating_add(1),

@@ -338,6 +338,41 @@ fn the_schema_is_made_once_however_many_make_it() {
 }
 
 #[test]
+fn steps_take_as_long_as_they_take_whatever_bound_the_role_has() {
+    let database = Database::new();
+    let (bound, name) = ("250ms", &database.name);
+    database.query(&format!(
+        "ALTER DATABASE {name} SET statement_timeout = '{bound}'"
+    ));
+    database.query("CREATE SCHEMA weir");
+    database.query("CREATE TABLE weir.schema_version (version integer PRIMARY KEY, applied timestamptz NOT NULL DEFAULT now())");
+    on_a_runtime(async {
+        let postgres = Postgres::new(&config(&database.url(), &[])).unwrap();
+        let (held, connection) = (
+            postgres.write().await.unwrap(),
+            postgres.write().await.unwrap(),
+        );
+        let lock = "BEGIN; SET LOCAL statement_timeout = 0; LOCK TABLE weir.schema_version";
+        held.batch_execute(lock).await.unwrap();
+        let release = async {
+            // What the migration waits for, longer than the bound is.
+            let waits = "SET LOCAL statement_timeout = 0; SELECT pg_sleep(1)";
+            held.batch_execute(waits).await.unwrap();
+            held.batch_execute("COMMIT").await.unwrap();
+        };
+        let (migrated, ()) = tokio::join!(migrate::migrate(connection), release);
+        assert_eq!(migrated.unwrap().to, migrate::VERSION);
+        // The pool's connections have the role's bound again.
+        drop(held);
+        for _ in 0..2 {
+            let connection = postgres.write().await.unwrap();
+            let shown = connection.query_one("SHOW statement_timeout", &[]).await;
+            assert_eq!(shown.unwrap().get::<_, String>(0), bound);
+        }
+    });
+}
+
+#[test]
 fn a_schema_of_a_later_weir_is_left_alone() {
     let database = Database::new();
     on_a_runtime(async {

@@ -12,3 +12,4 @@ mod commands;
 mod errors;
 mod readme;
 mod reference;
+mod reload;

@@ -592,7 +592,7 @@ fn the_files_that_come_with_weir_are_accepted_and_not_gone_round() {
             "${DATABASE_READ_URL}",
         ));
     };
-    of_database(include_str!("../../deploy/compose/weir.yaml"));
+    of_database(include_str!("../../deploy/compose/weir/weir.yaml"));
     let (_, map) = include_str!("../../deploy/k8s/03-configmap.yaml")
         .split_once("  weir.yaml: |\n")
         .unwrap();

@@ -376,7 +376,7 @@ fn a_window_goes_on_whatever_others_come_and_go_beside_it() {
         let counters = lane.plan.borrow().counters.clone();
         // A refusal is believed for a second; and what Redis has of overrides, none, may just be read.
         eventually(|| {
-            counters.set_override("a", "k", Some(Some(year(6))));
+            counters.set_override("a", "k", Some(("6/year", Some(year(6)))));
             status(&lane) == 200
         });
         assert_eq!(status(&lane), 429, "{accuracy}: an override");

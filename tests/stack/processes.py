@@ -78,7 +78,7 @@ class Stack:
             ports.append(free_port(ports))
             self.at[name] = f"127.0.0.1:{ports[-1]}"
         self.port = {name: address.split(":")[1] for name, address in self.at.items()}
-        self.file = self.write("weir.yaml", (COMPOSE / "weir.yaml").read_text())
+        self.file = self.write("weir.yaml", (COMPOSE / "weir/weir.yaml").read_text())
         env = {
             "POSTGRES_PRIMARY": self.at["postgres-primary:5432"],
             "POSTGRES_REPLICA": self.at["postgres-replica:5432"],

@@ -257,6 +257,24 @@ fn what_is_believed_changes_with_its_file() {
 }
 
 #[test]
+fn the_systems_authorities_are_read_again_when_asked() {
+    let all = Authorities::new();
+    let behind = Behind::start(&all.ours, "app", "");
+    let bundle = all.theirs.path("bundle.crt");
+    std::fs::copy(all.theirs.path("ca.crt"), &bundle).unwrap();
+    let place = format!("https://localhost:{}", behind.port());
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: '127.0.0.1:0'}}\nupstream: {place}\n"
+    ));
+    let bundle_path = bundle.display().to_string();
+    let running = Running::start_in(config.path(), &[("SSL_CERT_FILE", &bundle_path)]);
+    assert_eq!(running.client().get("/").status, 502);
+    std::fs::copy(all.ours.path("ca.crt"), &bundle).unwrap();
+    running.signal("HUP");
+    eventually(|| running.client().get("/").status == 200);
+}
+
+#[test]
 fn http2_is_spoken_to_an_upstream_under_tls() {
     let all = Authorities::new();
     let behind = Behind::start(

@@ -1,7 +1,9 @@
 //! A file's text as a tree of nodes with places, and what `${…}` in it stands for. Must not know what a value is for.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fmt;
+use std::path::PathBuf;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{Budget, Spanned};
@@ -28,23 +30,30 @@ pub(super) fn tree(text: &str) -> Result<Node, serde_saphyr::Error> {
     serde_saphyr::from_str_with_options(text, options)
 }
 
-/// Whether a value of the text names a file, however YAML spells that.
-pub fn names_files(text: &str) -> bool {
-    fn names(node: &Node) -> bool {
-        match &node.value {
-            Value::Text(text) => text.replace("$${", "").contains("${file:"),
-            Value::List(items) => items.iter().any(names),
-            Value::Map(entries) => entries.iter().any(|(_, item)| names(item)),
+/// The files that values of the text name (`${file:…}`), however YAML spells that; none of a text that is no YAML.
+pub fn named_files(text: &str) -> BTreeSet<PathBuf> {
+    let mut files = BTreeSet::new();
+    let mut nodes = Vec::from_iter(tree(text));
+    while let Some(node) = nodes.pop() {
+        match node.value {
+            Value::Text(text) => {
+                let text = text.replace("$${", "");
+                let named = text.split("${file:").skip(1);
+                let named = named.filter_map(|rest| Some(rest.split_once('}')?.0));
+                files.extend(named.map(PathBuf::from));
+            }
+            Value::List(items) => nodes.extend(items),
+            Value::Map(entries) => nodes.extend(entries.into_iter().map(|(_, item)| item)),
             Value::Expanded { .. }
             | Value::Unknown
             | Value::Null
             | Value::Bool(_)
             | Value::Unsigned(_)
             | Value::Signed(_)
-            | Value::Float(_) => false,
+            | Value::Float(_) => {}
         }
     }
-    tree(text).is_ok_and(|node| names(&node))
+    files
 }
 
 #[derive(Debug)]

@@ -3,7 +3,6 @@
 
 use std::io;
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -67,13 +66,19 @@ impl Client {
     }
 }
 
-/// What the files hold, in short.
-pub(super) fn digest<'a>(files: impl Iterator<Item = &'a PathBuf>) -> Result<[u8; 32], TlsError> {
+/// What the files hold, in short; the system's authorities too, where it names none of its own.
+pub(super) fn digest(tls: &Tls) -> Result<[u8; 32], TlsError> {
     let mut digest = Sha256::new();
-    for file in files {
-        let bytes = read(file)?;
+    let mut add = |bytes: &[u8]| {
         digest.update(bytes.len().to_be_bytes());
         digest.update(bytes);
+    };
+    for file in tls.files() {
+        add(&read(file)?);
+    }
+    if tls.ca.is_none() {
+        let public = rustls_native_certs::load_native_certs().certs;
+        public.iter().for_each(|certificate| add(certificate));
     }
     Ok(digest.finalize().into())
 }
@@ -123,7 +128,7 @@ impl ClientTls {
         let source = Source {
             settings: settings.clone(),
             protocol,
-            files: digest(settings.tls.files())?,
+            files: digest(&settings.tls)?,
         };
         if let Some(old) = old.filter(|old| old.source == source) {
             return Ok(old.clone());

@@ -59,7 +59,7 @@ impl StoreTls {
         settings: &Tls,
         spoken: Spoken,
     ) -> Result<Arc<StoreTls>, TlsError> {
-        let files = digest(settings.files())?;
+        let files = digest(settings)?;
         let (config, holds) = parse(settings, spoken)?;
         Ok(Arc::new(StoreTls {
             place,
@@ -74,7 +74,7 @@ impl StoreTls {
 
     /// What the files hold now, for the same connections once it [takes effect](StoreTls::take_effect); itself, if they say the same.
     pub fn again(self: &Arc<Self>) -> Result<Arc<StoreTls>, TlsError> {
-        let files = digest(self.settings.files())?;
+        let files = digest(&self.settings)?;
         if files == self.files {
             return Ok(self.clone());
         }

@@ -15,7 +15,9 @@ use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
 use siphasher::sip128::{Hasher128, SipHasher13};
 use smallvec::SmallVec;
+use tracing::warn;
 
+use crate::config::check::limits::override_rules;
 use crate::config::limits::{Limit, Rule, Rules};
 use crate::policy::limit::{self, Charged, Now, State, Verdict};
 use crate::store::table::{SHARDS, Shard};
@@ -62,6 +64,8 @@ pub struct Limits {
     secret: [u8; 16],
     /// By limit and key; set at run time, in place of the file's.
     overrides: ArcSwap<BTreeMap<(String, String), Override>>,
+    /// Of those set here, what they say: a limit that changes reads it anew.
+    words: Mutex<BTreeMap<(String, String), String>>,
 }
 
 /// Rules for one key; `None`: unlimited.
@@ -90,6 +94,7 @@ impl Limits {
         let capacity = max_keys.div_ceil(SHARDS);
         Limits {
             overrides: ArcSwap::default(),
+            words: Mutex::default(),
             shards: (0..SHARDS)
                 .map(|_| Mutex::new(Shard::new(capacity)))
                 .collect(),
@@ -193,13 +198,18 @@ impl Limits {
         self.overrides.load()
     }
 
-    /// Sets the rules of one key, or with `None` takes them back; whether there were any before.
-    pub fn set_override(&self, limit: &str, key: &str, rules: Option<Override>) -> bool {
+    /// Sets the rules of one key by what they say, or with `None` takes them back; whether there were any before.
+    pub fn set_override(&self, limit: &str, key: &str, set: Option<(&str, Override)>) -> bool {
         let place = (limit.to_owned(), key.to_owned());
+        let mut words = self.words.lock();
+        match &set {
+            Some((says, _)) => words.insert(place.clone(), (*says).to_owned()),
+            None => words.remove(&place),
+        };
         let before = self.overrides.rcu(|overrides| {
             let mut overrides = BTreeMap::clone(overrides);
-            match &rules {
-                Some(rules) => overrides.insert(place.clone(), rules.clone()),
+            match &set {
+                Some((_, rules)) => overrides.insert(place.clone(), rules.clone()),
                 None => overrides.remove(&place),
             };
             overrides
@@ -207,8 +217,36 @@ impl Limits {
         before.contains_key(&place)
     }
 
-    /// Puts all overrides in place of those that are set.
-    pub fn replace_overrides(&self, overrides: BTreeMap<(String, String), Override>) {
+    /// Has what was set here go by these limits, which may be of another kind than before.
+    pub fn reread_overrides(&self, limits: &[Limit]) {
+        let words = self.words.lock();
+        let words = words.iter();
+        self.replace_overrides(
+            limits,
+            words.map(|((limit, key), says)| (&**limit, &**key, &**says)),
+        );
+    }
+
+    /// Puts what these words say, each behind its limit and its key, in place of all overrides. Those of limits that are not there are left
+    /// alone: they may come.
+    pub fn replace_overrides<'w>(
+        &self,
+        limits: &[Limit],
+        words: impl Iterator<Item = (&'w str, &'w str, &'w str)>,
+    ) {
+        let mut overrides = BTreeMap::new();
+        for (limit, key, says) in words {
+            let Some(known) = limits.iter().find(|known| known.name == limit) else {
+                continue;
+            };
+            match override_rules(known, says) {
+                Ok(rules) => drop(overrides.insert((limit.to_owned(), key.to_owned()), rules)),
+                Err(error) => warn!(
+                    limit,
+                    key, error, "an override set at run time cannot be used"
+                ),
+            }
+        }
         self.overrides.store(Arc::new(overrides));
     }
 

@@ -484,6 +484,15 @@ pub(super) fn close(connection: Client) {
     drop(Object::take(connection));
 }
 
+/// Whether two URLs say the same, but for the password.
+pub fn differ_by_password(Secret(one): &Secret, Secret(other): &Secret) -> bool {
+    let without = |url: &str| {
+        let mut config = parse("", url, Duration::ZERO).ok()?;
+        Some(config.password("").clone())
+    };
+    without(one).is_some_and(|one| Some(one) == without(other))
+}
+
 /// What the connections are made by.
 fn parse(place: &str, url: &str, timeout: Duration) -> Result<tokio_postgres::Config, OpenError> {
     let wrong = |what| OpenError::Url {

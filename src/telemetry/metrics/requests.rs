@@ -1,7 +1,9 @@
 //! Metrics of requests: what routes served, and what was refused.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -19,6 +21,8 @@ pub struct RequestMetrics {
     rejections: Family<RejectionLabels, Counter>,
     /// By the number of the status.
     grpc: [Counter; 17],
+    /// Of all routes that there ever were, each with its upstream: their series stay.
+    labelled: Mutex<BTreeSet<(String, String)>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -63,6 +67,7 @@ impl RequestMetrics {
                 let status = GrpcStatus::names()[number];
                 calls.get_or_create_owned(&GrpcLabels { status })
             }),
+            labelled: Mutex::default(),
             served: add(
                 registry,
                 "requests",
@@ -81,8 +86,20 @@ impl RequestMetrics {
         }
     }
 
-    /// The handles of a route; `upstream` is empty where weir answers itself.
-    pub fn route(&self, route: &str, upstream: &str) -> RouteMetrics {
+    /// The handles of a route; `upstream` is empty where weir answers itself. Once as many as `most` have some, all others are counted
+    /// together, as `other`.
+    pub fn route(&self, route: &str, upstream: &str, most: usize) -> RouteMetrics {
+        let label = (route.to_owned(), upstream.to_owned());
+        let mut labelled = self.labelled.lock();
+        let has_room = labelled.len() < most || labelled.contains(&label);
+        let (route, upstream) = match has_room {
+            true => (route, upstream),
+            false => ("other", "other"),
+        };
+        if has_room {
+            labelled.insert(label);
+        }
+        drop(labelled);
         let class = |class| {
             let labels = ServedLabels {
                 route: route.to_owned(),

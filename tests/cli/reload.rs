@@ -1,0 +1,180 @@
+//! When a running weir takes its file up again, and what it says of that.
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::thread::sleep;
+use std::time::Duration;
+
+use super::harness::process::Running;
+use super::harness::servers::NameServer;
+use super::harness::{Upstream, eventually};
+
+const TAKEN: &str = "weir_config_last_reload_successful";
+
+/// A folder with a `weir.yaml` of this text.
+fn folder(text: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    replace(&folder.path().join("weir.yaml"), text);
+    folder
+}
+
+/// Whole at once, as editors and Kubernetes do.
+fn replace(path: &Path, text: &str) {
+    let fresh = path.with_extension("fresh");
+    fs::write(&fresh, text).unwrap();
+    fs::rename(fresh, path).unwrap();
+}
+
+fn replying(body: &str) -> String {
+    format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nroutes: [{{reply: {{status: 200, body: {body}}}}}]\n"
+    )
+}
+
+#[test]
+fn a_file_is_not_taken_up_while_it_is_written() {
+    let folder = folder(&replying("old"));
+    let path = folder.path().join("weir.yaml");
+    let running = Running::start(&path);
+    let body = || running.client().get("/").body;
+    // A writer that is slow, and whose file is without mistakes all along.
+    let mut text = replying("half");
+    for _ in 0..30 {
+        text += "# more\n";
+        fs::write(&path, &text).unwrap();
+        sleep(Duration::from_millis(100));
+        assert_eq!(body(), "old");
+    }
+    fs::write(&path, replying("new")).unwrap();
+    eventually(|| match body().as_str() {
+        "new" => true,
+        "old" => false,
+        other => panic!("{other}"),
+    });
+    // Whoever asks for it gets what is there.
+    fs::write(&path, replying("asked")).unwrap();
+    running.signal("HUP");
+    eventually(|| body() == "asked");
+}
+
+#[test]
+fn a_file_of_the_future_is_taken_up() {
+    let folder = folder(&replying("old"));
+    let path = folder.path().join("weir.yaml");
+    let running = Running::start(&path);
+    let fresh = path.with_extension("fresh");
+    fs::write(&fresh, replying("new")).unwrap();
+    let file = fs::File::options().write(true).open(&fresh).unwrap();
+    let modified = file.metadata().unwrap().modified().unwrap();
+    file.set_modified(modified + Duration::from_secs(86_400))
+        .unwrap();
+    fs::rename(fresh, &path).unwrap();
+    eventually(|| running.client().get("/").body == "new");
+}
+
+/// Of a port where nobody is.
+fn nobody() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap()
+}
+
+#[test]
+fn a_secret_that_changes_is_taken_up_or_told_of() {
+    let folder = folder("");
+    let path = folder.path().join("weir.yaml");
+    let secret = |name: &str, text: &str| replace(&folder.path().join(name), text);
+    let named = |name: &str| format!("'${{file:{}}}'", folder.path().join(name).display());
+    let redis = nobody();
+    let text = |body: &str, password: &str| {
+        format!(
+            "{}redis: {{urls: 'redis://{redis}', password: {}}}\n",
+            replying(body).replace(
+                "127.0.0.1:0}",
+                &format!("'127.0.0.1:0', token: {}}}", named("token"))
+            ),
+            named(password),
+        )
+    };
+    secret("token", "first\n");
+    secret("password", "one");
+    replace(&path, &text("old", "password"));
+    let running = Running::start(&path);
+    let lets_in = |token: &str| {
+        let bearer = format!("Authorization: Bearer {token}");
+        let reply = running.admin().send("GET", "/v1/limits", &[&bearer], "");
+        reply.status == 200
+    };
+    let body = || running.client().get("/").body;
+    assert!(lets_in("first"));
+
+    // The admin port's is followed.
+    secret("token", "second\n");
+    eventually(|| lets_in("second"));
+    assert!(!lets_in("first"));
+
+    // That of Redis is not, and holds nothing up.
+    secret("password", "two");
+    replace(&path, &text("new", "password"));
+    let said = running.log_until("a secret is another");
+    assert!(said.contains("redis.password"), "{said}");
+    assert!(said.contains("restart"), "{said}");
+    assert!(!said.contains("two"), "{said}");
+    eventually(|| body() == "new");
+    assert_eq!(running.metric(TAKEN), 1);
+
+    // What was refused for a secret that was not there is taken once it is.
+    replace(&path, &text("newest", "late"));
+    eventually(|| running.metric(TAKEN) == 0);
+    assert_eq!(body(), "new");
+    secret("late", "one");
+    eventually(|| running.metric(TAKEN) == 1 && body() == "newest");
+}
+
+#[test]
+fn a_name_that_is_not_found_does_not_replace_endpoints() {
+    let upstreams = ["one", "two"].map(Upstream::answering);
+    let names = NameServer::start();
+    let text = |endpoints: &str| {
+        format!(
+            "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nupstreams: {{app: {{endpoints: {endpoints}}}}}\n"
+        )
+    };
+    let folder = folder(&text(&format!("'{}'", upstreams[0].url())));
+    let path = folder.path().join("weir.yaml");
+    let running = Running::start(&path);
+    assert_eq!(running.client().get("/").body, "one");
+    let second: SocketAddr = upstreams[1].url()["http://".len()..].parse().unwrap();
+    let port = second.port();
+    replace(
+        &path,
+        &text(&format!(
+            "{{dns: 'app.test:{port}', refresh: 200ms, servers: ['{}']}}",
+            names.address
+        )),
+    );
+    let said = running.log_until("cannot be looked up");
+    assert!(said.contains("before the reload"), "{said}");
+    running.log_until("configuration reloaded");
+    let asked =
+        || running.metric("weir_upstream_dns_lookups_total{upstream=\"app\",result=\"failed\"}");
+    // Name servers say so again and again.
+    eventually(|| asked() >= 5);
+    assert_eq!(running.client().get("/").body, "one");
+    names.says("app.test", &[second.ip()], 60);
+    eventually(|| running.client().get("/").body == "two");
+}
+
+#[test]
+fn a_file_that_is_as_before_is_told_as_that() {
+    let folder = folder(&replying("old"));
+    let path = folder.path().join("weir.yaml");
+    let running = Running::start(&path);
+    running.signal("HUP");
+    let said = running.log_until("configuration re");
+    assert!(said.contains("read again: nothing changed"), "{said}");
+    replace(&path, &replying("new"));
+    running.signal("HUP");
+    running.log_until("configuration reloaded");
+    assert_eq!(running.client().get("/").body, "new");
+}
