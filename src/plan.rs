@@ -98,6 +98,8 @@ pub struct Listener {
     pub clients: Arc<Clients>,
     /// `None` without TLS.
     pub greeting: Option<Greeting>,
+    /// Counts the reloads that have changed who is let in: TLS, whose certificates are believed, and the PROXY header.
+    pub admission: u64,
 }
 
 /// What a listener greets its clients by.

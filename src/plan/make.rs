@@ -269,10 +269,21 @@ fn listeners(
                 turns: turns.unwrap_or_else(|| Arc::new(Semaphore::new(max))),
             })
         };
+        let greeting = greeting();
+        let is_as_before = old.is_none_or(|(old, settings)| {
+            let whom = |it: &config::Listener| {
+                let tls = it.tls.as_ref().map(|tls| tls.min_version);
+                (tls, it.proxy_protocol, it.proxy_protocol_from.clone())
+            };
+            let tls = old.greeting.as_ref().zip(greeting.as_ref());
+            whom(settings) == whom(listener)
+                && tls.is_none_or(|(old, new)| new.tls.admits_as(&old.tls))
+        });
         Listener {
+            admission: old.map_or(0, |(old, _)| old.admission) + u64::from(!is_as_before),
             open: old.map(|(old, _)| old.open.clone()).unwrap_or_default(),
             clients: old.map(|(old, _)| old.clients.clone()).unwrap_or_default(),
-            greeting: greeting(),
+            greeting,
         }
     };
     config.listeners.iter().enumerate().map(live).collect()

@@ -95,14 +95,14 @@ pub(super) struct Conn<'a> {
     pub lane: &'a Lane,
     pub listener: &'a Listener,
     pub peer: &'a Peer,
-    /// Whether the client's connection was too old for another request when this one came.
-    pub is_old: bool,
+    /// Whether the client's connection was too old for another request when this one came, or others are let in since it began.
+    pub is_outdated: bool,
 }
 
 impl Conn<'_> {
     /// Whether the client is to hear with an answer that its connection ends.
     pub(super) fn is_to_end(&self) -> bool {
-        self.is_old || self.lane.leave.has_begun()
+        self.is_outdated || self.lane.leave.has_begun()
     }
 }
 
@@ -114,6 +114,8 @@ pub(super) struct Peer {
     pub text: String,
     /// When its connection is too old for another request, by [`crate::clock::mono`].
     pub old_at: Duration,
+    /// [`crate::plan::Listener::admission`], when it was let in.
+    pub admission: u64,
     /// Where connections are counted by client.
     pub counted: Option<Box<Counted>>,
     /// Where the connection is under TLS.
@@ -133,12 +135,13 @@ pub(super) struct Redirected {
 }
 
 impl Peer {
-    pub(super) fn new(ip: IpAddr, old_at: Duration) -> Peer {
+    pub(super) fn new(ip: IpAddr, old_at: Duration, admission: u64) -> Peer {
         let ip = ip.to_canonical();
         Peer {
             ip,
             text: ip.to_string(),
             old_at,
+            admission,
             counted: None,
             tls: None,
             redirected: None,

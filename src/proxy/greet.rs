@@ -115,7 +115,8 @@ async fn meet(
         ListenerProtocol::Http1 => Some(Protocol::Http1),
         ListenerProtocol::Http2 => Some(Protocol::Http2),
     };
-    let mut peer = Peer::new(ip, clock::old_at(listener.max_age));
+    let live = &view.plan.listeners[listener_index];
+    let mut peer = Peer::new(ip, clock::old_at(listener.max_age), live.admission);
     peer.redirected = redirected.map(Box::new);
     // Load balancers that say of whom their requests are have connections for many.
     if let Some(max) = listener.max_connections_per_client
@@ -123,9 +124,7 @@ async fn meet(
         && !headers::is_trusted(listener, peer.ip)
     {
         let client = one_client(peer.ip, listener.ipv6_prefix);
-        let counted = view.plan.listeners[listener_index]
-            .clients
-            .count(client, max);
+        let counted = live.clients.count(client, max);
         peer.counted = counted.map(Box::new);
         if peer.counted.is_none() {
             debug!(listener = listener.name, peer = %peer.ip, max, "a client has too many connections");
@@ -139,7 +138,7 @@ async fn meet(
         peer,
         agreed,
     };
-    match (&listener.tls, &view.plan.listeners[listener_index].greeting) {
+    match (&listener.tls, &live.greeting) {
         (None, _) => {}
         (Some(_), Some(greeting)) => {
             // Boxed, to keep the common future small.

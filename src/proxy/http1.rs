@@ -140,7 +140,8 @@ async fn serve(
         lane,
         listener: &view.plan.config.listeners[listener_index],
         peer,
-        is_old: now.mono >= peer.old_at,
+        is_outdated: now.mono >= peer.old_at
+            || view.plan.listeners[listener_index].admission != peer.admission,
     };
     let (by_head, old) = head.as_ref().map_or((false, false), |head| {
         let by_head = ends.buffer[head.method.clone()] == *b"HEAD";

@@ -119,8 +119,10 @@ pub(super) async fn connection(
                 Some(Some(Ok((request, respond)))) => {
                     resets.opened += 1;
                     let (lane, peer) = (lane.clone(), peer.clone());
+                    let admission = lane.following.current().plan.listeners[listener_index].admission;
+                    let are_others_let_in = admission != peer.admission;
                     requests.spawn_local(serve(lane, listener_index, peer, request, respond));
-                    false
+                    !ending && are_others_let_in
                 }
                 Some(Some(Err(error))) => {
                     if let Some(code) = found(&error) {
@@ -288,7 +290,7 @@ async fn answer(
         listener: &view.plan.config.listeners[listener_index],
         peer,
         // It hears by a farewell, which no answer has to carry.
-        is_old: false,
+        is_outdated: false,
     };
     let content_type = head.headers.get(http::header::CONTENT_TYPE);
     let is_grpc = content_type.is_some_and(|value| grpc::is_grpc(value.as_bytes()));

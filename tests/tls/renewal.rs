@@ -306,6 +306,52 @@ fn a_session_ends_with_the_certificate_of_its_client() {
     }
 }
 
+/// Of whomever: who is let in now comes anew.
+#[test]
+fn a_connection_ends_behind_its_next_answer_once_others_are_let_in() {
+    let authority = Authority::new();
+    authority.issue("a", "DNS:a.test");
+    let with = |more: &str| {
+        text(
+            &format!("certificates: [{}]{more}", authority.pair("a")),
+            "",
+        )
+    };
+    let config = file(&with(""));
+    let weir = Running::start(config.path());
+    let connect = |client: &Tls| client.connect(&weir.address, "a.test");
+    let mut client = connect(&authority.client());
+    let mut by_http2 = connect(&authority.client().offering(&["h2"]));
+    by_http2
+        .write("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+        .unwrap();
+    let said = |client: &mut TlsClient| {
+        let reply = client.get("/");
+        assert_eq!(reply.status, 200);
+        reply.field("connection").map(str::to_owned)
+    };
+    let new = der(authority.issue("a", "DNS:a.test"));
+    eventually(|| shown(&authority, &weir) == new);
+    assert_eq!(said(&mut client), None, "a certificate is another");
+    let required = format!(
+        ", client_ca: '{}', client_auth: required",
+        authority.path("ca.crt").display()
+    );
+    let anew = config.path().with_extension("new");
+    fs::write(&anew, with(&required)).unwrap();
+    fs::rename(anew, config.path()).unwrap();
+    eventually(|| said(&mut client).as_deref() == Some("close"));
+    assert!(client.try_get("/", &[]).is_err());
+    by_http2
+        .write("\0\0\x17\x01\x05\0\0\0\x01\x02\x03GET\x06\x05https\x04\x01/\x01\x06a.test")
+        .unwrap();
+    let last = by_http2.rest();
+    assert!(
+        last.windows(7).any(|at| at == b"\x08\x07\0\0\0\0\0"),
+        "{last:?}"
+    );
+}
+
 /// In the same way as an old one: behind its next answer.
 #[test]
 fn a_connection_ends_with_the_certificate_of_its_client() {

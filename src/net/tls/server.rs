@@ -130,6 +130,11 @@ impl ServerTls {
         })
     }
 
+    /// Whether the same clients are let in as by `other`.
+    pub fn admits_as(&self, other: &ServerTls) -> bool {
+        self.admission.rules == other.admission.rules
+    }
+
     /// What is known once both ends agree.
     pub fn facts(&self, connection: &ServerConnection) -> (ClientFacts, Option<Protocol>) {
         let sni = connection.server_name();

@@ -45,7 +45,7 @@ fn sent_up_by(route: &Route, fields: &str, trusted: bool) -> String {
         behind_trusted: trusted,
         certificate_trusted: false,
     };
-    let peer = Peer::new(IpAddr::from([1, 2, 3, 4]), Duration::MAX);
+    let peer = Peer::new(IpAddr::from([1, 2, 3, 4]), Duration::MAX, 0);
     let protocol = upgrade(&bytes, &head);
     let passed = Passed {
         target: b"/",
