@@ -215,7 +215,7 @@ impl Plan {
     }
 
     /// Goes on with `self` in place of the plan that `plans` has, of which it was made; that one. The state of breakers and endpoints is
-    /// taken over here: much can have become of them since, as while names were looked up.
+    /// taken over here, and overrides are read anew: much can have become of them since, as while names were looked up.
     pub fn publish(self: Arc<Plan>, plans: &watch::Sender<Arc<Plan>>) -> Arc<Plan> {
         let old = plans.borrow().clone();
         for new in &self.upstreams {
@@ -231,6 +231,10 @@ impl Plan {
             {
                 new.go_on_from(old);
             }
+        }
+        // Those of a fleet are read from Redis.
+        if self.fleet.is_none() && self.config.limits != old.config.limits {
+            self.counters.reread_overrides(&self.config.limits);
         }
         plans.send_replace(self)
     }
@@ -348,7 +352,11 @@ mod tests {
             );
             check::parse(&text, &|_| None).unwrap()
         };
-        let next = |plan: &Plan, limit| plan.replaced_by(config(limit), Secured::default());
+        let next = |plan: &Arc<Plan>, limit| {
+            let new = plan.replaced_by(config(limit), Secured::default()).unwrap();
+            new.clone().publish(&watch::Sender::new(plan.clone()));
+            new
+        };
         let set = |plan: &Plan| {
             let set = plan.counters.overrides();
             set.get(&("a".to_owned(), "k".to_owned())).cloned()
@@ -360,16 +368,16 @@ mod tests {
         let put = Some((says, of_window.clone()));
         assert!(!first.counters.set_override("a", "k", put));
 
-        let bucket = next(&first, "limit: 9/m, algorithm: token_bucket").unwrap();
+        let bucket = next(&first, "limit: 9/m, algorithm: token_bucket");
         assert_eq!(set(&bucket), Some(rules(&bucket)));
         assert!(rules(&bucket) != of_window);
         // It says nothing to one that counts requests under way, and may yet to a later one.
-        let slots = next(&bucket, "limit: 9, algorithm: concurrency").unwrap();
+        let slots = next(&bucket, "limit: 9, algorithm: concurrency");
         assert_eq!(set(&slots), None);
-        let window = next(&slots, window).unwrap();
+        let window = next(&slots, window);
         assert_eq!(set(&window), Some(of_window));
         assert!(window.counters.set_override("a", "k", None));
-        let again = next(&window, "limit: 8/m, algorithm: fixed_window").unwrap();
+        let again = next(&window, "limit: 8/m, algorithm: fixed_window");
         assert_eq!(set(&again), None);
     }
 }

@@ -250,9 +250,7 @@ fn begin(
             let said =
                 "a thread of the audit has panicked, and events are kept no more: restart weir";
             shared.troubles.lock().ended = Some(said.to_owned());
-            if let Some(panics) = shared.panics.get() {
-                panics.inc();
-            }
+            shared.note_panic();
             resume_unwind(panic);
         }
     })
@@ -318,6 +316,12 @@ impl Shared {
     fn is_stuck(&self) -> bool {
         let waits = self.accepted.load(Ordering::Relaxed) > self.left.load(Ordering::Relaxed);
         waits && millis().saturating_sub(self.moved.load(Ordering::Relaxed)) > STUCK
+    }
+
+    fn note_panic(&self) {
+        if let Some(panics) = self.panics.get() {
+            panics.inc();
+        }
     }
 
     fn is_stopping(&self) -> bool {

@@ -1,6 +1,7 @@
 //! What becomes of SQLite's days beside the writing: those that are over are closed, and old ones removed, on a thread that tries until it
 //! is done. Must not write events.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
@@ -69,7 +70,13 @@ impl Daily {
         // It need not end: the next one goes on from there.
         let thread = thread::Builder::new()
             .name("audit-upkeep".to_owned())
-            .spawn(move || upkeep.run(PAUSES));
+            .spawn(move || {
+                if catch_unwind(AssertUnwindSafe(|| upkeep.run(PAUSES))).is_err() {
+                    upkeep.shared.note_panic();
+                    let said = "days of the audit are neither closed nor removed: the thread for it has panicked; it is tried again with the next day";
+                    upkeep.tell(|troubles| &mut troubles.upkeep, said.to_owned());
+                }
+            });
         match thread {
             Ok(thread) => self.begun = Some((days, thread)),
             Err(error) => error!(%error, "no thread to close days of the audit: tried again"),

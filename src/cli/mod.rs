@@ -70,8 +70,11 @@ fn text(path: &Path) -> anyhow::Result<String> {
     })
 }
 
-/// The files that its values name (`${file:…}`), as far as it can be read.
+/// The files that its values name (`${file:…}`), as far as it can be read; none of a pipe, which can be read once.
 fn named_files(path: &Path) -> BTreeSet<PathBuf> {
+    if !path.is_file() {
+        return BTreeSet::new();
+    }
     text(path).map_or_else(|_| BTreeSet::new(), |text| yaml::named_files(&text))
 }
 

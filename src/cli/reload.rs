@@ -80,7 +80,11 @@ pub(super) async fn on_change(
         refused = replaced.is_err();
         match replaced {
             Ok(new) => {
-                let is_as_before = !was_refused && new.config == plan.borrow().config;
+                let is_as_before = {
+                    let old = plan.borrow();
+                    let is_config = !was_refused && new.config == old.config;
+                    is_config && !certificates_changed && new.secured.believes_as(&old.secured)
+                };
                 go_on_with(&plan, new).await;
                 plan.borrow().metrics.reloads.note(true);
                 let said = match is_as_before {

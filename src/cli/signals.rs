@@ -49,6 +49,7 @@ impl Signals {
             );
         }
     }
+
     /// Waits for the signal that ends an end at once: the second one, or the first behind the one that the process was `asked` to end by.
     pub(super) async fn once_more(&mut self, asked: bool) {
         // The first asks one that ends by itself for no more than that.

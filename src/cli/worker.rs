@@ -81,15 +81,20 @@ async fn supervise(
     let config = &plan.config;
     // From here on: what is waited for may be kept away by a certificate that has ended.
     let mut renewing = tokio::spawn(reload::stores_on_change(plan.clone(), tls_files));
-    let redis_is_there = redis.connect_timeout;
     let redis = fleet.watch();
     if let Some(within) = wait_for_deps {
         tokio::select! {
             there = dependencies::wait(config, &fleet, &redis, &postgres, within) => there?,
             stopped = signals.stopped() => return stopped,
         }
-    } else if !redis.ready(redis_is_there).await {
-        warn!("redis is not there yet; going on without");
+    } else {
+        let is_there = tokio::select! {
+            is_there = redis.ready(fleet.ready_within()) => is_there,
+            stopped = signals.stopped() => return stopped,
+        };
+        if !is_there {
+            warn!("redis is not there yet; going on without");
+        }
     }
 
     // No other plan comes: nothing is reloaded.

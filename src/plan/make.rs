@@ -98,10 +98,6 @@ pub(super) fn plan(
         .certificates
         .note_lifetimes(secured.certificates());
     secured.take_effect();
-    // Those of a fleet are read from Redis.
-    if fleet.is_none() {
-        counters.reread_overrides(&config.limits);
-    }
     let identities = config.sessions.iter().map(|entry| &entry.settings);
     Arc::new(Plan {
         index: Index::new(config.routes.iter().map(|route| &route.matches)),

@@ -178,3 +178,11 @@ fn a_file_that_is_as_before_is_told_as_that() {
     running.log_until("configuration reloaded");
     assert_eq!(running.client().get("/").body, "new");
 }
+
+/// As `weir run -c <(template weir.yaml)` has it.
+#[test]
+fn a_file_that_can_be_read_once_is_read_once() {
+    let pipe = format!("exec 3<<'END'\n{}END\n:", replying("piped"));
+    let running = Running::start_after(&pipe, Path::new("/dev/fd/3"), &[]);
+    assert_eq!(running.client().get("/").body, "piped");
+}

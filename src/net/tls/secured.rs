@@ -53,6 +53,19 @@ impl Secured {
         })
     }
 
+    /// Whether upstreams and stores are believed by the same authorities as by `other`, and shown the same.
+    pub fn believes_as(&self, other: &Secured) -> bool {
+        let same = |one: &Option<Arc<ClientTls>>, other: &Option<Arc<ClientTls>>| match (one, other)
+        {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            (one, other) => one.is_none() && other.is_none(),
+        };
+        let upstreams = self.upstreams.iter().zip(&other.upstreams);
+        let mut stores = self.stores.iter().zip(&other.stores);
+        upstreams.into_iter().all(|(one, other)| same(one, other))
+            && stores.all(|(one, other)| Arc::ptr_eq(one, other))
+    }
+
     /// What the files of `config` hold now, which it was read by; and what of them cannot be used. That leaves what was read before, each by
     /// itself: a certificate of a listener, or whose clients it lets in; an upstream; a store.
     pub fn renewed(&self, config: &Config) -> (Secured, Vec<String>) {

@@ -29,7 +29,7 @@ struct Lines {
     seen: State,
     /// Changes since a state was told.
     changes: u64,
-    sparing: LogRateLimit,
+    rate: LogRateLimit,
 }
 
 impl Telling {
@@ -40,7 +40,7 @@ impl Telling {
             lines: Mutex::new(Lines {
                 seen: state,
                 changes: 0,
-                sparing: LogRateLimit::new(AT_MOST),
+                rate: LogRateLimit::new(AT_MOST),
             }),
         }
     }
@@ -75,7 +75,7 @@ impl Telling {
             lines.changes += 1;
         }
         let due = lines.changes > 0;
-        if due && lines.sparing.next(now).is_none() {
+        if due && lines.rate.next(now).is_none() {
             self.last.store(BEHIND, Ordering::Relaxed);
             return;
         }
