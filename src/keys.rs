@@ -3,7 +3,7 @@
 //!
 //! | key | is | lives |
 //! |---|---|---|
-//! | `weir:l:{KEY}:Nb` | a limit's `N`th token bucket, from 0; `KEY` hashes the limit's name and the key's parts | until it is full |
+//! | `weir:l:{KEY}:Nb` | a limit's `N`th token bucket, from 0; `KEY` hashes the limit's name and the key's parts | until it is full, or up to a day more where a smaller burst cut something off |
 //! | `weir:l:{KEY}:NsWINDOW` | its `N`th sliding window of so many µs | two windows |
 //! | `weir:l:{KEY}:NfPERIOD` | its `N`th fixed window of that period | until it ends |
 //! | `weir:c:{KEY}` | a concurrency limit's slots: how many each process has, and until when | `hold_ttl` past the last call, or 2 s once none is taken |
@@ -12,7 +12,7 @@
 //! | `weir:b:{UPSTREAM}:s` | the state of an upstream's shared breaker; `UPSTREAM` hashes its name | a day past the last report, a month where forced |
 //! | `weir:b:{UPSTREAM}:w:SHAPE` | its window of one kind and size | the window, or a day where it is one of calls |
 //! | `weir:b:{UPSTREAM}:m` | processes that share it, by when they were heard | 5 s past the last report |
-//! | `weir:b:{UPSTREAM}:d` | those that doubt the upstream, likewise | 3 s past the last that does |
+//! | `weir:b:{UPSTREAM}:d` | those that doubt the upstream, likewise; with `?` behind one that does for a single call | 3 s past the last that does |
 //! | `weir:b:{UPSTREAM}:p` | slots for probes, by when they come back | a day past the last |
 //! | `weir:s:NAME:{USER}` | a user's sessions of the entry `NAME`: a hash of its name and of each session's record | as long as the last of them |
 //! | `weir:s:{sweep}` | the process that sweeps the sessions | two sweeps past its last |

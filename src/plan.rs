@@ -376,8 +376,10 @@ mod tests {
         assert_eq!(set(&slots), None);
         let window = next(&slots, window);
         assert_eq!(set(&window), Some(of_window));
-        assert!(window.counters.set_override("a", "k", None));
-        let again = next(&window, "limit: 8/m, algorithm: fixed_window");
+        // Taken back while it says nothing.
+        let slots = next(&window, "limit: 9, algorithm: concurrency");
+        assert!(slots.counters.set_override("a", "k", None));
+        let again = next(&slots, "limit: 8/m, algorithm: fixed_window");
         assert_eq!(set(&again), None);
     }
 }

@@ -248,7 +248,7 @@ fn begin(
     thread.spawn(move || {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
             let said =
-                "a thread of the audit has panicked, and events are kept no more: restart weir";
+                "a thread of the audit has panicked, and events are no longer kept, or no longer sent: restart weir";
             shared.troubles.lock().ended = Some(said.to_owned());
             shared.note_panic();
             resume_unwind(panic);

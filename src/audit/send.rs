@@ -144,7 +144,8 @@ async fn serve(sending: Sending) {
         () = send(&link, &own, || is_over(&common)) => {}
     }
     // The disk may end with the process; a Redis that takes nothing now will not do so in time.
-    while link.adopts.get() && !link.told.get() && !common.shared.is_late() {
+    let adopts = || link.adopts.get() && !adopting.is_finished();
+    while adopts() && !link.told.get() && !common.shared.is_late() {
         sleep(POLL / 4).await;
     }
     adopting.abort();
@@ -315,11 +316,14 @@ impl Link {
         self.common.release(released);
     }
 
-    /// Once the process ends: what both the spool and a stream have is not waited for, and stays in the spool for the next start.
-    fn forget_at_the_end(&self, load: &Load<'_>) {
-        if self.common.shared.is_stopping() {
+    /// Once the process ends, what both the spool and a stream have is not waited for, and stays in the spool for the next start; whether
+    /// it is so.
+    fn forget_at_the_end(&self, load: &Load<'_>) -> bool {
+        let ends = self.common.shared.is_stopping();
+        if ends {
             load.uncommitted.lock().shed_spooled();
         }
+        ends
     }
 
     /// The next batch to send. One that the spool cannot give back is lost.
@@ -510,7 +514,7 @@ async fn feed(
         load.work.notify_one();
     };
     let mut newest: Option<batch::Header> = None;
-    let (mut batches, mut has_left_out) = (0, false);
+    let (mut batches, mut has_left_out, mut has_forgotten) = (0, false, false);
     loop {
         let (place, bytes) = match left.next_record() {
             Ok(Some(record)) => record,
@@ -533,7 +537,7 @@ async fn feed(
             }
         };
         while is_enough(load.uncommitted) {
-            link.forget_at_the_end(load);
+            has_forgotten |= link.forget_at_the_end(load);
             sleep(POLL / 4).await;
             release(left, released);
         }
@@ -561,7 +565,7 @@ async fn feed(
         sleep(POLL / 4).await;
         release(left, released);
     }
-    Some(batches)
+    (!has_forgotten).then_some(batches)
 }
 
 /// Whether as many batches are under way as may be of what another process has left.

@@ -26,8 +26,8 @@ type Tried = Result<(Connected, Answered), Failure>;
 
 impl Answerer<'_> {
     /// Keeps the connection for another request.
-    pub(super) fn give_back(self, to_head: bool) {
-        self.picked.pool.give_back(self.connected, to_head);
+    pub(super) fn give_back(self, after_head: bool) {
+        self.picked.pool.give_back(self.connected, after_head);
     }
 }
 
@@ -88,8 +88,8 @@ impl<'p> Exchange<'_, 'p> {
             if let Ok((connected, answered)) = tried
                 && is_over(&answered, &self.answer)
             {
-                let to_head = self.outgoing.request.is_head;
-                picked.pool.give_back(connected, to_head);
+                let after_head = self.outgoing.request.is_head;
+                picked.pool.give_back(connected, after_head);
             }
             *picked = next;
             self.answer.clear();

@@ -290,8 +290,8 @@ impl Pool {
         until.map_or(most, |until| most.min(until.left()))
     }
 
-    /// Keeps a connection for the next request; only one whose last response was read to its end. `to_head`: that was one to a HEAD.
-    pub fn give_back(&self, connected: Connected, to_head: bool) {
+    /// Keeps a connection for the next request; only one whose last response was read to its end. `after_head`: that was one to a HEAD.
+    pub fn give_back(&self, connected: Connected, after_head: bool) {
         // One that is kept is of no use to those who wait for a new one.
         if self.caps.as_ref().is_some_and(|caps| caps.is_short()) {
             return;
@@ -302,7 +302,7 @@ impl Pool {
         if idle.len() < MAX_IDLE && !connected.is_old(now) {
             let connected = Connected {
                 reused: true,
-                after_head: to_head,
+                after_head,
                 ..connected
             };
             idle.push_back((now, connected));

@@ -202,7 +202,8 @@ impl Limits {
     pub fn set_override(&self, limit: &str, key: &str, set: Option<(&str, Override)>) -> bool {
         let place = (limit.to_owned(), key.to_owned());
         let mut words = self.words.lock();
-        match &set {
+        // Also where they did not fit the limit as it is now.
+        let was_set = match &set {
             Some((says, _)) => words.insert(place.clone(), (*says).to_owned()),
             None => words.remove(&place),
         };
@@ -214,7 +215,7 @@ impl Limits {
             };
             overrides
         });
-        before.contains_key(&place)
+        was_set.is_some() || before.contains_key(&place)
     }
 
     /// Has what was set here go by these limits, which may be of another kind than before.
