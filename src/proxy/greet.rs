@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -27,9 +27,10 @@ use crate::config::Listener;
 use crate::config::limit_keys::one_client;
 use crate::config::listeners::{ListenerProtocol, ProxyProtocol};
 use crate::http1::proxy_protocol::{self, ProxyError};
+use crate::net::clients::Counted;
 use crate::net::stream::{Socket, Stream, canonical};
 use crate::net::tls::{Protocol, Trouble, with_ends};
-use crate::plan::Greeting;
+use crate::plan::{Greeting, Plan};
 
 /// What each record of a handshake begins with (RFC 8446 section 5.1).
 const HANDSHAKE: u8 = 22;
@@ -48,15 +49,58 @@ pub(super) struct Guest {
     pub agreed: Option<Protocol>,
 }
 
-/// Greets whoever comes to a listener, from `peer` where that is known, and serves it until its connection ends.
+/// A client that has as many connections as it may.
+pub(super) struct TooMany;
+
+/// Counts whoever comes to a listener, from `peer` where that is known, unless a PROXY header may say that it is another; `None` where it is
+/// not counted.
+pub(super) fn count_peer(
+    lane: &Lane,
+    listener_index: usize,
+    peer: Option<SocketAddr>,
+) -> Result<Option<Box<Counted>>, TooMany> {
+    let plan = &lane.following.current().plan;
+    let is_known = plan.config.listeners[listener_index].proxy_protocol == ProxyProtocol::None;
+    match peer.filter(|_| is_known) {
+        Some(peer) => count_client(plan, listener_index, peer.ip()),
+        None => Ok(None),
+    }
+}
+
+fn count_client(
+    plan: &Plan,
+    listener_index: usize,
+    ip: IpAddr,
+) -> Result<Option<Box<Counted>>, TooMany> {
+    let listener = &plan.config.listeners[listener_index];
+    let ip = ip.to_canonical();
+    let max = match listener.max_connections_per_client {
+        // Load balancers that say of whom their requests are have connections for many.
+        Some(max) if !headers::is_trusted(listener, ip) => max,
+        Some(_) | None => return Ok(None),
+    };
+    let clients = &plan.listeners[listener_index].clients;
+    match clients.count(one_client(ip, listener.ipv6_prefix), max) {
+        Some(counted) => Ok(Some(Box::new(counted))),
+        None => {
+            debug!(listener = listener.name, peer = %ip, max, "a client has too many connections");
+            plan.metrics.connections.refused_per_client.inc();
+            Err(TooMany)
+        }
+    }
+}
+
+/// Greets whoever comes to a listener, from `peer` where that is known, as it was counted by it, and serves it until its connection ends.
 pub(super) async fn greet(
     lane: &Rc<Lane>,
     listener_index: usize,
     socket: Socket,
     peer: Option<SocketAddr>,
+    counted: Option<Box<Counted>>,
 ) {
     // Boxed, to keep the common future small.
-    let Some(guest) = Box::pin(meet(lane, listener_index, socket, peer)).await else {
+    let meeting = Box::pin(meet(lane, listener_index, socket, peer, counted));
+    let Some(guest) = meeting.await else {
         return;
     };
     http1::connection(lane, listener_index, guest).await;
@@ -68,21 +112,22 @@ async fn meet(
     listener_index: usize,
     socket: Socket,
     peer: Option<SocketAddr>,
+    mut counted: Option<Box<Counted>>,
 ) -> Option<Guest> {
     socket.set_nodelay().ok()?;
     let view = lane.following.current();
     let listener = &view.plan.config.listeners[listener_index];
     let redirected = listener.transparent.then(|| redirected(&socket, peer));
-    let mut has_address = peer.is_some();
     // Whoever reaches a Unix socket is of this machine.
-    let mut ip = peer.map_or(Ipv4Addr::LOCALHOST.into(), |peer| peer.ip());
+    let here = IpAddr::from(Ipv4Addr::LOCALHOST);
+    let mut client = peer.map(|peer| peer.ip());
+    let near = client.unwrap_or(here);
     let mut ahead = Vec::new();
     let from = listener.proxy_protocol_from.as_ref();
     let is_believed = || {
-        let contains = |network: &IpNet| network.contains(&ip.to_canonical());
+        let contains = |network: &IpNet| network.contains(&near.to_canonical());
         from.is_none_or(|networks| networks.iter().any(contains))
     };
-    let near = ip;
     let failed = |reason| {
         debug!(listener = listener.name, peer = %near, reason, "no PROXY header");
         let failures = &view.plan.metrics.proxy_failures;
@@ -99,10 +144,9 @@ async fn meet(
     if let Some(is_required) = is_required {
         let read = read_proxy_header(lane, listener_index, &socket, is_required);
         match timeout(listener.header_read, read).await {
-            Ok(Ok(Announced { client, rest })) => {
-                has_address |= client.is_some();
-                ip = client.map_or(ip, |client| client.ip());
-                ahead = rest;
+            Ok(Ok(announced)) => {
+                client = announced.client.map(|client| client.ip()).or(client);
+                ahead = announced.rest;
             }
             Ok(Err(failure)) => return failure.reason().and_then(failed),
             Err(_) if is_required => return failed("timed_out"),
@@ -110,28 +154,21 @@ async fn meet(
             Err(_) => return None,
         }
     }
+    if listener.proxy_protocol != ProxyProtocol::None
+        && let Some(ip) = client
+    {
+        counted = count_client(&view.plan, listener_index, ip).ok()?;
+    }
     let agreed = match listener.protocol {
         ListenerProtocol::Auto => None,
         ListenerProtocol::Http1 => Some(Protocol::Http1),
         ListenerProtocol::Http2 => Some(Protocol::Http2),
     };
     let live = &view.plan.listeners[listener_index];
+    let ip = client.unwrap_or(here);
     let mut peer = Peer::new(ip, clock::old_at(listener.max_age), live.admission);
     peer.redirected = redirected.map(Box::new);
-    // Load balancers that say of whom their requests are have connections for many.
-    if let Some(max) = listener.max_connections_per_client
-        && has_address
-        && !headers::is_trusted(listener, peer.ip)
-    {
-        let client = one_client(peer.ip, listener.ipv6_prefix);
-        let counted = live.clients.count(client, max);
-        peer.counted = counted.map(Box::new);
-        if peer.counted.is_none() {
-            debug!(listener = listener.name, peer = %peer.ip, max, "a client has too many connections");
-            view.plan.metrics.connections.refused_per_client.inc();
-            return None;
-        }
-    }
+    peer.counted = counted;
     let mut guest = Guest {
         stream: Stream::Plain(socket),
         ahead,

@@ -418,13 +418,14 @@ mod tests {
     use std::net::SocketAddr;
 
     use super::*;
+    use crate::net::clients::Counted;
     use crate::net::stream::Socket;
 
     /// What is moved with each request, and what each idle connection has room for, in bytes.
     #[test]
     fn futures_stay_small() {
         fn greeted<'a, F>(
-            _: impl FnOnce(&'a Rc<Lane>, usize, Socket, Option<SocketAddr>) -> F,
+            _: impl FnOnce(&'a Rc<Lane>, usize, Socket, Option<SocketAddr>, Option<Box<Counted>>) -> F,
         ) -> usize {
             size_of::<F>()
         }

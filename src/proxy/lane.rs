@@ -15,7 +15,7 @@ use tracing::warn;
 
 use super::drain::Drain;
 use super::following::Following;
-use super::greet::greet;
+use super::greet::{count_peer, greet};
 use super::outbox::Outbox;
 use super::reply::Date;
 use super::shed::{self, Shedding};
@@ -213,6 +213,11 @@ async fn accept(lane: Rc<Lane>, listener_index: usize, listener: Accepting) {
             _ = phases.wait_for(|phase| *phase >= Phase::Draining) => break,
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
+                    // Nobody makes room for who is not let in.
+                    let Ok(counted) = count_peer(&lane, listener_index, peer) else {
+                        metrics.connections.accepted.inc();
+                        continue;
+                    };
                     let Some(open) = Open::new(&lane, listener_index) else {
                         metrics.connections.refused.inc();
                         continue;
@@ -220,7 +225,7 @@ async fn accept(lane: Rc<Lane>, listener_index: usize, listener: Accepting) {
                     metrics.connections.accepted.inc();
                     let lane = lane.clone();
                     connections.spawn_local(async move {
-                        greet(&lane, listener_index, stream, peer).await;
+                        greet(&lane, listener_index, stream, peer, counted).await;
                         drop(open);
                     });
                 }

@@ -214,6 +214,36 @@ fn a_client_has_as_many_connections_as_it_may_in_all_lanes_together() {
     assert!(served(&weir, "127.0.0.1").is_none());
 }
 
+/// A listener that is full has others make room for who is let in, not for who is refused anyhow.
+#[test]
+fn a_client_that_has_too_many_throws_out_nobody() {
+    let lane = Lane::start(
+        "listeners: [{address: '127.0.0.1:0', limits: {max_connections: 4, max_connections_per_client: 2}}]\nroutes: [{reply: {status: 200, body: ok}}]\n",
+    );
+    let address = lane.address.to_string();
+    let served = |from: &str| {
+        let mut stream = connect(&address, from);
+        ask(&mut stream, b"").then_some(stream)
+    };
+    let [mut others, mut own] =
+        ["127.0.0.2", "127.0.0.1"].map(|from| [(); 2].map(|()| served(from).unwrap()));
+    // All of them could make room from then on.
+    let idle_since = weir::clock::now();
+    eventually(|| idle_since.elapsed() > Duration::from_secs(3));
+    for _ in 0..4 {
+        assert!(served("127.0.0.1").is_none());
+    }
+    assert_eq!((lane.told(OVER), lane.told(FULL)), (Some(4.0), Some(0.0)));
+    assert_eq!(lane.told("weir_connections_total"), Some(8.0));
+    assert!(others.iter_mut().all(|stream| ask(stream, b"")));
+    // As they do for another client.
+    assert!(served("127.0.0.3").is_some());
+    let stay = own
+        .iter_mut()
+        .filter_map(|stream| ask(stream, b"").then_some(()));
+    assert_eq!(stay.count(), 1);
+}
+
 #[test]
 fn connections_of_http2_and_silent_ones_count_as_others_do() {
     let weir = Weir::start("limits: {max_connections_per_client: 2}", "");

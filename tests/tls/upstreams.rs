@@ -275,6 +275,53 @@ fn the_systems_authorities_are_read_again_when_asked() {
 }
 
 #[test]
+fn a_bundle_that_is_being_written_leaves_the_systems_authorities_as_they_were() {
+    let all = Authorities::new();
+    let behind = Behind::start(&all.ours, "app", "");
+    let [bundle, config, other] =
+        ["bundle.crt", "weir.yaml", "other.crt"].map(|name| all.theirs.path(name));
+    let whole =
+        [&all.theirs, &all.ours].map(|it| std::fs::read_to_string(it.path("ca.crt")).unwrap());
+    let whole = whole.concat();
+    let write = |extra: &str| {
+        let text = format!(
+            "listen: 127.0.0.1:0\nadmin: {{address: '127.0.0.1:0'}}\nroutes: [{{upstream: app}}]\n\
+             upstreams: {{app: {{endpoints: 'https://localhost:{}'}}, other: {{endpoints: 'https://localhost:9', tls: {{ca: '{}'}}}}}}\n{extra}",
+            behind.port(),
+            other.display(),
+        );
+        std::fs::write(&config, text).unwrap();
+    };
+    std::fs::copy(all.ours.path("ca.crt"), &other).unwrap();
+    std::fs::write(&bundle, &whole).unwrap();
+    write("");
+    let bundle_path = bundle.display().to_string();
+    let variables = [("SSL_CERT_FILE", &*bundle_path), ("SSL_CERT_DIR", "")];
+    let running = Running::start_in(&config, &variables);
+    assert_eq!(running.client().get("/").status, 200);
+    let reloads = || running.metric("weir_config_reloads_total{result=\"loaded\"}");
+    // Cut off within the one that counts; and between being emptied and written.
+    for (nth, now) in [&whole[..whole.len() - 100], ""].into_iter().enumerate() {
+        std::fs::write(&bundle, now).unwrap();
+        running.signal("HUP");
+        eventually(|| reloads() == nth as u64 + 1);
+        assert_eq!(running.client().get("/").status, 200, "{nth}");
+    }
+    // Nor does it hold up what else the file says.
+    write("shutdown: {drain: 7s}\n");
+    eventually(|| reloads() == 3);
+    assert_eq!(running.client().get("/").status, 200);
+    // What is renewed meanwhile tells of it as of any other.
+    std::fs::copy(all.theirs.path("ca.crt"), &other).unwrap();
+    eventually(|| running.metric("weir_config_reloads_total{result=\"refused\"}") == 1);
+    assert_eq!(running.client().get("/").status, 200);
+    // Once it is whole it counts.
+    std::fs::copy(all.theirs.path("ca.crt"), &bundle).unwrap();
+    running.signal("HUP");
+    eventually(|| running.client().get("/").status == 502);
+}
+
+#[test]
 fn http2_is_spoken_to_an_upstream_under_tls() {
     let all = Authorities::new();
     let behind = Behind::start(

@@ -6,12 +6,13 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, RootCertStore};
 use sha2::{Digest, Sha256};
 use tokio_rustls::TlsConnector;
 
 use super::facts::holds;
+use super::public::{Public, PublicOnce};
 use super::{TlsError, authorities, believed, certificates, private_key, provider, read, unusable};
 use crate::config::Protocol;
 use crate::config::tls::{Tls, UpstreamTls};
@@ -24,20 +25,22 @@ pub(super) struct Client {
     /// The file of the certificate that it shows, and when that ends, since the epoch; `None` where it shows none, or one whose end
     /// cannot be read.
     pub holds: Option<(String, Range<Duration>)>,
+    /// Where they are believed.
+    pub public: Option<Arc<Public>>,
 }
 
 impl Client {
-    /// Reads the files of `tls`; the public authorities of the system only where it names none.
-    pub(super) fn read(tls: &Tls) -> Result<Client, TlsError> {
+    /// Reads the files of `tls`; asks for the public authorities of the system only where it names none.
+    pub(super) fn read(tls: &Tls, public: &PublicOnce) -> Result<Client, TlsError> {
         match &tls.ca {
-            None if public_roots().is_empty() => Err(TlsError::NoAuthority),
-            _ => Client::read_if_needed(tls),
+            None if public.get().roots.is_empty() => Err(TlsError::NoAuthority),
+            _ => Client::read_if_needed(tls, public),
         }
     }
 
     /// As [`Client::read`], for a server that may do without TLS: without an authority to believe there is no error until one shows
     /// a certificate.
-    pub(super) fn read_if_needed(tls: &Tls) -> Result<Client, TlsError> {
+    pub(super) fn read_if_needed(tls: &Tls, public: &PublicOnce) -> Result<Client, TlsError> {
         let builder = ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .map_err(unusable)?;
@@ -48,12 +51,14 @@ impl Client {
                     .dangerous()
                     .with_custom_certificate_verifier(verifier)
             }
-            None => builder.with_root_certificates(public_roots()),
+            None => builder.with_root_certificates(public.get().roots.clone()),
         };
+        let public = tls.ca.is_none().then(|| public.get().clone());
         let Some(ours) = &tls.certificate else {
             return Ok(Client {
                 config: builder.with_no_client_auth(),
                 holds: None,
+                public,
             });
         };
         let (key, chain) = (private_key(&ours.key)?, certificates(&ours.cert)?);
@@ -62,12 +67,13 @@ impl Client {
         Ok(Client {
             config: config.map_err(unusable)?,
             holds: holds.map(|holds| (ours.cert.display().to_string(), holds)),
+            public,
         })
     }
 }
 
 /// What the files hold, in short; the system's authorities too, where it names none of its own.
-pub(super) fn digest(tls: &Tls) -> Result<[u8; 32], TlsError> {
+pub(super) fn digest(tls: &Tls, public: &PublicOnce) -> Result<[u8; 32], TlsError> {
     let mut digest = Sha256::new();
     let mut add = |bytes: &[u8]| {
         digest.update(bytes.len().to_be_bytes());
@@ -77,17 +83,9 @@ pub(super) fn digest(tls: &Tls) -> Result<[u8; 32], TlsError> {
         add(&read(file)?);
     }
     if tls.ca.is_none() {
-        let public = rustls_native_certs::load_native_certs().certs;
-        public.iter().for_each(|certificate| add(certificate));
+        add(&public.get().digest);
     }
     Ok(digest.finalize().into())
-}
-
-/// The system's authorities; those that cannot be read are left out: it has more than anyone needs.
-fn public_roots() -> RootCertStore {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    roots
 }
 
 /// TLS towards an upstream, as its files were when they were read.
@@ -98,6 +96,8 @@ pub struct ClientTls {
     http1: Arc<ClientConfig>,
     sni: Option<ServerName<'static>>,
     holds: Option<(String, Range<Duration>)>,
+    /// Where they are believed.
+    pub(super) public: Option<Arc<Public>>,
     /// Of what it was made from: what is made of the same is the same.
     source: Source,
 }
@@ -120,20 +120,25 @@ struct Source {
 
 impl ClientTls {
     /// Reads the files of `settings`; `old` itself, if they say the same.
-    pub fn read(
+    pub(super) fn read(
         settings: &UpstreamTls,
         protocol: Protocol,
+        public: &PublicOnce,
         old: Option<&Arc<ClientTls>>,
     ) -> Result<Arc<ClientTls>, TlsError> {
         let source = Source {
             settings: settings.clone(),
             protocol,
-            files: digest(&settings.tls)?,
+            files: digest(&settings.tls, public)?,
         };
         if let Some(old) = old.filter(|old| old.source == source) {
             return Ok(old.clone());
         }
-        let Client { config, holds } = Client::read(&settings.tls)?;
+        let Client {
+            config,
+            holds,
+            public,
+        } = Client::read(&settings.tls, public)?;
         let offering = |names: &[&[u8]]| {
             let mut config = config.clone();
             config.alpn_protocols = names.iter().map(|name| name.to_vec()).collect();
@@ -152,6 +157,7 @@ impl ClientTls {
             http1,
             sni,
             holds,
+            public,
             source,
         }))
     }

@@ -5,6 +5,7 @@ mod believed;
 pub mod client;
 mod facts;
 mod pem;
+mod public;
 mod resumption;
 mod secured;
 pub mod server;

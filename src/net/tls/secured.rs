@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tracing::error;
+
 use super::client::ClientTls;
+use super::public::PublicOnce;
 use super::server::ServerTls;
 use super::{StoreTls, TlsError};
 use crate::config::tls::Tls;
@@ -22,8 +25,10 @@ pub struct Secured {
 
 impl Secured {
     /// Reads every file that `config` names for TLS, those of the stores of `old` among them; all or none. Sessions that listeners of
-    /// `old` began are resumed, and what is of an upstream or a store whose files say the same is taken over.
+    /// `old` began are resumed, and what is of an upstream or a store whose files say the same is taken over. The system's authorities are no
+    /// file of it: where they cannot be read those of `old` stay, which the log is told.
     pub fn read(config: &Config, old: &Secured) -> Result<Secured, String> {
+        let public = old.public_again();
         let listener = |(index, listener): (usize, &Listener)| {
             let Some(settings) = &listener.tls else {
                 return Ok(None);
@@ -39,18 +44,26 @@ impl Secured {
             };
             let mut old = old.upstreams.iter().flatten();
             let old = old.find(|old| old.is_of(settings, upstream.protocol));
-            ClientTls::read(settings, upstream.protocol, old)
+            ClientTls::read(settings, upstream.protocol, &public, old)
                 .map(Some)
                 .map_err(|error| of_upstream(upstream, &error))
         };
-        let store = |store: &Arc<StoreTls>| store.again().map_err(|error| of_store(store, &error));
+        let store = |store: &Arc<StoreTls>| {
+            let again = store.again(&public);
+            again.map_err(|error| of_store(store, &error))
+        };
         let listeners = config.listeners.iter().enumerate().map(listener);
         let upstreams = config.upstreams.iter().map(upstream);
-        Ok(Secured {
+        let read = Secured {
             listeners: listeners.collect::<Result<_, _>>()?,
             upstreams: upstreams.collect::<Result<_, _>>()?,
             stores: old.stores.iter().map(store).collect::<Result<_, _>>()?,
-        })
+        };
+        if let Some(error) = public.error() {
+            let error = of_public(error);
+            error!(%error, "certificates not reloaded, those before stay");
+        }
+        Ok(read)
     }
 
     /// Whether upstreams and stores are believed by the same authorities as by `other`, and shown the same.
@@ -67,9 +80,10 @@ impl Secured {
     }
 
     /// What the files of `config` hold now, which it was read by; and what of them cannot be used. That leaves what was read before, each by
-    /// itself: a certificate of a listener, or whose clients it lets in; an upstream; a store.
+    /// itself: a certificate of a listener, or whose clients it lets in; an upstream; a store; the system's authorities.
     pub fn renewed(&self, config: &Config) -> (Secured, Vec<String>) {
         let mut wrong = Vec::new();
+        let public = self.public_again();
         let listeners = config.listeners.iter().zip(&self.listeners);
         let listeners = listeners.map(|(listener, before)| {
             let (Some(settings), Some(before)) = (&listener.tls, before) else {
@@ -85,7 +99,7 @@ impl Secured {
             let (Some(settings), Some(before)) = (&upstream.tls, before) else {
                 return None;
             };
-            let renewed = ClientTls::read(settings, upstream.protocol, Some(before));
+            let renewed = ClientTls::read(settings, upstream.protocol, &public, Some(before));
             Some(renewed.unwrap_or_else(|error| {
                 wrong.push(of_upstream(upstream, &error));
                 before.clone()
@@ -93,7 +107,7 @@ impl Secured {
         });
         let upstreams = upstreams.collect();
         let stores = self.stores.iter().map(|before| {
-            before.again().unwrap_or_else(|error| {
+            before.again(&public).unwrap_or_else(|error| {
                 wrong.push(of_store(before, &error));
                 before.clone()
             })
@@ -103,7 +117,15 @@ impl Secured {
             upstreams,
             stores: stores.collect(),
         };
+        wrong.extend(public.error().map(of_public));
         (renewed, wrong)
+    }
+
+    /// The system's authorities as they are now, for all that believe them.
+    fn public_again(&self) -> PublicOnce {
+        let upstreams = self.upstreams.iter().flatten().map(|tls| &tls.public);
+        let stores = self.stores.iter().map(|tls| &tls.public);
+        PublicOnce::after(upstreams.chain(stores).flatten().next().cloned())
     }
 
     /// From now on connections to stores are made by it; those of listeners and upstreams are by whoever has it.
@@ -160,4 +182,8 @@ fn of_upstream(upstream: &Upstream, error: &TlsError) -> String {
 
 fn of_store(store: &StoreTls, error: &TlsError) -> String {
     format!("{}: {error}", store.place)
+}
+
+fn of_public(error: &str) -> String {
+    format!("public authorities: {error}; send a SIGHUP once they can be read")
 }

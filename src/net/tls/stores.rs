@@ -12,6 +12,7 @@ use rustls::ClientConfig;
 
 use super::TlsError;
 use super::client::{Client, digest};
+use super::public::{Public, PublicOnce};
 use crate::config::tls::Tls;
 
 /// When a store is spoken to by TLS.
@@ -49,6 +50,8 @@ pub struct StoreTls {
     files: [u8; 32],
     config: Arc<ClientConfig>,
     holds: Option<(String, Range<Duration>)>,
+    /// Where they are believed.
+    pub(super) public: Option<Arc<Public>>,
     latest: Latest,
 }
 
@@ -59,8 +62,14 @@ impl StoreTls {
         settings: &Tls,
         spoken: Spoken,
     ) -> Result<Arc<StoreTls>, TlsError> {
-        let files = digest(settings)?;
-        let (config, holds) = parse(settings, spoken)?;
+        let public = PublicOnce::after(None);
+        let files = digest(settings, &public)?;
+        let Client {
+            config,
+            holds,
+            public,
+        } = parse(settings, spoken, &public)?;
+        let config = Arc::new(config);
         Ok(Arc::new(StoreTls {
             place,
             settings: settings.clone(),
@@ -69,23 +78,29 @@ impl StoreTls {
             latest: Latest(Arc::new(ArcSwap::new(config.clone()))),
             config,
             holds,
+            public,
         }))
     }
 
     /// What the files hold now, for the same connections once it [takes effect](StoreTls::take_effect); itself, if they say the same.
-    pub fn again(self: &Arc<Self>) -> Result<Arc<StoreTls>, TlsError> {
-        let files = digest(&self.settings)?;
+    pub(super) fn again(self: &Arc<Self>, public: &PublicOnce) -> Result<Arc<StoreTls>, TlsError> {
+        let files = digest(&self.settings, public)?;
         if files == self.files {
             return Ok(self.clone());
         }
-        let (config, holds) = parse(&self.settings, self.spoken)?;
+        let Client {
+            config,
+            holds,
+            public,
+        } = parse(&self.settings, self.spoken, public)?;
         Ok(Arc::new(StoreTls {
             place: self.place,
             settings: self.settings.clone(),
             spoken: self.spoken,
             files,
-            config,
+            config: Arc::new(config),
             holds,
+            public,
             latest: self.latest.clone(),
         }))
     }
@@ -111,12 +126,9 @@ impl StoreTls {
     }
 }
 
-type Parsed = (Arc<ClientConfig>, Option<(String, Range<Duration>)>);
-
-fn parse(settings: &Tls, spoken: Spoken) -> Result<Parsed, TlsError> {
-    let Client { config, holds } = match spoken {
-        Spoken::Always => Client::read(settings)?,
-        Spoken::IfOffered => Client::read_if_needed(settings)?,
-    };
-    Ok((Arc::new(config), holds))
+fn parse(settings: &Tls, spoken: Spoken, public: &PublicOnce) -> Result<Client, TlsError> {
+    match spoken {
+        Spoken::Always => Client::read(settings, public),
+        Spoken::IfOffered => Client::read_if_needed(settings, public),
+    }
 }
