@@ -42,19 +42,19 @@ impl World {
 
     /// In front of this upstream, with these keys in its configuration.
     async fn before(asks: Version, serves: Version, origin: Origin, keys: &str) -> World {
-        World::behind("stream_idle: 2s", asks, serves, origin, keys).await
+        World::behind("timeouts: {stream_idle: 2s}", asks, serves, origin, keys).await
     }
 
-    /// The same, behind a listener of these timeouts.
+    /// The same, behind a listener of these keys.
     async fn behind(
-        timeouts: &str,
+        listener: &str,
         asks: Version,
         serves: Version,
         origin: Origin,
         keys: &str,
     ) -> World {
         let lane = Lane::start(&format!(
-            "listeners: [{{address: '127.0.0.1:0', timeouts: {{{timeouts}}}}}]\n\
+            "listeners: [{{address: '127.0.0.1:0', {listener}}}]\n\
              upstreams: {{app: {{endpoints: ['http://{}'], protocol: {}, {keys}}}}}\nsessions: {{web: {{}}}}\n",
             origin.address,
             serves.name()

@@ -573,7 +573,7 @@ fn a_response_that_weir_breaks_off_is_a_reset_for_a_client_of_http_1_0() {
     for serves in [Version::One, Version::Two] {
         run(async {
             let origin = Origin::start(serves).await;
-            let idle = "stream_idle: 500ms";
+            let idle = "timeouts: {stream_idle: 500ms}";
             let mut world = World::behind(idle, Version::One, serves, origin, "timeout: 5s").await;
             let address = world.lane.address;
             let reply = tokio::task::spawn_blocking(move || {

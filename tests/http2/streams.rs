@@ -46,7 +46,7 @@ fn on_each_patient_pairing(test: impl AsyncFn(World) + Sync) {
     });
 }
 
-const PATIENT: &str = "stream_idle: 60s, request_read: 60s";
+const PATIENT: &str = "timeouts: {stream_idle: 60s, request_read: 60s}";
 
 impl World {
     /// The lane serves on, on the client's connection too.
@@ -133,7 +133,7 @@ fn an_upload_goes_on_beside_its_response_however_slow_either_side_is() {
     at_once(PAIRINGS, |(asks, serves)| {
         run(async {
             let origin = Origin::start(serves).await;
-            let timeouts = "stream_idle: 2s, request_read: 1s";
+            let timeouts = "timeouts: {stream_idle: 2s, request_read: 1s}";
             let mut world = World::behind(timeouts, asks, serves, origin, "timeout: 1s").await;
             let mut call = world.client.call("POST", "/", &[], Length::Unknown).await;
             call.body.send(b"1").await.unwrap();
@@ -175,7 +175,8 @@ fn a_late_head_leaves_its_body_time() {
         run(async {
             let origin = Origin::start(serves).await;
             let keys = "timeout: 20s";
-            let mut world = World::behind("stream_idle: 1s", asks, serves, origin, keys).await;
+            let mut world =
+                World::behind("timeouts: {stream_idle: 1s}", asks, serves, origin, keys).await;
             let call = world.client.get("/").await;
             let mut asked = world.origin.asked().await;
             tokio::time::sleep(Duration::from_millis(1_500)).await;
@@ -192,9 +193,11 @@ fn what_is_left_of_an_upload_takes_its_time() {
     at_once(PAIRINGS, |(asks, serves)| {
         run(async {
             let origin = Origin::start(serves).await;
-            let timeouts = "stream_idle: 8s, request_read: 500ms";
-            let mut world = World::behind(timeouts, asks, serves, origin, "timeout: 300ms").await;
-            let length = Length::Known(10 << 20);
+            // Longer than what the kernel may keep of it on its way.
+            let listener =
+                "timeouts: {stream_idle: 8s, request_read: 500ms}, limits: {max_body: 1GiB}";
+            let mut world = World::behind(listener, asks, serves, origin, "timeout: 300ms").await;
+            let length = Length::Known(1 << 30);
             let mut call = world.client.call("POST", "/", &[], length).await;
             call.body.send(b"1").await.unwrap();
             let mut asked = world.origin.asked().await;
