@@ -575,6 +575,8 @@ fn an_old_connection_ends_with_its_last_request() {
         assert_eq!(client.get("/").status, 200);
         ends.try_recv() == Ok(1)
     });
+    // It may have ended between two requests.
+    assert_eq!(client.get("/").status, 200);
     assert!(opened.load(Ordering::Relaxed) >= 2);
 }
 

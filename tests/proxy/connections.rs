@@ -497,7 +497,8 @@ fn a_connection_that_finds_no_descriptor_waits_and_is_counted() {
 fn what_weir_lacks_opens_no_breaker_and_ejects_no_endpoint() {
     let upstream = Upstream::answering("ok");
     let config = file(&format!(
-        "listen: 127.0.0.1:0\nruntime: {{lanes: 1}}\ncircuit_breakers: {{b: {{consecutive_failures: 1, open_for: 1h}}}}\n\
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nruntime: {{lanes: 1}}\n\
+         circuit_breakers: {{b: {{consecutive_failures: 1, open_for: 1h}}}}\n\
          upstreams: {{app: {{endpoints: ['{}'], circuit_breaker: b, panic_threshold: 0%,\n  \
          outlier_detection: {{consecutive_5xx: 1, max_ejection_percent: 100, base_ejection_time: 1h}}}}}}\n\
          routes: [{{match: {{path: /here}}, reply: {{status: 200}}}}, {{upstream: app}}]\n",
