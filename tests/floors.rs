@@ -1,5 +1,5 @@
 //! The floors of the code: what may import what, and which modules stay pure. ARCHITECTURE.md tells them to people, with a map of all
-//! modules.
+//! modules. And what the image's build says of the crate's files.
 
 #![expect(
     clippy::unwrap_used,
@@ -367,4 +367,15 @@ fn imports_are_read_from_every_form() {
         heads("{\n    clock,\n    config::{a, b},\n    plan::Plan,\n};"),
         ["clock", "config", "plan"]
     );
+}
+
+/// The image builds what weir depends on before weir's sources are there: cargo wants a file for each benchmark.
+#[test]
+fn the_image_has_a_file_for_each_benchmark() {
+    let image = fs::read_to_string("Dockerfile.production").unwrap();
+    let manifest = fs::read_to_string("Cargo.toml").unwrap();
+    let benches = manifest.split("[[bench]]\nname = \"").skip(1);
+    for bench in benches.map(|rest| rest.split('"').next().unwrap()) {
+        assert!(image.contains(&format!("benches/{bench}.rs ")), "{bench}");
+    }
 }
