@@ -103,7 +103,8 @@ impl<T> AuditEvent<T> {
         T: Serialize,
     {
         buffer.push(VERSION);
-        encoded::append(buffer, self)
+        postcard::to_extend(self, buffer)
+            .expect("a Vec takes every byte, and every part of an event knows its length")
     }
 
     /// The event of an encoding. Never panics; bytes behind the event are an error.

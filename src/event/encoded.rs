@@ -3,7 +3,6 @@
 use std::mem::size_of;
 use std::net::IpAddr;
 
-use postcard::ser_flavors::Flavor;
 use serde::{Deserialize, Serialize};
 
 use super::{AuditEvent, Micros, VERSION};
@@ -50,39 +49,6 @@ pub struct Parts<'a> {
     pub traits: Traits<'a>,
     /// What is behind them.
     pub tail: &'a [u8],
-}
-
-/// The encoding of postcard behind what is in `bytes`.
-pub(super) fn append(bytes: Vec<u8>, value: &impl Serialize) -> Vec<u8> {
-    postcard::serialize_with_flavor(value, Behind(bytes))
-        .expect("a Vec takes every byte, and every part of an event knows its length")
-}
-
-/// As postcard's own flavor for what can be extended, but that numbers, which are of a few bytes, cost no call of memcpy.
-struct Behind(Vec<u8>);
-
-impl Flavor for Behind {
-    type Output = Vec<u8>;
-
-    #[inline]
-    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
-        self.0.push(byte);
-        Ok(())
-    }
-
-    #[inline]
-    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
-        if bytes.len() <= 4 {
-            bytes.iter().for_each(|byte| self.0.push(*byte));
-        } else {
-            self.0.extend_from_slice(bytes);
-        }
-        Ok(())
-    }
-
-    fn finalize(self) -> postcard::Result<Vec<u8>> {
-        Ok(self.0)
-    }
 }
 
 impl Encoded {
@@ -194,7 +160,8 @@ impl<'a> Parts<'a> {
         }
         let mut bytes = std::mem::take(buffer);
         bytes.push(self.version);
-        *buffer = append(bytes, &(self.columns, self.traits));
+        *buffer = postcard::to_extend(&(self.columns, self.traits), bytes)
+            .expect("a Vec takes every byte, and every part of an event knows its length");
         buffer.extend_from_slice(self.tail);
         true
     }

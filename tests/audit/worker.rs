@@ -376,7 +376,11 @@ fn a_worker_that_begins_heeds_sigterm_while_postgres_hangs() {
     let folder = tempfile::tempdir().unwrap();
     let config = draining(&redis, &postgres.url(), "", folder.path());
     let text = std::fs::read_to_string(config.path()).unwrap();
-    let config = file(&text.replace("timeout: 500ms", "timeout: 30s"));
+    let text = text.replace("timeout: 500ms", "timeout: 30s");
+    // However long that is, Redis is not waited for longer than half a second.
+    let text = text.replace("{urls", "{connect_timeout: 1m, urls");
+    assert!(text.contains("connect_timeout: 1m"));
+    let config = file(&text);
     let mut weir = Command::new(env!("CARGO_BIN_EXE_weir"));
     weir.args(["worker", "-c"]).arg(config.path());
     let mut child = weir.stderr(Stdio::piped()).spawn().unwrap();

@@ -271,6 +271,8 @@ fn the_systems_authorities_are_read_again_when_asked() {
     assert_eq!(running.client().get("/").status, 502);
     std::fs::copy(all.ours.path("ca.crt"), &bundle).unwrap();
     running.signal("HUP");
+    let said = running.log_until("configuration re");
+    assert!(said.contains("configuration reloaded"), "{said}");
     eventually(|| running.client().get("/").status == 200);
 }
 
