@@ -18,7 +18,6 @@ use super::harness::shipping::{
 use super::harness::{eventually, eventually_within};
 use uuid::Uuid;
 use weir::clock;
-use weir::config::audit::Delivery;
 use weir::event::{Encoded, Micros};
 use weir::keys::Keys;
 use weir::store::audit::batch::{Boot, Header};
@@ -179,11 +178,7 @@ fn with_best_effort_what_memory_has_no_room_for_goes_to_the_spool() {
 fn guaranteed_events_are_safe_without_redis_and_are_adopted() {
     let (server, prefix) = (Server::single(), key_prefix());
     let folder = tempfile::tempdir().unwrap();
-    let with = With {
-        delivery: Delivery::Guaranteed,
-        spool: Some((folder.path(), 1 << 24)),
-        ..With::best_effort(&prefix)
-    };
+    let with = With::guaranteed(&prefix, folder.path(), 1 << 24);
     let mut process = Process::start(&server, &with);
     server.kill();
     let receipts = process.record_awaited(25);
@@ -229,10 +224,8 @@ fn a_full_spool_refuses_until_events_are_committed() {
     let (server, prefix) = (Server::single(), key_prefix());
     let folder = tempfile::tempdir().unwrap();
     let with = With {
-        delivery: Delivery::Guaranteed,
-        spool: Some((folder.path(), 4 << 20)),
         max_length: 1_000_000,
-        ..With::best_effort(&prefix)
+        ..With::guaranteed(&prefix, folder.path(), 4 << 20)
     };
     let process = Process::start(&server, &with);
     let mut sent = 0;
@@ -267,11 +260,7 @@ fn what_a_killed_process_left_is_in_redis_at_the_end_though_no_worker_stores_it(
     let folder = tempfile::tempdir().unwrap();
     let max = 24 << 20;
     let (dead, last) = left_behind(folder.path(), max);
-    let with = With {
-        delivery: Delivery::Guaranteed,
-        spool: Some((folder.path(), max)),
-        ..With::best_effort(&prefix)
-    };
+    let with = With::guaranteed(&prefix, folder.path(), max);
     let mut process = Process::start(&server, &with);
     process.stop();
     let sent = process.batches(&server);
@@ -315,11 +304,7 @@ fn what_a_killed_process_left_makes_room_as_it_is_stored() {
     // Three times what is sent of it at once.
     let max = 24 << 20;
     let (dead, last) = left_behind(folder.path(), max);
-    let with = With {
-        delivery: Delivery::Guaranteed,
-        spool: Some((folder.path(), max)),
-        ..With::best_effort(&prefix)
-    };
+    let with = With::guaranteed(&prefix, folder.path(), max);
     let process = Process::start(&server, &with);
     process.recorder.record(large());
     eventually(|| process.recorder.refuses());
@@ -406,11 +391,9 @@ fn a_process_that_ships() {
     };
     let (prefix, folder) = (env::var(PREFIX).unwrap(), env::var_os(FOLDER).unwrap());
     let with = With {
-        delivery: Delivery::Guaranteed,
-        spool: Some((folder.as_ref(), 1 << 24)),
         max_length: STREAM,
         memory: 4_000,
-        ..With::best_effort(&prefix)
+        ..With::guaranteed(&prefix, folder.as_ref(), 1 << 24)
     };
     let process = Process::begin(&redis, &with);
     for line in stdin().lines() {

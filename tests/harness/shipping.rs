@@ -60,6 +60,15 @@ impl With<'_> {
             memory: ship::MEMORY,
         }
     }
+
+    /// With a spool of so many bytes.
+    pub fn guaranteed<'a>(prefix: &'a str, spool: &'a Path, max: u64) -> With<'a> {
+        With {
+            delivery: Delivery::Guaranteed,
+            spool: Some((spool, max)),
+            ..With::best_effort(prefix)
+        }
+    }
 }
 
 impl Process {

@@ -68,15 +68,13 @@ impl Secured {
 
     /// Whether upstreams and stores are believed by the same authorities as by `other`, and shown the same.
     pub fn believes_as(&self, other: &Secured) -> bool {
-        let same = |one: &Option<Arc<ClientTls>>, other: &Option<Arc<ClientTls>>| match (one, other)
-        {
-            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
-            (one, other) => one.is_none() && other.is_none(),
-        };
-        let upstreams = self.upstreams.iter().zip(&other.upstreams);
-        let mut stores = self.stores.iter().zip(&other.stores);
-        upstreams.into_iter().all(|(one, other)| same(one, other))
-            && stores.all(|(one, other)| Arc::ptr_eq(one, other))
+        fn at(tls: &Option<Arc<ClientTls>>) -> Option<*const ClientTls> {
+            tls.as_ref().map(Arc::as_ptr)
+        }
+        let upstreams = self.upstreams.iter().map(at);
+        let stores = self.stores.iter().map(Arc::as_ptr);
+        upstreams.eq(other.upstreams.iter().map(at))
+            && stores.eq(other.stores.iter().map(Arc::as_ptr))
     }
 
     /// What the files of `config` hold now, which it was read by; and what of them cannot be used. That leaves what was read before, each by
