@@ -1,4 +1,4 @@
-//! The one place that reads the clocks.
+//! The one place that reads the clocks. Owns when a connection is too old, too.
 
 use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};

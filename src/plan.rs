@@ -1,5 +1,5 @@
 //! A configuration made live: what all lanes and the admin port share. A reload makes a new plan; requests in flight end
-//! with the one that they began with.
+//! with the one that they began with. Must not read files.
 //!
 //! [`Plan::first`] makes the one that a process begins with, [`Plan::replaced_by`] each after it, and [`Plan::publish`] puts it in its place.
 

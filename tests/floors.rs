@@ -1,5 +1,5 @@
 //! The floors of the code: what may import what, and which modules stay pure. ARCHITECTURE.md tells them to people, with a map of all
-//! modules. And what the image's build says of the crate's files.
+//! folders. And what the image's build says of the crate's files.
 
 #![expect(
     clippy::unwrap_used,
@@ -209,52 +209,56 @@ fn the_architecture_tells_the_same_floors() {
     }
 }
 
-/// A module has a row of its own, or one that says `a::*` for all files right below `a`.
+/// What each file owns is said at its head.
 #[test]
-fn the_code_map_has_each_module_and_no_other() {
-    let mapped = mapped();
-    let modules = modules();
-    for module in &modules {
-        let of_parent = module.rsplit_once("::");
-        let of_parent = of_parent.map(|(parent, _)| format!("{parent}::*"));
+fn the_code_map_has_each_folder_and_no_other() {
+    let (rows, folders) = (rows(), folders());
+    let lacking: Vec<_> = folders.difference(&rows).collect();
+    assert!(
+        lacking.is_empty(),
+        "the code map of ARCHITECTURE.md has no row for {lacking:?}"
+    );
+    let gone: Vec<_> = rows.difference(&folders).collect();
+    assert!(
+        gone.is_empty(),
+        "the code map of ARCHITECTURE.md has a row for {gone:?}: no folder of src, and no file at its top"
+    );
+}
+
+#[test]
+fn each_file_says_at_its_head_what_it_owns() {
+    for path in paths() {
         assert!(
-            mapped.contains(module) || of_parent.is_some_and(|row| mapped.contains(&row)),
-            "the code map of ARCHITECTURE.md has no row for {module}"
-        );
-    }
-    for row in &mapped {
-        let is_there = match row.strip_suffix('*') {
-            Some(parent) => modules.iter().any(|module| module.starts_with(parent)),
-            None => modules.contains(row) || row == "main",
-        };
-        assert!(
-            is_there,
-            "the code map of ARCHITECTURE.md names {row}, which is gone"
+            fs::read_to_string(&path).unwrap().starts_with("//! "),
+            "{} does not begin with //!",
+            path.display()
         );
     }
 }
 
-/// What the first column of the code map names, but for scripts.
-fn mapped() -> BTreeSet<String> {
+/// What the first column of the code map names.
+fn rows() -> BTreeSet<String> {
     let told = fs::read_to_string("ARCHITECTURE.md").unwrap();
     let (_, map) = told.split_once("\n## Code map\n").unwrap();
     let (map, _) = map.split_once("\n## ").unwrap();
-    let rows = map.lines().filter(|line| line.starts_with("| `"));
-    let cells = rows.flat_map(|row| row.split('|').nth(1));
-    let names = cells.flat_map(|cell| cell.split('`').skip(1).step_by(2));
-    let modules = names.filter(|name| !name.ends_with(".lua"));
-    modules.map(str::to_owned).collect()
+    let rows = map.lines().filter_map(|line| line.strip_prefix("| `"));
+    rows.filter_map(|row| row.split('`').next())
+        .map(str::to_owned)
+        .collect()
 }
 
-/// The modules of the library, as `a::b`.
-fn modules() -> BTreeSet<String> {
+/// The files at the top of `src` and the folders below it, as `a::b`. One that has only tests is no more than its module's.
+fn folders() -> BTreeSet<String> {
     let name = |source: Source| {
         let path = source.path.with_extension("");
         let parts = path.iter().skip(1).map(|part| part.to_str().unwrap());
         let parts: Vec<_> = parts.filter(|part| *part != "mod").collect();
-        (!parts.contains(&"tests")).then(|| parts.join("::"))
+        let above = &parts[..parts.len().max(2) - 1];
+        (!parts.contains(&"tests")).then(|| above.join("::"))
     };
-    sources().into_iter().filter_map(name).collect()
+    let mut folders: BTreeSet<_> = sources().into_iter().filter_map(name).collect();
+    folders.insert("main".to_owned());
+    folders
 }
 
 fn floor(module: &str) -> usize {
@@ -273,7 +277,11 @@ struct Source {
 }
 
 fn sources() -> Vec<Source> {
-    let mut sources = Vec::new();
+    paths().into_iter().filter_map(source).collect()
+}
+
+fn paths() -> Vec<PathBuf> {
+    let mut paths = Vec::new();
     let mut folders = vec![PathBuf::from("src")];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
@@ -281,12 +289,12 @@ fn sources() -> Vec<Source> {
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|ending| ending == "rs") {
-                sources.extend(source(path));
+                paths.push(path);
             }
         }
     }
-    assert!(sources.len() > 20, "the test runs in the crate's folder");
-    sources
+    assert!(paths.len() > 20, "the test runs in the crate's folder");
+    paths
 }
 
 /// `None` for the roots of the two crates, which name every module, and for tests.

@@ -1,4 +1,4 @@
-//! `/metrics`: the counters, and the gauges that are only known when asked.
+//! `/metrics`: the counters, and the gauges that are only known when asked, which are measured then.
 
 use hyper::HeaderMap;
 

@@ -1,5 +1,5 @@
 //! The admin port: metrics, health, and what operators see and change. Runs on the control thread, so that a scrape never
-//! delays a request. Errors are RFC 9457 problems.
+//! delays a request. Errors are RFC 9457 problems. Must not touch a lane's connections.
 
 pub mod app_health;
 mod audit;

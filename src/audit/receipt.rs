@@ -1,4 +1,4 @@
-//! What a request waits for whose event must be safe before it is answered.
+//! What a request waits for whose event must be safe before it is answered. Must not know why.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};

@@ -1,4 +1,5 @@
-//! Sends batches to the streams, learns which are committed, and sends again what Redis has lost. On a thread of its own.
+//! Sends batches to the streams, learns which are committed, and sends again what Redis has lost. On a thread of its own,
+//! which also ends what other processes left in the spool. Must not pack.
 
 use std::cell::Cell;
 use std::rc::Rc;

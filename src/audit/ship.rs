@@ -3,7 +3,7 @@
 //! One thread packs, and writes to the spool what must be safe; another sends ([`super::send`]). With guaranteed delivery every batch
 //! is synced in the spool before its requests are answered, and stays there until a worker says that it is committed. With best
 //! effort batches are held in memory, and go to the spool when that is full. Where the disk fails, a batch counts as safe once
-//! Redis has taken it.
+//! Redis has taken it. Must not talk to Redis itself.
 
 use std::collections::BTreeSet;
 use std::io;

@@ -1,4 +1,5 @@
 //! Writes events to SQLite: a thread that writes them in batches, and begins the upkeep of the files with each day.
+//! Must not close or remove a day.
 
 use std::io;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
 //! Where a lane lays the events that requests wait for, until the thread that makes them safe takes them: it takes all that has gathered
-//! at once, and is woken only where it sleeps.
+//! at once, and is woken only where it sleeps. Must not wait for the disk.
 
 use std::sync::Arc;
 

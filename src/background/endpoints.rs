@@ -1,4 +1,5 @@
 //! What is done for endpoints beside the lanes: names are looked up again, endpoints asked how they are, and ejected ones taken back.
+//! Must not judge: `policy::outlier` does.
 
 use std::convert::Infallible;
 use std::sync::Arc;

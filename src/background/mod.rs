@@ -1,5 +1,5 @@
 //! What runs beside the lanes: on the control thread, or as a companion of its own, which drains the audit. Meets the proxy in the
-//! plan alone.
+//! plan alone, and is on no request's way.
 
 pub mod breakers;
 pub mod drain;

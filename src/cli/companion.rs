@@ -1,5 +1,5 @@
 //! The worker's tasks, as `weir worker` and `weir run` run them: on a runtime of their own, so that neither lanes nor the admin port wait
-//! for a transaction.
+//! for a transaction. Must not know what is beside them.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! When the file is read again: on SIGHUP, and when the file at its path, or one that a value brings in, is another than before; likewise
 //! the certificates that it names, by a process without lanes those of stores alone. A bad file changes nothing, and a bad certificate
-//! no other.
+//! no other. Must not know what a plan holds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;

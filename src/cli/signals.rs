@@ -1,4 +1,4 @@
-//! The signals that end weir, and those that people send to other servers and that must not end it.
+//! The signals that end weir, and those that people send to other servers and that must not end it. Ends nothing by itself.
 
 use std::future::pending;
 use std::io;

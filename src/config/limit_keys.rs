@@ -1,4 +1,5 @@
 //! How the keys of limits are written: those of requests, and those that overrides name. What could never be a request's key is a mistake.
+//! Must not know what is counted.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;

@@ -1,5 +1,5 @@
 //! The configuration: from YAML ([`raw`]) to checked values ([`check::parse`]) with every mistake told at once. Past
-//! [`Config`] nothing is checked again.
+//! [`Config`] nothing is checked again. Must not name what is made of it.
 
 pub mod audit;
 pub mod breakers;

@@ -1,4 +1,5 @@
 //! Events encoded one behind the other, as they travel from a lane to the store: nothing of them is allocated or freed singly.
+//! Owns what of one can be read without the rest: what columns hold, and what queries pick by.
 
 use std::mem::size_of;
 use std::net::IpAddr;

@@ -1,4 +1,4 @@
-//! HTTP/1.1 on the wire (RFC 9112): heads and bodies, as bytes in and out. Nothing here does I/O.
+//! HTTP/1.1 on the wire (RFC 9112): heads and bodies, as bytes in and out. Nothing here does I/O, or knows routes.
 
 pub mod body;
 pub mod head;

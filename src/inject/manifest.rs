@@ -1,5 +1,5 @@
 //! Kubernetes' objects, as files have them: finds pods and templates of pods in the documents of a text, puts weir into them or takes it out, and
-//! has Services in the same text follow.
+//! has Services in the same text follow. Must not know what a sidecar is.
 
 use std::collections::BTreeMap;
 use std::fmt;

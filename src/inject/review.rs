@@ -1,5 +1,5 @@
 //! What the API server asks of a webhook about a pod that is made, and what it is answered: AdmissionReview v1 of
-//! admission.k8s.io, with a JSON Patch (RFC 6902).
+//! admission.k8s.io, with a JSON Patch (RFC 6902). Must not know how it is asked: `cli::webhook` is the server.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

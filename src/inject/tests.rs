@@ -1,3 +1,5 @@
+//! What holds of any pod that is injected, and taken back.
+
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 

@@ -1,4 +1,5 @@
-//! A connection to one of several addresses: that which answers first, of those that stand first.
+//! A connection to one of several addresses: that which answers first, of those that stand first. Must not know
+//! whose they are.
 
 use std::io;
 use std::net::SocketAddr;

@@ -1,5 +1,5 @@
 //! How many connections each client of a listener has open, in all lanes together. Looked at when a connection comes and when it ends, by
-//! no request.
+//! no request. Must not know who is to be counted.
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;

@@ -1,5 +1,5 @@
 //! A connection of HTTP/2 that writes once for all that its streams have to say: `h2` writes each frame with a body by itself, and is woken
-//! behind each task that sends. What is written is held, and sent at the end of a lane's turn.
+//! behind each task that sends. What is written is held, and sent at the end of a lane's turn (`turn`). Must not know what is said.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};

@@ -1,4 +1,4 @@
-//! Sockets that clients connect to, which all lanes share.
+//! Sockets that clients connect to, which all lanes share: ports and files. Must not know what is said.
 
 use std::fs;
 use std::io;

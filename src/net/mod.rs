@@ -1,4 +1,5 @@
-//! Connections as bytes: what carries them is no matter to those who speak HTTP over them.
+//! Connections as bytes: what carries them is no matter to those who speak HTTP over them. Owns what opens, carries and ends
+//! them; must not know what is said.
 
 pub mod any;
 pub mod clients;

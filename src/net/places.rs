@@ -1,5 +1,5 @@
 //! Places for what comes from outside, so many at a time. Where all are taken, the one that has been silent for longest makes room: who says
-//! nothing must not keep others out.
+//! nothing must not keep others out. Must not know what comes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Names to addresses, by DNS; no other module knows the crate that speaks it.
+//! Names to addresses, by DNS; no other module knows the crate that speaks it. Must not know when a name is looked up.
 //!
 //! By a resolver of its own, not the system's: that one says nothing of how long an answer holds, and keeps a thread for each call.
 //! This one reads `/etc/resolv.conf` and `/etc/hosts` as the system's does, search domains included.

@@ -1,4 +1,4 @@
-//! What a request is called elsewhere: paths with another prefix, and where a redirect sends.
+//! What a request is called elsewhere: paths with another prefix, and where a redirect sends. Must not know requests.
 
 use crate::config::matches::PathMatch;
 use crate::config::rewrite::{NewPath, Redirect, Scheme};

@@ -1,5 +1,5 @@
 //! The policies of a request, one after the other, cheap before dear. What passes is [`Admitted`], and only that can be
-//! sent on, or an [`Answer`], where weir itself has it.
+//! sent on, or an [`Answer`], where weir itself has it. Must not word replies.
 
 use std::borrow::Cow;
 use std::net::SocketAddr;

@@ -1,4 +1,4 @@
-//! What a route answers by itself: a redirect or a fixed reply, once every policy lets the request pass. Does no I/O.
+//! What a route answers by itself: a redirect or a fixed reply, once every policy lets the request pass. Refuses nothing and does no I/O.
 
 use super::quota::Quota;
 use super::reply::{Asker, Date, put_head_end};

@@ -1,5 +1,5 @@
 //! What is known of a request until it is told: its texts, kept by the lane in memory that the next request has again, so that
-//! a request allocates nothing for them.
+//! a request allocates nothing for them. Must not decide what is told.
 
 use std::borrow::Cow;
 use std::cell::RefCell;

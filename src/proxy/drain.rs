@@ -1,5 +1,6 @@
 //! Whether a phase of a lane's end has begun, and who is to close: those that are idle then, after a last call, and before that whoever
 //! has been idle for longest where there is room for no more. Per lane: every request on every lane would read a shared flag.
+//! Must not know why the process drains.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;

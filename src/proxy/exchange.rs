@@ -1,5 +1,5 @@
 //! What an exchange is made of, whichever version of HTTP each side speaks: who asks, how the client's connection goes on, how an exchange fails,
-//! what the upstream has answered, and what all of that says of the endpoint.
+//! what the upstream has answered, and what all of that says of the endpoint. Does no I/O but through [`Ends`].
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;

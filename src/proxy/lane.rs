@@ -1,4 +1,4 @@
-//! A lane: a thread with its own runtime, listener and upstream pool, so that no request crosses threads or takes a lock.
+//! A lane: a thread with its own runtime, listener and upstream pool, so that no request crosses threads. Must not know HTTP.
 
 use std::io;
 use std::rc::Rc;

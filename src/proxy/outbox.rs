@@ -1,4 +1,5 @@
-//! What a lane is to hand on of its requests, in batches: the wake of another thread costs more than most requests.
+//! What a lane is to hand on of its requests, in batches: the wake of another thread costs more than most requests. Must not
+//! wait.
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::VecDeque;

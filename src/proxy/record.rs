@@ -1,4 +1,4 @@
-//! What is known of a request from its head to its end; then counted and audited.
+//! What is known of a request from its head to its end; then counted and audited, whatever ends it.
 
 use std::rc::Rc;
 use std::time::Duration;

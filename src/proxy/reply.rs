@@ -1,5 +1,5 @@
 //! Every reply that weir gives of its own accord, and so the only place with status codes. Bodies are RFC 9457 problems; each reply names
-//! its cause in Proxy-Status (RFC 9209).
+//! its cause in Proxy-Status (RFC 9209). Does no I/O.
 
 mod tls;
 mod unreached;

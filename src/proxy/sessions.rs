@@ -1,4 +1,4 @@
-//! Sessions on the path of a request: who asks, and what a trusted upstream's response starts and ends.
+//! Sessions on the path of a request: who asks, and what a trusted upstream's response starts and ends. Keeps none: `store::sessions` does.
 
 use std::future::pending;
 use std::sync::Arc;

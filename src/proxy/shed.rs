@@ -1,5 +1,5 @@
 //! What a lane refuses while the process has more to do than it can: how late the lane is and what memory is used, measured each tick.
-//! Owns when it is measured; must not know requests.
+//! Owns when it is measured, and what share is refused then; must not know requests.
 
 use std::cell::Cell;
 use std::rc::Rc;

@@ -1,5 +1,6 @@
-//! A connection that has switched protocols (WebSocket and others): bytes both ways until both sides end, one breaks, nothing
-//! moves for too long, its session is over, or weir drains. Of WebSocket alone weir knows enough to close it in order.
+//! A connection that has switched protocols (WebSocket and others), by HTTP/1.1 or HTTP/2: bytes both ways until both sides end, one breaks,
+//! nothing moves for too long, its session is over, or weir drains. Of WebSocket alone weir knows enough to close it in order. Must not
+//! know why a session is over.
 
 use std::cell::Cell;
 use std::future::pending;

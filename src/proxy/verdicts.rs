@@ -1,4 +1,4 @@
-//! What rules say of a request: counted, kept for the audit, and told to the client.
+//! What rules say of a request: counted, kept for the audit, and told to the client. Asks none of them.
 
 use std::io::Write as _;
 use std::time::Duration;

@@ -1,5 +1,5 @@
 //! Bytes in and out of connections: buffers that a lane lends, reads that end when the kernel has no more, and deadlines
-//! that cost nothing while they are met.
+//! that cost nothing while they are met. Must not know HTTP.
 
 use std::cell::RefCell;
 use std::future::poll_fn;

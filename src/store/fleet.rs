@@ -1,4 +1,5 @@
-//! This process among those that share state through Redis: its clients, its name, and how many live.
+//! This process among those that share state through Redis: its clients, its name, how many live, and whether it hears
+//! them.
 
 use std::convert::Infallible;
 use std::sync::Arc;

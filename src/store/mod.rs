@@ -1,4 +1,4 @@
-//! The outside world: where state is kept.
+//! Where state is kept: in memory, on disk, in Redis and in Postgres.
 
 pub mod audit;
 pub mod breakers;

@@ -1,4 +1,5 @@
 //! A bounded table of what is counted by key: parts behind locks of their own, and in each the key used least goes first.
+//! Must not know what is kept.
 
 use hashbrown::HashTable;
 

@@ -1,4 +1,4 @@
-//! Metrics. Label sets are bounded by the configuration, and handles are resolved when a plan is made, not per request.
+//! Metrics. Label sets are bounded by the configuration, and handles are resolved when a plan is made, not per request. Must not measure.
 
 pub mod admin;
 pub mod audit;

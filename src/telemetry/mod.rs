@@ -1,4 +1,4 @@
-//! What weir tells of itself.
+//! What weir tells of itself, and of requests beside the audit: log, access log, metrics, traces.
 
 pub mod access_log;
 mod lines;

@@ -1,5 +1,6 @@
 //! Spans on their way to a collector (OTLP over gRPC). They come in batches over a bounded queue to a thread that alone talks to
-//! it: whoever has spans never waits, and what does not fit, or what the collector does not take, is counted.
+//! it: whoever has spans never waits, and what does not fit, or what the collector does not take, is counted. No module but
+//! this and `spans` names the crates of OpenTelemetry.
 
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};

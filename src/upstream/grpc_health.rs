@@ -1,4 +1,5 @@
-//! gRPC's health checks (github.com/grpc/grpc, doc/health-checking.md), as who asks.
+//! gRPC's health checks (github.com/grpc/grpc, doc/health-checking.md), as who asks: for upstreams, and for the probes of
+//! apps that `admin::app_health` asks.
 
 use std::future::poll_fn;
 use std::pin::pin;

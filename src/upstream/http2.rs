@@ -1,4 +1,5 @@
-//! Connections to an upstream that speaks HTTP/2: each carries many requests at once, so a lane needs few.
+//! Connections to an upstream that speaks HTTP/2: each carries many requests at once, so a lane needs few. Must not know what is
+//! asked.
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;

@@ -1,4 +1,4 @@
-//! An upstream as one lane sees it: which endpoint takes a request, and the lane's connections to each.
+//! An upstream as one lane sees it: which endpoint takes a request, and the lane's connections to each. Never leaves the lane.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;

@@ -1,4 +1,5 @@
-//! The names among an upstream's endpoints: when each is looked up next, and what is made of what is found.
+//! The names among an upstream's endpoints: when each is looked up next, and what is made of what is found. Must not know how:
+//! `net::resolve` does.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

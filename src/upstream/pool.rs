@@ -1,4 +1,5 @@
-//! One lane's connections to one endpoint: idle ones kept by the lane that made them, so that no lock is needed.
+//! One lane's connections to one endpoint: idle ones kept by the lane that made them, so that no lock is needed. Must not know
+//! requests.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;

@@ -1,4 +1,5 @@
-//! Active checks: an endpoint is asked how it is, over a connection of its own, by what it speaks.
+//! Active checks: an endpoint is asked how it is, over a connection of its own, by what it speaks. Must not know
+//! what follows.
 
 use std::io;
 use std::pin::pin;

@@ -1,4 +1,4 @@
-//! From the file as written to a [`Config`]: names resolved, defaults filled in, every mistake told at once.
+//! From the file as written to a [`Config`]: names resolved, defaults filled in, every mistake told at once. Reads no files.
 
 mod addresses;
 mod audit;

@@ -1,3 +1,5 @@
+//! The rules of a whole file, as tests.
+
 mod contradictions;
 pub(super) mod fixture;
 mod in_one_run;

@@ -2,6 +2,7 @@
 //!
 //! [`tree`] says where each node stands, [`edit`] turns a changed value into edits of the text, [`emit`] writes what is new. What comes out is
 //! read again and compared: where an edit did not do (an anchor that others share), the document is written anew, without comments.
+//! Must not know what an object is for.
 
 mod edit;
 mod emit;

@@ -1,3 +1,5 @@
+//! The rules of `text`, as tests.
+
 use proptest::prelude::*;
 use serde_json::json;
 

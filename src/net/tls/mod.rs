@@ -1,5 +1,5 @@
 //! TLS: who is believed, what is shown, and what is known of a connection once both ends agree. Files are read when a
-//! configuration or one of them changes, never for a connection.
+//! configuration or one of them changes, never for a connection. Must not open connections.
 
 mod believed;
 pub mod client;

@@ -1,5 +1,5 @@
 //! TLS towards Redis and Postgres, whose settings stay while the process runs and whose files may not: what is read of them anew holds
-//! for connections from then on.
+//! for connections from then on. Must not open any.
 
 use std::fmt;
 use std::ops::Range;

@@ -1,3 +1,5 @@
+//! The rules of `lease`, as tests, and whole fleets of processes against the promise.
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 

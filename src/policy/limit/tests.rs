@@ -1,3 +1,5 @@
+//! The rules of `limit`, as tests.
+
 use proptest::prelude::*;
 
 use super::*;

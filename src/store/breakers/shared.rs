@@ -1,5 +1,5 @@
 //! A shared breaker's calls of Redis: arguments of the scripts, what they answer and what the channel says. The states are
-//! `policy::breaker::shared`'s.
+//! `policy::breaker::shared`'s. Must not be on a request's way.
 
 use std::sync::LazyLock;
 use std::sync::atomic::Ordering;

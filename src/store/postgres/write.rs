@@ -1,5 +1,6 @@
 //! Stores batches: claims them and copies their rows in one transaction, so that a batch is there once with all its rows,
-//! however often it is sent, and whatever dies in between. Owns what is done about each error.
+//! however often it is sent, and whatever dies in between. Owns what is done about each error; must not know where
+//! batches come from.
 //!
 //! Batches are claimed in the order of their keys: of two writers that have the same ones, the second waits for the first,
 //! and none of them for the other in turn.

@@ -1,6 +1,6 @@
 //! Redis: one pipelined connection a node behind a map of slots, so that a dead node fails its own slots at once and stalls
 //! no other. Owns the budget of a call, what is done about each error, and the scripts' transport. The only module that
-//! names the Redis crate.
+//! names the Redis crate; must not know what is kept.
 //!
 //! What one named client knows is a [`Redis`], shared by the process; what a thread holds of it is a [`Connections`], so
 //! that a call crosses no thread.

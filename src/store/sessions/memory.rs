@@ -1,6 +1,7 @@
 //! The sessions of one entry of `sessions:`, in memory, shared by all lanes.
 //!
-//! Owns tokens, the maximum of a user, eviction and sweeping. What a session means is `policy::session`'s.
+//! Owns tokens, the maximum of a user, eviction and sweeping. What a session means is `policy::session`'s. Must not
+//! read a clock.
 //!
 //! Why locks, where the rest of weir keeps state by lane: a session that one lane revokes must be gone in all of them at
 //! once, and a maximum holds only if it is counted in one place. A lock is held for a few map operations, never over an

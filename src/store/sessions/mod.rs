@@ -1,5 +1,5 @@
 //! The sessions of one entry of `sessions:`, as lanes, the worker and the admin port share them: in this process's memory, or
-//! in Redis. What a session means is `policy::session`'s.
+//! in Redis. What a session means is `policy::session`'s. Owns who is to be told of a session's end; must not read HTTP.
 
 mod cache;
 mod memory;

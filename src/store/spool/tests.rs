@@ -1,3 +1,5 @@
+//! The rules of the spool, as tests.
+
 use std::collections::VecDeque;
 use std::os::unix::fs::PermissionsExt as _;
 

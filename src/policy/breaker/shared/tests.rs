@@ -1,3 +1,5 @@
+//! The rules of a shared breaker, as tests, and whole fleets of processes around a model of the script.
+
 mod model;
 
 use std::collections::BTreeMap;
