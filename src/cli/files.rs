@@ -1,4 +1,4 @@
-//! How many files a process may have open.
+//! How many files a process may have open: raised at the start, and warned of where connections could come to more.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::warn;

@@ -1,4 +1,4 @@
-//! Listeners, checked.
+//! Listeners, checked: where clients come in, by what protocol, whom they are believed to be, and how much and how long.
 
 use std::fmt;
 use std::net::SocketAddr;

@@ -1,4 +1,4 @@
-//! What the process does for itself.
+//! What the process does for itself, checked: by what it refuses requests while it is overloaded.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Logs, to standard error.
+//! The log, to standard error: how its lines look, and how often those may come that clients can cause. How they are written is `lines`'.
 
 use std::env;
 use std::io::{self, IsTerminal, Write as _};

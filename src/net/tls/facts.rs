@@ -1,4 +1,4 @@
-//! What certificates say.
+//! What certificates say: a client's, for requests, and weir's own. Must not judge whether one is believed.
 
 use std::fmt::Write as _;
 use std::ops::Range;

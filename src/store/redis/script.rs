@@ -1,4 +1,4 @@
-//! Scripts as commands.
+//! Scripts as commands: by their hash, or whole where a node does not know it.
 
 use redis::Cmd;
 
