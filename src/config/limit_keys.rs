@@ -53,7 +53,7 @@ pub fn as_counted(by: &KeyPart, text: String) -> String {
             let normal = path::normalise(text.as_bytes()).map(Cow::into_owned);
             let normal = normal.ok().and_then(|path| String::from_utf8(path).ok());
             let normal = normal.unwrap_or(text);
-            path::without_parameters(&normal).unwrap_or(normal)
+            path::most_lenient(&normal).into_owned()
         }
         KeyPart::Header(name) if has_credentials(name) => {
             let counted = credentials_key(text.as_bytes()).into_owned();

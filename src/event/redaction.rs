@@ -115,6 +115,9 @@ impl Redaction {
         if self.paths.is_empty() {
             return Cow::Borrowed(moved);
         }
+        if let Some(redacted) = self.where_parted(moved).or_else(|| self.where_parted(asked)) {
+            return Cow::Owned(redacted);
+        }
         let mut mask = self.mask(moved);
         let count = |path: &str| path.split('/').count();
         let (before, now) = (count(asked), count(moved));
@@ -137,7 +140,9 @@ impl Redaction {
         }
         let normal = path::normalise(path.as_bytes()).ok();
         let redacted = match normal.as_deref().map(str::from_utf8) {
-            Some(Ok(path)) => self.mask(path).put_on(path),
+            Some(Ok(path)) => self
+                .where_parted(path)
+                .or_else(|| self.mask(path).put_on(path)),
             _ => self.unsure(path),
         };
         redacted.map_or(Cow::Borrowed(url), |path| {
@@ -157,6 +162,12 @@ impl Redaction {
             mask.add(pattern, named.clone());
         }
         mask
+    }
+
+    /// What is told of a path in normal form that some servers part where others do not.
+    fn where_parted(&self, path: &str) -> Option<String> {
+        let is_unsure = path::has_escaped_separators(path);
+        is_unsure.then(|| self.unsure(path)).flatten()
     }
 
     /// What is told of a path without a normal form, which one server reads so and another so, where it may have what is hidden:

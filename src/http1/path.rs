@@ -1,8 +1,10 @@
-//! Path normalisation (RFC 3986 section 6.2.2) before routes are matched. Owns the one form of a path that policy sees
-//! and that goes upstream, so that no spelling of a path walks around a route's policy. Must not know of routes.
+//! Path normalisation (RFC 3986 section 6.2.2) before routes are matched. Owns the one form of a path that policy sees, the form
+//! that goes upstream, and what else servers may read in it, so that no spelling of a path walks around a route's policy. Must
+//! not know of routes.
 
 use std::borrow::Cow;
 
+use smallvec::SmallVec;
 use thiserror::Error;
 
 /// Why a request target's path is refused with 400.
@@ -17,9 +19,12 @@ pub enum PathError {
     /// `%` is not followed by two hex digits.
     #[error("path has a \"%\" that is not followed by two hex digits")]
     BadEscape,
-    /// An escaped `/`, `\` or NUL: servers disagree on whether it parts segments, so no answer is safe.
-    #[error("path has an escaped \"/\", \"\\\" or NUL")]
-    AmbiguousEscape,
+    /// Servers cut a path off there, or fail.
+    #[error("path has an escaped NUL")]
+    EscapedNul,
+    /// Where an escaped `/` or `\` parts segments, as it does for some servers, the path has another route.
+    #[error("path has an escaped \"/\" or \"\\\", and another route where that parts segments")]
+    EscapedSeparators,
     /// Servers that know path parameters, such as Tomcat, read `..;x` as `..`.
     #[error("path has a dot segment with parameters")]
     DotParameters,
@@ -31,22 +36,68 @@ pub enum PathError {
     BadByte,
 }
 
-/// The normal form of `path` (no query): what a path may have bare is bare and all else escaped, in upper case; `.` and `..`
-/// are resolved, runs of `/` folded to one. `;` alone stays as it is spelt, since escaped it begins no parameters
-/// (RFC 3986 section 3.3). Idempotent. A path already in its normal form is borrowed, not copied.
+/// The normal form of `path` (no query), by which it is matched: what a path may have bare is bare and all else escaped, in upper
+/// case; `.` and `..` are resolved, runs of `/` folded to one. `;` alone stays as it is spelt, since escaped it begins no
+/// parameters (RFC 3986 section 3.3). Idempotent. A path already in its normal form is borrowed, not copied.
 pub fn normalise(path: &[u8]) -> Result<Cow<'_, [u8]>, PathError> {
+    in_form(path, |byte| byte != b';' && is_pchar(byte))
+}
+
+/// The form of `path` that goes upstream: the normal one, but that reserved characters stay escaped where they came so. To some
+/// servers `%2B` is another character than `+` (RFC 3986 section 2.2), and signatures go by the spelling.
+pub fn as_sent(path: &[u8]) -> Result<Cow<'_, [u8]>, PathError> {
+    in_form(path, is_unreserved)
+}
+
+fn in_form(path: &[u8], is_bare: impl Fn(u8) -> bool) -> Result<Cow<'_, [u8]>, PathError> {
     if path.first() != Some(&b'/') {
         return Err(PathError::NotAbsolute);
     }
     if is_plain(path) {
         return Ok(Cow::Borrowed(path));
     }
-    resolve(&decode(path)?).map(Cow::Owned)
+    resolve(&decode(path, is_bare)?).map(Cow::Owned)
+}
+
+/// What else servers may read in a normal `path`, each with why it is refused if that has another route. The last is what the
+/// most lenient of them reads, with neither escaped separators nor parameters; none where all read the same. Normal too.
+pub fn readings(path: &str) -> Result<SmallVec<[(String, PathError); 3]>, PathError> {
+    let parted = parted(path)?;
+    let bare = without_parameters(path);
+    let both = parted.as_deref().and_then(without_parameters);
+    let kinds = [
+        (bare, PathError::Parameters),
+        (parted, PathError::EscapedSeparators),
+        (both, PathError::Parameters),
+    ];
+    let told = |(reading, error): (Option<String>, _)| Some((reading?, error));
+    Ok(kinds.into_iter().filter_map(told).collect())
+}
+
+/// A normal `path` as the most lenient server reads it: as it is counted, or a client would spell as many paths as it likes.
+pub fn most_lenient(path: &str) -> Cow<'_, str> {
+    let last = readings(path).ok().and_then(|mut readings| readings.pop());
+    last.map_or(Cow::Borrowed(path), |(reading, _)| Cow::Owned(reading))
+}
+
+/// A normal `path` as servers see it for which an escaped `/` or `\` parts segments; `None` where it has none.
+fn parted(path: &str) -> Result<Option<String>, PathError> {
+    if !has_escaped_separators(path) {
+        return Ok(None);
+    }
+    let slashes = path.replace("%2F", "/").replace("%5C", "/");
+    let resolved = resolve(slashes.as_bytes())?;
+    Ok(Some(String::from_utf8_lossy(&resolved).into_owned()))
+}
+
+/// Whether a normal `path` has a `/` or `\` that is escaped.
+pub fn has_escaped_separators(path: &str) -> bool {
+    path.contains('%') && (path.contains("%2F") || path.contains("%5C"))
 }
 
 /// A normal `path` as servers see it that know path parameters, such as Tomcat: without what follows `;` in each segment,
 /// escaped or not; `None` where there is none. Normal too.
-pub fn without_parameters(path: &str) -> Option<String> {
+fn without_parameters(path: &str) -> Option<String> {
     parameters(path)?;
     let mut bare = String::with_capacity(path.len());
     let mut ends_in_folder = false;
@@ -91,7 +142,8 @@ fn is_plain(path: &[u8]) -> bool {
     true
 }
 
-fn decode(path: &[u8]) -> Result<Vec<u8>, PathError> {
+/// With what `is_bare` unescaped, and all else that is to be escaped.
+fn decode(path: &[u8], is_bare: impl Fn(u8) -> bool) -> Result<Vec<u8>, PathError> {
     let mut out = Vec::with_capacity(path.len());
     let mut rest = path;
     while let Some((&byte, tail)) = rest.split_first() {
@@ -113,8 +165,8 @@ fn decode(path: &[u8]) -> Result<Vec<u8>, PathError> {
         };
         rest = tail;
         match h << 4 | l {
-            b'/' | b'\\' | 0 => return Err(PathError::AmbiguousEscape),
-            plain if plain != b';' && is_pchar(plain) => out.push(plain),
+            0 => return Err(PathError::EscapedNul),
+            plain if is_bare(plain) => out.push(plain),
             other => put_escaped(&mut out, other),
         }
     }
@@ -164,7 +216,12 @@ fn put_escaped(out: &mut Vec<u8>, byte: u8) {
 
 /// What a path may have unescaped (`pchar` of RFC 3986), but for `%`.
 fn is_pchar(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@".contains(&byte)
+    is_unreserved(byte) || b"!$&'()*+,;=:@".contains(&byte)
+}
+
+/// What means the same escaped and not (RFC 3986 section 2.3).
+fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
 }
 
 /// What browsers send unescaped though it should not be, and what of UTF-8 is written by hand.
@@ -205,10 +262,44 @@ mod tests {
             Ok("/!$&'()*+,=:@-~"),
         );
         check("/a%3bb;c", Ok("/a%3Bb;c"));
+        check("/a%2fb%5c..%2f", Ok("/a%2Fb%5C..%2F"));
         check("/a[b]|{}^\"`", Ok("/a%5Bb%5D%7C%7B%7D%5E%22%60"));
         check("/a%5bb%5d", Ok("/a%5Bb%5D"));
         check("/\u{e4}/%c3%A4", Ok("/%C3%A4/%C3%A4"));
         check("/..\u{e4}", Ok("/..%C3%A4"));
+    }
+
+    #[test]
+    fn what_is_sent_keeps_the_escapes_of_reserved_characters() {
+        let check = |input: &str, expected: &str| {
+            let sent = as_sent(input.as_bytes()).unwrap();
+            assert_eq!(String::from_utf8_lossy(&sent), expected, "{input}");
+        };
+        check("/a+b,c", "/a+b,c");
+        check("/%21%24%26%27%28%29%2a%2B%2C%3b%3D%3A%40", "/%21%24%26%27%28%29%2A%2B%2C%3B%3D%3A%40");
+        check("/%41%2d%2E%5f%7E", "/A-._~");
+        check("//a/%2e%2E/b%2fc|", "/b%2Fc%7C");
+    }
+
+    #[test]
+    fn a_path_has_as_many_readings_as_servers_differ() {
+        let check = |path: &str, expected: Result<&[(&str, PathError)], PathError>| {
+            let read = readings(path);
+            let read = read.as_deref().map(|read| read.iter().map(|(path, error)| (&**path, *error)).collect::<Vec<_>>());
+            assert_eq!(read.map_err(|error| *error), expected.map(<[_]>::to_vec), "{path}");
+        };
+        let (parted, bare) = (PathError::EscapedSeparators, PathError::Parameters);
+        check("/a/%41", Ok(&[]));
+        check("/a%2Fb", Ok(&[("/a/b", parted)]));
+        check("/a%5C%2F", Ok(&[("/a/", parted)]));
+        check("/x/..%2Fa", Ok(&[("/a", parted)]));
+        check("/a%252Fb", Ok(&[]));
+        check("/a;x", Ok(&[("/a", bare)]));
+        check("/a;x%2Fb", Ok(&[("/a", bare), ("/a;x/b", parted), ("/a/b", bare)]));
+        check("/..%2Fa", Err(PathError::AboveRoot));
+        check("/a%2F..;%2Fb", Err(PathError::DotParameters));
+        assert_eq!(most_lenient("/a;x%2Fb"), "/a/b");
+        assert_eq!(most_lenient("/a"), "/a");
     }
 
     #[test]
@@ -232,9 +323,7 @@ mod tests {
         check("admin", Err(PathError::NotAbsolute));
         check("/..", Err(PathError::AboveRoot));
         check("/%2e%2e/x", Err(PathError::AboveRoot));
-        check("/a%2fb", Err(PathError::AmbiguousEscape));
-        check("/a%5Cb", Err(PathError::AmbiguousEscape));
-        check("/a%00", Err(PathError::AmbiguousEscape));
+        check("/a%00", Err(PathError::EscapedNul));
         check("/a\\b", Err(PathError::BadByte));
         check("/a b", Err(PathError::BadByte));
         check("/a%", Err(PathError::BadEscape));
@@ -247,13 +336,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn normalising_twice_is_normalising_once(path in "/([a-c\u{e4}./%2eEfF5;:|\\[]|%3[aAbB]|%2[b-fB-F]|%5[bB]){0,24}") {
+        fn normalising_twice_is_normalising_once(path in "/([a-c\u{e4}./%2eEfF5;:|\\[]|%3[aAbB]|%2[b-fB-F]|%5[bBcC]){0,24}") {
             if let Ok(once) = normalise(path.as_bytes()) {
                 let text = std::str::from_utf8(&once).expect("a normal path is ASCII");
                 let bare = without_parameters(text).unwrap_or(text.to_owned());
                 prop_assert_eq!(&*normalise(bare.as_bytes()).expect("so is one without parameters"), bare.as_bytes());
                 prop_assert_eq!(without_parameters(&bare), None);
                 prop_assert_eq!(normalise(&once).expect("a normal path is accepted"), once.clone());
+                for (reading, _) in readings(text).unwrap_or_default() {
+                    prop_assert_eq!(&*normalise(reading.as_bytes()).expect("so is each reading"), reading.as_bytes());
+                }
+                prop_assert_eq!(readings(&most_lenient(text)).map(|read| read.len()).unwrap_or(0), 0);
+                let sent = as_sent(path.as_bytes()).expect("it has this form, too");
+                prop_assert_eq!(&normalise(&sent).expect("it is a path"), &once);
+                prop_assert_eq!(as_sent(&sent).expect("it is a path"), sent.clone());
                 prop_assert!(!once.windows(2).any(|pair| pair == b"//"));
                 prop_assert!(once.split(|b| *b == b'/').all(|s| s != b".." && s != b"."));
             }

@@ -3,13 +3,21 @@
 use crate::config::matches::PathMatch;
 use crate::config::rewrite::{NewPath, Redirect, Scheme};
 
-/// `path`, which `pattern` matches, with `prefix` in place of what the pattern names. Both are in normal form, and so is what
-/// comes of them.
-pub fn with_prefix(pattern: Option<&PathMatch>, path: &str, prefix: &str) -> String {
-    match behind(pattern, path) {
+/// What stays of a path, with `prefix` in place of what its pattern names. Both are in normal form, and so is what comes of them.
+pub fn with_prefix(behind: &str, prefix: &str) -> String {
+    match behind {
         "" => prefix.to_owned(),
         rest => prefix.strip_suffix('/').unwrap_or(prefix).to_owned() + rest,
     }
+}
+
+/// What is `behind` the prefix of a path, as it stands in the same path as it is sent: that has the same segments, some spelt
+/// otherwise.
+pub fn as_sent<'a>(behind: &str, sent_path: &'a str) -> &'a str {
+    let slashes = behind.matches('/').count();
+    let mut starts = sent_path.rmatch_indices('/').map(|(at, _)| at);
+    let start = slashes.checked_sub(1).and_then(|before| starts.nth(before));
+    &sent_path[start.unwrap_or(sent_path.len())..]
 }
 
 /// What of `path`, which `pattern` matches, stays behind another prefix.
@@ -32,6 +40,8 @@ pub struct Asked<'a> {
     pub host: &'a str,
     /// In normal form.
     pub path: &'a str,
+    /// The path as upstreams would get it.
+    pub sent_path: &'a str,
     /// With its `?`, or empty.
     pub query: &'a str,
 }
@@ -62,10 +72,11 @@ pub fn location(redirect: &Redirect, asked: &Asked<'_>) -> Option<String> {
         }
     }
     match &redirect.path {
-        None => location.push_str(asked.path),
+        None => location.push_str(asked.sent_path),
         Some(NewPath::Whole(path)) => location.push_str(path),
         Some(NewPath::Prefix(prefix)) => {
-            location.push_str(&with_prefix(asked.pattern, asked.path, prefix));
+            let behind = as_sent(behind(asked.pattern, asked.path), asked.sent_path);
+            location.push_str(&with_prefix(behind, prefix));
         }
     }
     if !redirect.strip_query {
@@ -92,7 +103,7 @@ mod tests {
     fn a_prefix_is_that_of_the_pattern_and_no_more() {
         let check = |pattern: Option<&str>, path: &str, prefix: &str, expected: &str| {
             let pattern = pattern.map(|pattern| PathMatch::parse(pattern).unwrap());
-            let got = with_prefix(pattern.as_ref(), path, prefix);
+            let got = with_prefix(behind(pattern.as_ref(), path), prefix);
             assert_eq!(got, expected, "{pattern:?} {path} {prefix}");
         };
         check(Some("/pay/*"), "/pay/x/y", "/v2", "/v2/x/y");
@@ -115,6 +126,23 @@ mod tests {
     }
 
     #[test]
+    fn what_stays_is_spelt_as_it_is_sent() {
+        let check = |pattern: Option<&str>, sent_path: &str, expected: &str| {
+            let pattern = pattern.map(|pattern| PathMatch::parse(pattern).unwrap());
+            let path = normalise(sent_path.as_bytes()).unwrap().into_owned();
+            let path = String::from_utf8(path).unwrap();
+            let got = as_sent(behind(pattern.as_ref(), &path), sent_path);
+            assert_eq!(got, expected, "{pattern:?} {sent_path}");
+        };
+        check(None, "/a%2Bb/c", "/a%2Bb/c");
+        check(Some("/a+b/**"), "/a%2Bb/c%40d/", "/c%40d/");
+        check(Some("/a+b/**"), "/a%2Bb", "");
+        check(Some("/a+b/*"), "/a%2Bb/", "/");
+        check(Some("/a+b"), "/a%2Bb", "");
+        check(Some("/p/*"), "/p/a%2Fb%2C/c", "/a%2Fb%2C/c");
+    }
+
+    #[test]
     fn a_redirect_says_no_more_than_it_must() {
         let as_sent = Redirect {
             status: 302,
@@ -129,7 +157,8 @@ mod tests {
             let asked = Asked {
                 pattern: Some(&pattern),
                 host,
-                path: "/a/b",
+                path: "/a/b,c",
+                sent_path: "/a/b%2Cc",
                 query: "?q=1",
             };
             let got = location(&redirect, &asked);
@@ -139,26 +168,26 @@ mod tests {
             scheme: Some(Scheme::Https),
             ..as_sent.clone()
         };
-        check(scheme.clone(), "x.org", Some("https://x.org/a/b?q=1"));
-        check(scheme.clone(), "x.org:8080", Some("https://x.org/a/b?q=1"));
-        check(scheme.clone(), "[::1]:80", Some("https://[::1]/a/b?q=1"));
-        check(scheme.clone(), "[::1]", Some("https://[::1]/a/b?q=1"));
+        check(scheme.clone(), "x.org", Some("https://x.org/a/b%2Cc?q=1"));
+        check(scheme.clone(), "x.org:8080", Some("https://x.org/a/b%2Cc?q=1"));
+        check(scheme.clone(), "[::1]:80", Some("https://[::1]/a/b%2Cc?q=1"));
+        check(scheme.clone(), "[::1]", Some("https://[::1]/a/b%2Cc?q=1"));
         check(scheme.clone(), "", None);
         let port = Redirect {
             port: Some(8443),
             ..scheme
         };
-        check(port, "x.org:80", Some("https://x.org:8443/a/b?q=1"));
+        check(port, "x.org:80", Some("https://x.org:8443/a/b%2Cc?q=1"));
         let host = Redirect {
             host: Some("y.org".to_owned()),
             ..as_sent.clone()
         };
-        check(host.clone(), "x.org:8080", Some("//y.org/a/b?q=1"));
+        check(host.clone(), "x.org:8080", Some("//y.org/a/b%2Cc?q=1"));
         let stripped = Redirect {
             strip_query: true,
             ..host
         };
-        check(stripped, "", Some("//y.org/a/b"));
+        check(stripped, "", Some("//y.org/a/b%2Cc"));
         let path = |path| Redirect {
             path: Some(path),
             ..as_sent.clone()
@@ -166,7 +195,7 @@ mod tests {
         let whole = path(NewPath::Whole("/z".to_owned()));
         check(whole, "x.org", Some("/z?q=1"));
         let prefix = path(NewPath::Prefix("/".to_owned()));
-        check(prefix, "", Some("/b?q=1"));
+        check(prefix, "", Some("/b%2Cc?q=1"));
     }
 
     proptest! {
@@ -183,7 +212,7 @@ mod tests {
             let (path, prefix) = (String::from_utf8_lossy(&path), String::from_utf8_lossy(&prefix));
             let pattern = PathMatch::parse(&format!("{folder}/*")).unwrap();
             prop_assume!(pattern.matches(&path));
-            let made = with_prefix(Some(&pattern), &path, &prefix);
+            let made = with_prefix(behind(Some(&pattern), &path), &prefix);
             prop_assert_eq!(&*normalise(made.as_bytes()).expect("it is a path"), made.as_bytes());
             prop_assert!(made.starts_with(&*prefix) || made.starts_with(prefix.trim_end_matches('/')));
         }

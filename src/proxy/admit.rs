@@ -41,7 +41,7 @@ pub(super) struct Admitted<'p> {
     pub route: &'p Route,
     /// An index into the configuration's upstreams.
     pub upstream: usize,
-    /// The normalised path, or what the route makes of it, and the query as sent.
+    /// The path as it is sent, or what the route makes of it, and the query as it came.
     pub target: Vec<u8>,
     pub client: Client,
     /// The client's, from a trusted proxy; or a new one.
@@ -77,10 +77,12 @@ pub(super) async fn admit<'p>(
     };
     let Checked {
         path,
+        sent_path,
         query,
         expects,
     } = checked(conn, buffer, head).map_err(&mut unrouted)?;
     let query = &*query;
+    let sent_path = str::from_utf8(&sent_path).map_err(|_| unrouted(Rejection::NoRoute))?;
     let host = head.field(buffer, "host").unwrap_or_default();
     let request = routes::Request {
         host: str::from_utf8(host).unwrap_or_default(),
@@ -145,7 +147,7 @@ pub(super) async fn admit<'p>(
     quota.count_admitted();
     Ok(match &route.to {
         To::Redirect(redirect) => {
-            let location = location(redirect, route, &facts)?;
+            let location = location(redirect, route, &facts, sent_path)?;
             Way::Answer(Answer::redirect(route, redirect, location, quota))
         }
         To::Reply(reply) => Way::Answer(Answer::reply(route, reply, quota)),
@@ -158,7 +160,7 @@ pub(super) async fn admit<'p>(
                 key: ring_key(plan, *upstream, &facts),
                 original,
             },
-            target: target(plan, route, &facts, record),
+            target: target(plan, route, &facts, sent_path, record),
             client,
             request_id,
             expects,
@@ -171,8 +173,10 @@ pub(super) async fn admit<'p>(
 
 /// What a request's head says that any route may serve.
 struct Checked<'b> {
-    /// Normalised.
+    /// In normal form.
     path: Cow<'b, [u8]>,
+    /// As upstreams get it: [`path::as_sent`].
+    sent_path: Cow<'b, [u8]>,
     /// With its `?`, or empty; in ASCII alone.
     query: Cow<'b, [u8]>,
     /// Whether the client waits for `100 Continue`.
@@ -188,26 +192,22 @@ fn checked<'b>(
     if buffer[head.method.clone()] == *b"TRACE" {
         return Err(Rejection::Trace);
     }
-    let (path, query) = normalised(buffer, head)?;
+    let (asked, query) = path_and_query(origin_form(buffer, head)?);
+    if asked.first() != Some(&b'/') {
+        return Err(Rejection::BadTarget);
+    }
+    let path = path::normalise(asked).map_err(Rejection::BadPath)?;
+    let sent_path = match path {
+        Cow::Borrowed(path) => Cow::Borrowed(path),
+        Cow::Owned(_) => path::as_sent(asked).map_err(Rejection::BadPath)?,
+    };
     check_length(conn.listener, head)?;
     Ok(Checked {
         expects: headers::expects_continue(buffer, head)?,
         path,
+        sent_path,
         query: escaped(query),
     })
-}
-
-/// The normalised path, and the query with its `?`, or empty.
-fn normalised<'b>(
-    buffer: &'b [u8],
-    head: &RequestHead,
-) -> Result<(Cow<'b, [u8]>, &'b [u8]), Rejection> {
-    let (path, query) = path_and_query(origin_form(buffer, head)?);
-    if path.first() != Some(&b'/') {
-        return Err(Rejection::BadTarget);
-    }
-    let path = path::normalise(path).map_err(Rejection::BadPath)?;
-    Ok((path, query))
 }
 
 /// A query in ASCII alone.
@@ -232,27 +232,27 @@ fn check_length(listener: &Listener, head: &RequestHead) -> Result<(), Rejection
     }
 }
 
-/// The route that serves the request. With parameters in its path no other may be meant, unless the file names some in its pattern.
+/// The route that serves the request. Whatever else servers may read in its path, no other route may be meant, unless the file
+/// names in its pattern what they differ on.
 fn find_route(plan: &Plan, request: &routes::Request<'_>) -> Result<usize, Rejection> {
     let index = plan.index.find(request).ok_or(Rejection::NoRoute)?;
-    if let Some(bare) = path::without_parameters(request.path) {
+    for (path, error) in path::readings(request.path).map_err(Rejection::BadPath)? {
         let other = routes::Request {
-            path: &bare,
+            path: &path,
             ..*request
         };
-        if plan.index.find(&other) != Some(index)
-            && !asks_for_parameters(&plan.config.routes[index])
-        {
-            return Err(Rejection::BadPath(PathError::Parameters));
+        if plan.index.find(&other) != Some(index) && !names(&plan.config.routes[index], error) {
+            return Err(Rejection::BadPath(error));
         }
     }
     Ok(index)
 }
 
-/// Whether the file names parameters in the route's path, so that with them no other route can be meant.
-fn asks_for_parameters(route: &Route) -> bool {
+/// Whether the file names in the route's path what servers differ on, so that with it no other route can be meant.
+fn names(route: &Route, differ_on: PathError) -> bool {
     let pattern = route.matches.path.as_ref().map(ToString::to_string);
-    pattern.is_some_and(|pattern| path::without_parameters(&pattern).is_some())
+    let readings = pattern.and_then(|pattern| path::readings(&pattern).ok());
+    readings.is_some_and(|readings| readings.iter().any(|(_, error)| *error == differ_on))
 }
 
 /// The path and the query of a target, which may be in absolute form (RFC 9112 section 3.2.2). Its authority must be the Host
@@ -380,28 +380,41 @@ fn enter(
 }
 
 /// Where a redirect sends the client.
-fn location(redirect: &Redirect, route: &Route, facts: &Facts<'_>) -> Result<String, Rejection> {
+fn location(
+    redirect: &Redirect,
+    route: &Route,
+    facts: &Facts<'_>,
+    sent_path: &str,
+) -> Result<String, Rejection> {
     let asked = Asked {
         pattern: route.matches.path.as_ref(),
         host: facts.request.host,
         path: facts.request.path,
+        sent_path,
         query: str::from_utf8(facts.query).map_err(|_| Rejection::BadTarget)?,
     };
     rewrite::location(redirect, &asked).ok_or(Rejection::BadHead(HeadError::HostMissing))
 }
 
 /// What the upstream is asked for.
-fn target(plan: &Plan, route: &Route, facts: &Facts<'_>, record: &mut Record) -> Vec<u8> {
+fn target(
+    plan: &Plan,
+    route: &Route,
+    facts: &Facts<'_>,
+    sent_path: &str,
+    record: &mut Record,
+) -> Vec<u8> {
     let (path, query) = (facts.request.path, facts.query);
     let Some(prefix) = &route.rewrite.path_prefix else {
-        return [path.as_bytes(), query].concat();
+        return [sent_path.as_bytes(), query].concat();
     };
-    let pattern = route.matches.path.as_ref();
-    let moved = rewrite::with_prefix(pattern, path, prefix);
+    let behind = rewrite::behind(route.matches.path.as_ref(), path);
     if let (Some(draft), Some(_)) = (&mut record.draft, &plan.traces) {
-        let kept = rewrite::behind(pattern, path).matches('/').count();
+        let moved = rewrite::with_prefix(behind, prefix);
+        let kept = behind.matches('/').count();
         draft.set_sent_path(plan.redaction.redact_moved(path, &moved, kept));
     }
+    let moved = rewrite::with_prefix(rewrite::as_sent(behind, sent_path), prefix);
     [moved.as_bytes(), query].concat()
 }
 

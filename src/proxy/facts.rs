@@ -154,10 +154,8 @@ impl<'a> Facts<'a> {
             KeyPart::ClientCertSubject => text(self.certificate()?.subject.as_deref()?),
             KeyPart::ClientCertSan => text(self.certificate()?.san.as_deref()?),
             KeyPart::Header(_) | KeyPart::Cookie(_) | KeyPart::Query(_) => None,
-            // With parameters a client would spell as many paths as it likes.
             KeyPart::Path => {
-                let bare = path::without_parameters(self.request.path);
-                let mut path = bare.map_or(Cow::Borrowed(self.request.path), Cow::Owned);
+                let mut path = path::most_lenient(self.request.path);
                 let matches = &plan.config.routes[self.route].matches;
                 // As many keys as spellings would be no limit.
                 if matches.ignore_case {

@@ -503,7 +503,7 @@ mod tests {
     #[test]
     fn a_reply_is_a_problem_whose_detail_is_valid_json() {
         let (mut reply, mut room) = (Vec::new(), Vec::new());
-        let rejection = Rejection::BadPath(PathError::AmbiguousEscape);
+        let rejection = Rejection::BadPath(PathError::EscapedSeparators);
         let to = Asker {
             keep_alive: false,
             by_head: false,
@@ -526,7 +526,7 @@ mod tests {
         let date = httpdate::parse_http_date(date.unwrap()).unwrap();
         let told = date.duration_since(SystemTime::UNIX_EPOCH).unwrap();
         assert!(clock::wall().abs_diff(told) < Duration::from_secs(5));
-        assert!(body.contains(r#"escaped \"/\", \"\\\" or NUL"#), "{body}");
+        assert!(body.contains(r#"escaped \"/\" or \"\\\", and"#), "{body}");
         assert_eq!(rejection.body_len(), body.len() as u64);
     }
 }

@@ -370,10 +370,9 @@ fn a_path_that_servers_read_differently_is_refused() {
         "/%2E./x",
         "/.%2e/x",
         "/a/%2e%2e/%2e%2e/x",
-        "/a%2fb",
-        "/a%2Fb",
-        "/%2fadmin",
-        "/a%5cb",
+        "/..%2fx",
+        "/a%2F..%5c..%2Fx",
+        "/a%2f..;x/b",
         "/a\\b",
         "/a/..\\b",
         "/a%00",
@@ -564,6 +563,8 @@ fn no_spelling_of_a_path_walks_around_its_route() {
         "/admin%5cx",
         "/x/..;/admin/x",
         "/..%2fadmin/x",
+        "/x/..%2fadmin%5Cx",
+        "/x%2f..%2f;y%2Fadmin/x",
         "/admin\\x",
     ] {
         assert_eq!(status(path), 400, "{path}");
@@ -637,6 +638,38 @@ fn parameters_of_a_path_walk_around_no_route() {
     assert_eq!([status("/each/a;x=1"), status("/each/a;x=2")], [200, 429]);
     let seen = upstream.bytes();
     assert!(seen.contains("GET /open;a=b/x HTTP/1.1"), "{seen}");
+}
+
+#[test]
+fn escaped_slashes_walk_around_no_route() {
+    let upstream = Recorder::start();
+    let lane = Lane::start(&format!(
+        "listen: 127.0.0.1:0\nupstreams: {{app: {{endpoints: ['http://{}']}}}}\n\
+         rate_limits: {{none: {{limit: 1/h, by: constant}}, each: {{limit: 1/h, by: path}}}}\n\
+         routes:\n  - {{match: {{path: /admin/*}}, upstream: app, rate_limits: [none]}}\n\
+         \x20 - {{match: {{path: /named%2Fx}}, upstream: app}}\n\
+         \x20 - {{match: {{path: /each/*}}, upstream: app, rate_limits: [each]}}\n  - {{upstream: app}}\n",
+        upstream.address
+    ));
+    let status = |path: &str| lane.connect().get(path).status;
+    assert_eq!(status("/admin/the-one-of-this-hour"), 200);
+    for path in ["/admin%2Fx", "/x/..%2fadmin/x", "/admin%5cx", "/x%2F..%5cadmin%2fx"] {
+        let reply = lane.connect().get(path);
+        assert_eq!(reply.status, 400, "{path}");
+        assert!(reply.body.contains("where that parts segments"), "{reply:?}");
+    }
+    assert_eq!(status("/admin;x%2Fy"), 400);
+    assert_eq!(status("/admin/a%2Fb"), 429);
+    assert_eq!(status("/open%2fx"), 200);
+    assert_eq!(status("/named%2fx"), 200);
+    assert_eq!(status("/each/a%2Fb"), 200);
+    for path in ["/each/a/b", "/each/a%5Cb", "/each/x%2F..%2Fa/b", "/each/a%2Fb;x"] {
+        assert_eq!(status(path), 429, "{path}");
+    }
+    let seen = upstream.bytes();
+    for path in ["/open%2Fx", "/named%2Fx", "/each/a%2Fb"] {
+        assert!(seen.contains(&format!("GET {path} HTTP/1.1")), "{seen}");
+    }
 }
 
 /// Two servers could take such bytes for other letters; escapes they cannot.

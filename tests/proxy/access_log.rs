@@ -302,8 +302,8 @@ fn a_hidden_path_is_not_written_down_however_it_is_spelt() {
     for (target, status, path) in [
         ("/Reset/hunter2", 200, "/Reset/***"),
         ("/reset%3Bx/hunter2", 200, "/reset%3Bx/***"),
-        ("/reset%2Fhunter2", 400, "/reset/***"),
-        ("http://x/reset%2Fhunter2", 400, "http://x/reset/***"),
+        ("/reset%2Fhunter2", 200, "/reset/***"),
+        ("http://x/reset%2Fhunter2", 200, "/reset/***"),
         (&long, 200, "/users/***/keys"),
     ] {
         let request = format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n");
