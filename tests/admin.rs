@@ -65,7 +65,7 @@ fn admitted(client: &mut Client, tenant: &str) -> usize {
 fn calls_under_v1_need_the_token() {
     let running = start(&Upstream::answering("hi"));
     let mut admin = running.admin();
-    let paths = ["/v1/config", "/v1/limits", "/v1/breakers", "/v1/nothing"];
+    let paths = ["/v1/config", "/v1/limits", "/v1/breakers", "/v1/upstreams", "/v1/nothing"];
     for path in paths {
         for fields in [
             &[][..],
@@ -369,6 +369,8 @@ fn what_is_not_there_is_a_problem_that_says_what_is() {
         ("DELETE", "/v1/limits/per_tenant/overrides/none", 404, None),
         ("GET", "/v1/breakers/nothing", 404, None),
         ("POST", "/v1/breakers/app/nothing", 404, None),
+        ("GET", "/v1/upstreams/nothing", 404, None),
+        ("GET", "/v1/upstreams/app/nothing", 404, None),
         ("POST", "/metrics", 405, Some("GET, HEAD")),
         ("DELETE", "/health", 405, Some("GET, HEAD")),
         ("PUT", "/v1/config", 405, Some("GET, HEAD")),
@@ -386,6 +388,8 @@ fn what_is_not_there_is_a_problem_that_says_what_is() {
             Some("PUT, DELETE"),
         ),
         ("POST", "/v1/breakers", 405, Some("GET, HEAD")),
+        ("POST", "/v1/upstreams", 405, Some("GET, HEAD")),
+        ("DELETE", "/v1/upstreams/app", 405, Some("GET, HEAD")),
         ("GET", "/v1/breakers/app/reset", 405, Some("POST")),
     ] {
         let reply = call(&mut admin, method, path, "");
@@ -424,6 +428,7 @@ fn head_is_answered_as_get_is_without_the_body() {
         "/v1/limits",
         "/v1/limits/per_tenant?key=a",
         "/v1/breakers",
+        "/v1/upstreams",
         "/v1/nothing",
     ] {
         both_of(&mut admin, path);
@@ -511,6 +516,7 @@ fn a_parameter_that_is_not_known_is_refused() {
         ("GET", "/v1/limits?name=per_tenant", "no parameters"),
         ("GET", "/v1/limits/per_tenant?k=one", "key"),
         ("GET", "/v1/breakers?upstream=app", "no parameters"),
+        ("GET", "/v1/upstreams?name=app", "no parameters"),
         ("GET", "/v1/config?pretty", "no parameters"),
         ("GET", "/v1/audit?usr=ann", "since, until, user"),
     ] {

@@ -9,6 +9,7 @@ pub mod health;
 mod limits;
 mod metrics;
 mod sessions;
+mod upstreams;
 
 use std::convert::Infallible;
 use std::io;
@@ -257,7 +258,7 @@ async fn answer(
             answer
         }
         _ => Err(Problem::not_found(
-            "known here: /metrics /live /ready /health /v1/config /v1/limits /v1/breakers /v1/sessions /v1/audit /v1/drain",
+            "known here: /metrics /live /ready /health /v1/config /v1/limits /v1/breakers /v1/upstreams /v1/sessions /v1/audit /v1/drain",
         )),
     }
 }
@@ -326,7 +327,7 @@ async fn v1(
     query: &str,
     body: &[u8],
 ) -> Answer {
-    if let ["config", ..] | ["breakers", ..] | ["drain", ..] = path {
+    if let ["config", ..] | ["breakers", ..] | ["upstreams", ..] | ["drain", ..] = path {
         parameters(query, &[])?;
     }
     match path {
@@ -338,6 +339,7 @@ async fn v1(
             limits::answer(plan, admin.redis.as_ref(), method, rest, query, body).await
         }
         ["breakers", rest @ ..] => breakers::answer(plan, admin.redis.as_ref(), method, rest).await,
+        ["upstreams", rest @ ..] => upstreams::answer(plan, method, rest),
         ["sessions", rest @ ..] => {
             sessions::answer(plan, admin.redis.as_ref(), method, rest, query, body).await
         }
@@ -346,7 +348,7 @@ async fn v1(
         }
         ["drain"] => drain::answer(admin.leave.as_ref(), method),
         _ => Err(Problem::not_found(
-            "known here: /v1/config /v1/limits /v1/breakers /v1/sessions /v1/audit /v1/drain",
+            "known here: /v1/config /v1/limits /v1/breakers /v1/upstreams /v1/sessions /v1/audit /v1/drain",
         )),
     }
 }

@@ -28,18 +28,24 @@ impl Ejections {
 
     /// What is to be done each interval; true where an ejection ends by it. One that is not ejected is forgiven one of its ejections.
     pub fn look(&mut self, now: Duration, base: Duration) -> bool {
-        let Some(since) = self.since else {
+        let Some(remaining) = self.remaining(now, base) else {
             self.in_a_row = self.in_a_row.saturating_sub(1);
             return false;
         };
-        let lasts = base
-            .saturating_mul(self.in_a_row)
-            .min(base.max(MAX_EJECTION));
-        let over = now.saturating_sub(since) >= lasts;
+        let over = remaining.is_zero();
         if over {
             self.since = None;
         }
         over
+    }
+
+    /// How long it is still out, of which `base` is the first time; zero where the next [`Self::look`] takes it back.
+    pub fn remaining(&self, now: Duration, base: Duration) -> Option<Duration> {
+        let since = self.since?;
+        let lasts = base
+            .saturating_mul(self.in_a_row)
+            .min(base.max(MAX_EJECTION));
+        Some(lasts.saturating_sub(now.saturating_sub(since)))
     }
 }
 

@@ -136,6 +136,20 @@ pub(super) struct Snapshot {
     counts: Counts,
 }
 
+/// An endpoint at a moment, as operators see it.
+#[derive(Debug)]
+pub struct EndpointState {
+    pub endpoint: Arc<Endpoint>,
+    /// `up`, `unhealthy` or `ejected`, as the metrics have it.
+    pub name: &'static str,
+    /// What told against it last, where it is not up.
+    pub why: Option<String>,
+    /// Until it is taken back.
+    pub ejected_for: Option<Duration>,
+    /// Under way.
+    pub requests: u32,
+}
+
 /// How many endpoints there are, and how they are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -163,6 +177,8 @@ struct Member {
     endpoint: Arc<Endpoint>,
     checks: Checks,
     ejections: Ejections,
+    /// Why its last check that failed did, or what ejected it.
+    last_fault: Option<String>,
 }
 
 impl Member {
@@ -341,6 +357,32 @@ impl LiveUpstream {
         self.snapshot.load().endpoints.clone()
     }
 
+    /// How each endpoint is.
+    pub fn endpoint_states(&self, now: Duration) -> Vec<EndpointState> {
+        let base = self.settings.outlier_detection.map(|it| it.base_ejection_time);
+        let members = self.members.lock();
+        let state = |member: &Member| {
+            let ejected_for = base.and_then(|base| member.ejections.remaining(now, base));
+            let name = match member.ejections.is_ejected() {
+                true => "ejected",
+                false if member.checks.is_healthy() => "up",
+                false => "unhealthy",
+            };
+            EndpointState {
+                endpoint: member.endpoint.clone(),
+                name,
+                why: member.last_fault.clone().filter(|_| !member.is_up()),
+                ejected_for,
+                // A lone one's are not counted twice.
+                requests: match self.is_lone {
+                    true => self.under_way(),
+                    false => member.endpoint.under_way.load(Ordering::Relaxed),
+                },
+            }
+        };
+        members.list.iter().map(state).collect()
+    }
+
     /// How many endpoints are as they are, as of the last change.
     pub fn counts(&self) -> Counts {
         self.snapshot.load().counts
@@ -406,6 +448,9 @@ impl LiveUpstream {
         let Some(member) = member(&mut members, endpoint) else {
             return;
         };
+        if let Err(why) = &result {
+            member.last_fault = Some(why.clone());
+        }
         let (down_after, up_after) = (health.unhealthy_after, health.healthy_after);
         if member.checks.note(result.is_ok(), down_after, up_after) {
             let upstream = &self.settings.name;
@@ -452,6 +497,7 @@ impl LiveUpstream {
             && !member.ejections.is_ejected()
         {
             member.ejections.eject(clock::mono());
+            member.last_fault = Some(last.to_string());
             self.metrics.ejections.inc();
             let upstream = &self.settings.name;
             warn!(%upstream, endpoint = endpoint.place, failures, last = last.to_string(), "endpoint is ejected for a while");
@@ -541,6 +587,7 @@ impl LiveUpstream {
                     endpoint: Arc::new(endpoint),
                     checks: Checks::default(),
                     ejections: Ejections::default(),
+                    last_fault: None,
                 }
             }));
         }

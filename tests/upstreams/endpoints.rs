@@ -7,6 +7,8 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
+
 use super::harness::peers::Peer;
 use super::harness::process::{Running, file};
 use super::harness::raw::Recorder;
@@ -157,7 +159,18 @@ fn an_unhealthy_endpoint_gets_no_requests_until_it_is_well() {
 }
 
 #[test]
-fn the_log_says_why_an_endpoint_is_out() {
+fn operators_are_told_why_an_endpoint_is_out() {
+    let shown = |weir: &Running| -> Value {
+        let host = ["Host: localhost"];
+        let reply = weir.admin().send("GET", "/v1/upstreams/app", &host, "");
+        assert_eq!(reply.status, 200, "{reply:?}");
+        serde_json::from_str(&reply.body).unwrap()
+    };
+    let at = |shown: &Value, address: SocketAddr| {
+        let mut all = shown["endpoints"].as_array().unwrap().iter();
+        let found = all.find(|it| it["endpoint"] == address.to_string());
+        found.unwrap_or_else(|| panic!("{shown}")).clone()
+    };
     let [missing, gone, slow] = servers::<3>();
     missing.says_of_its_health(404);
     gone.kill();
@@ -177,16 +190,22 @@ fn the_log_says_why_an_endpoint_is_out() {
         .map(|_| weir.log_until("endpoint is unhealthy, by its checks"))
         .collect();
     for (endpoint, why) in [
-        (missing.address, "why=\"status 404\""),
-        (gone.address, "why=\"Connection refused (os error 111)\""),
-        (silent, "why=\"no answer within 300ms\""),
-        (other, "why=\"an answer that is not HTTP\""),
+        (missing.address, "status 404"),
+        (gone.address, "Connection refused (os error 111)"),
+        (silent, "no answer within 300ms"),
+        (other, "an answer that is not HTTP"),
     ] {
         let of_it = |line: &&String| line.contains(&endpoint.to_string());
         let line = lines.iter().find(of_it);
         let line = line.unwrap_or_else(|| panic!("{endpoint}: {lines:?}"));
-        assert!(line.contains(why), "{line}");
+        assert!(line.contains(&format!("why={why:?}")), "{line}");
+        let expected = json!({
+            "endpoint": endpoint.to_string(), "state": "unhealthy", "why": why, "ejected_for_seconds": null, "requests": 0,
+        });
+        assert_eq!(at(&shown(&weir), endpoint), expected);
     }
+    let up = at(&shown(&weir), slow.address);
+    assert_eq!((&up["state"], &up["why"]), (&json!("up"), &Value::Null));
 
     slow.answers(503);
     let judged = "outlier_detection: {consecutive_5xx: 3, base_ejection_time: 1h}";
@@ -205,6 +224,10 @@ fn the_log_says_why_an_endpoint_is_out() {
     ] {
         assert!(line.contains(part), "{part}: {line}");
     }
+    let out = at(&shown(&weir), slow.address);
+    assert_eq!((&out["state"], &out["why"]), (&json!("ejected"), &json!("status 503")));
+    let left = out["ejected_for_seconds"].as_f64().unwrap();
+    assert!((3500.0..=3600.0).contains(&left), "{out}");
 }
 
 #[test]
