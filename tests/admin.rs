@@ -65,7 +65,13 @@ fn admitted(client: &mut Client, tenant: &str) -> usize {
 fn calls_under_v1_need_the_token() {
     let running = start(&Upstream::answering("hi"));
     let mut admin = running.admin();
-    let paths = ["/v1/config", "/v1/limits", "/v1/breakers", "/v1/upstreams", "/v1/nothing"];
+    let paths = [
+        "/v1/config",
+        "/v1/limits",
+        "/v1/breakers",
+        "/v1/upstreams",
+        "/v1/nothing",
+    ];
     for path in paths {
         for fields in [
             &[][..],

@@ -20,6 +20,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::net::tls::Secured;
 use crate::plan::Plan;
+use crate::telemetry::log;
 use crate::upstream::names::first_look;
 
 /// How often the file is looked at. Asked by its path, so that it is seen when a symbolic link on the way is swapped,
@@ -162,7 +163,11 @@ fn replaced_by(old: &Plan, config: Config) -> Result<Arc<Plan>, String> {
 async fn go_on_with(plan: &watch::Sender<Arc<Plan>>, new: Arc<Plan>) {
     first_look(new.live_upstreams(), NAMES_WITHIN).await;
     let old = new.publish(plan);
-    forget_removed(&old, &plan.borrow());
+    let new = plan.borrow();
+    if new.config.log.level != old.config.log.level {
+        log::set_level(new.config.log.level);
+    }
+    forget_removed(&old, &new);
 }
 
 /// No alert is to go by how an upstream, or an entry of sessions, last was that is there no more.

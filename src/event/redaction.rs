@@ -115,7 +115,10 @@ impl Redaction {
         if self.paths.is_empty() {
             return Cow::Borrowed(moved);
         }
-        if let Some(redacted) = self.where_parted(moved).or_else(|| self.where_parted(asked)) {
+        if let Some(redacted) = self
+            .where_parted(moved)
+            .or_else(|| self.where_parted(asked))
+        {
             return Cow::Owned(redacted);
         }
         let mut mask = self.mask(moved);

@@ -276,7 +276,10 @@ mod tests {
             assert_eq!(String::from_utf8_lossy(&sent), expected, "{input}");
         };
         check("/a+b,c", "/a+b,c");
-        check("/%21%24%26%27%28%29%2a%2B%2C%3b%3D%3A%40", "/%21%24%26%27%28%29%2A%2B%2C%3B%3D%3A%40");
+        check(
+            "/%21%24%26%27%28%29%2a%2B%2C%3b%3D%3A%40",
+            "/%21%24%26%27%28%29%2A%2B%2C%3B%3D%3A%40",
+        );
         check("/%41%2d%2E%5f%7E", "/A-._~");
         check("//a/%2e%2E/b%2fc|", "/b%2Fc%7C");
     }
@@ -285,8 +288,16 @@ mod tests {
     fn a_path_has_as_many_readings_as_servers_differ() {
         let check = |path: &str, expected: Result<&[(&str, PathError)], PathError>| {
             let read = readings(path);
-            let read = read.as_deref().map(|read| read.iter().map(|(path, error)| (&**path, *error)).collect::<Vec<_>>());
-            assert_eq!(read.map_err(|error| *error), expected.map(<[_]>::to_vec), "{path}");
+            let read = read.as_deref().map(|read| {
+                read.iter()
+                    .map(|(path, error)| (&**path, *error))
+                    .collect::<Vec<_>>()
+            });
+            assert_eq!(
+                read.map_err(|error| *error),
+                expected.map(<[_]>::to_vec),
+                "{path}"
+            );
         };
         let (parted, bare) = (PathError::EscapedSeparators, PathError::Parameters);
         check("/a/%41", Ok(&[]));
@@ -295,7 +306,10 @@ mod tests {
         check("/x/..%2Fa", Ok(&[("/a", parted)]));
         check("/a%252Fb", Ok(&[]));
         check("/a;x", Ok(&[("/a", bare)]));
-        check("/a;x%2Fb", Ok(&[("/a", bare), ("/a;x/b", parted), ("/a/b", bare)]));
+        check(
+            "/a;x%2Fb",
+            Ok(&[("/a", bare), ("/a;x/b", parted), ("/a/b", bare)]),
+        );
         check("/..%2Fa", Err(PathError::AboveRoot));
         check("/a%2F..;%2Fb", Err(PathError::DotParameters));
         assert_eq!(most_lenient("/a;x%2Fb"), "/a/b");

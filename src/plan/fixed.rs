@@ -99,8 +99,8 @@ pub(super) fn is_kept(old: &Config, new: &Config) -> Result<(), String> {
             "runtime.lanes changed: restart weir to run more or fewer",
         ),
         (
-            old.log == new.log,
-            "telemetry.log changed: restart weir to log otherwise",
+            old.log.format == new.log.format,
+            "telemetry.log.format changed: restart weir to log otherwise",
         ),
         (
             same(old, new, |it| it.limit_defaults.max_keys),

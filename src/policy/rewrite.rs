@@ -169,8 +169,16 @@ mod tests {
             ..as_sent.clone()
         };
         check(scheme.clone(), "x.org", Some("https://x.org/a/b%2Cc?q=1"));
-        check(scheme.clone(), "x.org:8080", Some("https://x.org/a/b%2Cc?q=1"));
-        check(scheme.clone(), "[::1]:80", Some("https://[::1]/a/b%2Cc?q=1"));
+        check(
+            scheme.clone(),
+            "x.org:8080",
+            Some("https://x.org/a/b%2Cc?q=1"),
+        );
+        check(
+            scheme.clone(),
+            "[::1]:80",
+            Some("https://[::1]/a/b%2Cc?q=1"),
+        );
         check(scheme.clone(), "[::1]", Some("https://[::1]/a/b%2Cc?q=1"));
         check(scheme.clone(), "", None);
         let port = Redirect {

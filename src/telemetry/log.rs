@@ -12,7 +12,7 @@ use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber, error, warn};
 use tracing_subscriber::layer::{Context, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer};
+use tracing_subscriber::{EnvFilter, Layer, reload};
 
 use super::lines::{Counts, Lines};
 use super::traces::CRATES;
@@ -20,6 +20,9 @@ use crate::config::telemetry::{Log, LogFormat, LogLevel};
 
 /// For the last lines to be out.
 const FLUSH_WITHIN: Duration = Duration::from_secs(1);
+
+/// Puts another filter in place of that which [`init`] began with.
+static SET_FILTER: OnceLock<Box<dyn Fn(EnvFilter) + Send + Sync>> = OnceLock::new();
 
 static LINES: Lines = Lines::new();
 /// Whether the lines have a thread, once they need one.
@@ -30,27 +33,42 @@ static HAS_THREAD: OnceLock<bool> = OnceLock::new();
 pub fn init(settings: Log) {
     let variable = env::var("WEIR_LOG").ok();
     let (filter, misread) = filter(variable.as_deref(), settings.level);
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(|| Out);
+    let log = tracing_subscriber::fmt().with_writer(|| Out);
     let plain = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    // A second call changes nothing: the first subscriber stays.
-    let _ = match settings.format {
+    match settings.format {
         LogFormat::Json => {
-            let log = log.json().flatten_event(true).finish();
-            log.with(OfTraces::default()).try_init()
+            let log = log.json().flatten_event(true).with_env_filter(filter);
+            let log = log.with_filter_reloading();
+            begin(log.reload_handle(), log.finish());
         }
         LogFormat::Pretty => {
             let log = log.with_ansi(io::stderr().is_terminal() && !plain);
-            log.finish().with(OfTraces::default()).try_init()
+            let log = log.with_env_filter(filter).with_filter_reloading();
+            begin(log.reload_handle(), log.finish());
         }
-    };
+    }
     if misread {
         // An error, since the file may let nothing less be told.
         error!(
             variable,
             "WEIR_LOG is not understood, and telemetry.log.level is taken; write off, error, warn, info, debug or trace"
         );
+    }
+}
+
+fn begin<S: 'static>(filters: reload::Handle<EnvFilter, S>, log: impl Subscriber + Send + Sync) {
+    // A second call changes nothing: the first subscriber stays.
+    if log.with(OfTraces::default()).try_init().is_ok() {
+        // The subscriber, which lives as long as the process, is never gone.
+        let _ = SET_FILTER.set(Box::new(move |filter| drop(filters.reload(filter))));
+    }
+}
+
+/// Tells by another level from now on, unless `WEIR_LOG` goes before it.
+pub fn set_level(level: LogLevel) {
+    let (filter, _) = filter(env::var("WEIR_LOG").ok().as_deref(), level);
+    if let Some(set) = SET_FILTER.get() {
+        set(filter);
     }
 }
 
@@ -182,8 +200,9 @@ fn filter(variable: Option<&str>, level: LogLevel) -> (EnvFilter, bool) {
         LogLevel::Error => "error",
         LogLevel::Warn => "warn",
         LogLevel::Info => "info",
-        LogLevel::Debug => "debug",
-        LogLevel::Trace => "trace",
+        // Of libraries they would be some lines a request; the variable can ask for those.
+        LogLevel::Debug => "info,weir=debug",
+        LogLevel::Trace => "info,weir=trace",
     };
     let Some(variable) = variable.filter(|variable| !variable.is_empty()) else {
         return (EnvFilter::new(level), false);
@@ -224,6 +243,7 @@ mod tests {
         check(None, LogLevel::Info, "info");
         check(None, LogLevel::Warn, "warn");
         check(Some(""), LogLevel::Warn, "warn");
+        check(None, LogLevel::Debug, "weir=debug,info");
         check(Some("debug"), LogLevel::Warn, "debug");
         check(Some("debug,"), LogLevel::Warn, "debug");
         check(

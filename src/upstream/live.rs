@@ -359,7 +359,10 @@ impl LiveUpstream {
 
     /// How each endpoint is.
     pub fn endpoint_states(&self, now: Duration) -> Vec<EndpointState> {
-        let base = self.settings.outlier_detection.map(|it| it.base_ejection_time);
+        let base = self
+            .settings
+            .outlier_detection
+            .map(|it| it.base_ejection_time);
         let members = self.members.lock();
         let state = |member: &Member| {
             let ejected_for = base.and_then(|base| member.ejections.remaining(now, base));

@@ -18,7 +18,8 @@ mod reach;
 
 pub use lane::{Aim, LaneUpstream, NoEndpoint, Picked, Slot};
 pub use live::{
-    Counts, Endpoint, Fault, LiveUpstream, Outcome, Retrying, SessionLines, authority_of,
+    Counts, Endpoint, EndpointState, Fault, LiveUpstream, Outcome, Retrying, SessionLines,
+    authority_of,
 };
 pub use pool::{Connected, Pool, Reached, Until};
 pub use reach::{Cause, Stage, Unreached};

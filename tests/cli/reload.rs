@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::harness::process::Running;
 use super::harness::servers::NameServer;
-use super::harness::{Upstream, eventually};
+use super::harness::{Upstream, eventually, raw};
 
 const TAKEN: &str = "weir_config_last_reload_successful";
 
@@ -177,6 +177,29 @@ fn a_file_that_is_as_before_is_told_as_that() {
     running.signal("HUP");
     running.log_until("configuration reloaded");
     assert_eq!(running.client().get("/").body, "new");
+}
+
+#[test]
+fn another_log_level_is_taken_up() {
+    let text = |level: &str| {
+        format!(
+            "listeners: [{{address: '127.0.0.1:0', proxy_protocol: require}}]\nadmin: {{address: 127.0.0.1:0}}\n\
+             upstream: http://127.0.0.1:1\ntelemetry: {{log: {{level: {level}}}}}\n"
+        )
+    };
+    let folder = folder(&text("info"));
+    let path = folder.path().join("weir.yaml");
+    let running = Running::start(&path);
+    let told_until = |level: &str| {
+        raw::send(running.address.parse().unwrap(), b"GET / HTTP/1.1\r\n");
+        replace(&path, &text(level));
+        running.signal("HUP");
+        let lines = running.log_to("configuration re");
+        lines.iter().any(|line| line.contains("no PROXY header"))
+    };
+    assert!(!told_until("debug"));
+    assert!(told_until("info"));
+    assert!(!told_until("info"));
 }
 
 /// As `weir run -c <(template weir.yaml)` has it.

@@ -184,7 +184,11 @@ fn what_stands_in_a_pseudo_header_is_one_part_of_a_request_line() {
         ("asterisk", path(b"*"), Refused(400)),
         ("backslash", path(b"/a\\b"), Refused(400)),
         ("path above the root", path(b"/../x"), Refused(400)),
-        ("path above the root, escaped", path(b"/..%2fx"), Refused(400)),
+        (
+            "path above the root, escaped",
+            path(b"/..%2fx"),
+            Refused(400),
+        ),
         ("escaped NUL", path(b"/a%00b"), Refused(400)),
         ("bad escape", path(b"/a%zz"), Refused(400)),
         (

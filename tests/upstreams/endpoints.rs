@@ -225,7 +225,10 @@ fn operators_are_told_why_an_endpoint_is_out() {
         assert!(line.contains(part), "{part}: {line}");
     }
     let out = at(&shown(&weir), slow.address);
-    assert_eq!((&out["state"], &out["why"]), (&json!("ejected"), &json!("status 503")));
+    assert_eq!(
+        (&out["state"], &out["why"]),
+        (&json!("ejected"), &json!("status 503"))
+    );
     let left = out["ejected_for_seconds"].as_f64().unwrap();
     assert!((3500.0..=3600.0).contains(&left), "{out}");
 }

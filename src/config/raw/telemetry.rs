@@ -21,7 +21,8 @@ pub struct Telemetry {
 pub struct Log {
     /// [default: pretty]
     pub format: Option<At<LogFormat>>,
-    /// The least that is told; the environment variable WEIR_LOG goes before it [default: info].
+    /// The least that is told, debug and trace of weir alone; the environment variable WEIR_LOG goes before it, and has its libraries, too
+    /// [default: info].
     pub level: Option<At<LogLevel>>,
 }
 
