@@ -2,6 +2,7 @@
 //! its cause in Proxy-Status (RFC 9209). Does no I/O.
 
 mod tls;
+mod told;
 mod unreached;
 
 use std::borrow::Cow;
@@ -12,6 +13,7 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 use smallvec::SmallVec;
 
+use self::told::Told;
 use crate::clock;
 use crate::config::breakers::Fallback;
 use crate::http1::head::HeadError;
@@ -147,172 +149,38 @@ impl Date {
 const OVER_LIMIT: &str = "request is over the limits named";
 
 impl Rejection {
-    /// The status, its reason phrase, and the error type for Proxy-Status.
-    fn kind(&self) -> (u16, &'static str, &'static str) {
+    /// What to tell the client.
+    pub(super) fn detail(&self) -> Cow<'static, str> {
         match self {
-            Rejection::BadHead(error) => match error.status() {
-                414 => (414, "URI Too Long", "http_request_error"),
-                431 => (431, "Request Header Fields Too Large", "http_request_error"),
-                501 => (501, "Not Implemented", "http_request_error"),
-                505 => (505, "HTTP Version Not Supported", "http_request_error"),
-                _ => (400, "Bad Request", "http_request_error"),
-            },
-            Rejection::BadPath(_)
-            | Rejection::BadTarget
-            | Rejection::BadBody
-            | Rejection::PlainOnTls => (400, "Bad Request", "http_request_error"),
-            Rejection::HeadTimeout | Rejection::BodyTimeout => {
-                (408, "Request Timeout", "http_request_error")
-            }
-            Rejection::NoRoute => (404, "Not Found", "destination_not_found"),
-            Rejection::QuotaExceeded(_) => (429, "Too Many Requests", "http_request_denied"),
-            Rejection::Unauthenticated(_) => (401, "Unauthorized", "http_request_denied"),
-            Rejection::Forbidden(_) | Rejection::TooManySessions => {
-                (403, "Forbidden", "http_request_denied")
-            }
-            Rejection::LimitUnknown
-            | Rejection::SessionsFull
-            | Rejection::SessionStoreDown
-            | Rejection::Shed(_)
-            | Rejection::AuditUnavailable => (503, "Service Unavailable", "proxy_internal_error"),
-            Rejection::CircuitOpen(_) | Rejection::NoEndpoint => {
-                (503, "Service Unavailable", "destination_unavailable")
-            }
-            Rejection::Overloaded => (503, "Service Unavailable", "connection_limit_reached"),
-            Rejection::BodyTooLarge => (413, "Content Too Large", "http_request_error"),
-            Rejection::Trace => (405, "Method Not Allowed", "http_request_denied"),
-            Rejection::Expectation => (417, "Expectation Failed", "http_request_error"),
-            Rejection::ConnectFailed(cause) => (502, "Bad Gateway", unreached::failed(*cause)),
-            Rejection::NotRedirected => (502, "Bad Gateway", "destination_not_found"),
-            Rejection::Loop => (502, "Bad Gateway", "proxy_loop_detected"),
-            Rejection::UpstreamTls(trouble) => (502, "Bad Gateway", tls::said_of(*trouble).0),
-            Rejection::ConnectTimeout(stage) => {
-                (504, "Gateway Timeout", unreached::timed_out(*stage))
-            }
-            Rejection::UpstreamBroken => (502, "Bad Gateway", "http_protocol_error"),
-            Rejection::UpstreamTimeout | Rejection::DeadlineExceeded => {
-                (504, "Gateway Timeout", "http_response_timeout")
-            }
-            Rejection::OtherProtocol => (501, "Not Implemented", "http_request_error"),
-            Rejection::NotSwitched => (502, "Bad Gateway", "http_upgrade_failed"),
+            Rejection::BadHead(error) => Cow::Owned(error.to_string()),
+            Rejection::BadPath(error) => Cow::Owned(error.to_string()),
+            Rejection::Forbidden(claim) => Cow::Owned(format!(
+                "the session has not the \"{claim}\" that this needs"
+            )),
+            other => Cow::Borrowed(other.told().detail),
         }
     }
 
-    /// What to tell the client.
-    pub(super) fn detail(&self) -> Cow<'static, str> {
-        Cow::Borrowed(match self {
-            Rejection::BadHead(error) => return Cow::Owned(error.to_string()),
-            Rejection::BadPath(error) => return Cow::Owned(error.to_string()),
-            Rejection::BadTarget => "request target is not a path, or names another host than Host",
-            Rejection::HeadTimeout => "request head took too long",
-            Rejection::BadBody => "request body is badly framed or cut short",
-            Rejection::BodyTimeout => "request body stalled",
-            Rejection::NoRoute => "no route serves this request",
-            Rejection::QuotaExceeded(_) => OVER_LIMIT,
-            Rejection::LimitUnknown => "whether the request is over its limit cannot be told now",
-            Rejection::Unauthenticated(asked) if asked.unknown_token => {
-                "the session has ended, or never was"
-            }
-            Rejection::Unauthenticated(_) => "this needs a session, and the request has none",
-            Rejection::Forbidden(claim) => {
-                return Cow::Owned(format!(
-                    "the session has not the \"{claim}\" that this needs"
-                ));
-            }
-            Rejection::TooManySessions => "the user has as many sessions as allowed: end one first",
-            Rejection::SessionsFull => "no session can be started now",
-            Rejection::SessionStoreDown => "sessions cannot be looked at, started or ended now",
-            Rejection::CircuitOpen(_) => "upstream is failing, and is given time to recover",
-            Rejection::Overloaded => "upstream has as much to do as it may be given",
-            Rejection::Shed(_) => "more is asked than can be served now",
-            Rejection::NoEndpoint => "upstream has no endpoint that could be asked",
-            Rejection::AuditUnavailable => "the request cannot be put on record now",
-            Rejection::BodyTooLarge => "request body is larger than the limit",
-            Rejection::Trace => "TRACE is not served",
-            Rejection::Expectation => "only 100-continue can be expected",
-            Rejection::PlainOnTls => "plain HTTP was sent to a port that speaks TLS: use https",
-            Rejection::ConnectFailed(_) => "upstream cannot be reached",
-            Rejection::NotRedirected => {
-                "the connection was not redirected here, so that there is nowhere to go"
-            }
-            Rejection::Loop => "the request came back to the proxy that sent it",
-            Rejection::UpstreamTls(trouble) => tls::said_of(*trouble).2,
-            Rejection::ConnectTimeout(_) => "upstream did not accept a connection in time",
-            Rejection::UpstreamBroken => "upstream broke off or sent nonsense",
-            Rejection::UpstreamTimeout => "upstream took too long",
-            Rejection::DeadlineExceeded => "the call's deadline is over",
-            Rejection::OtherProtocol => {
-                "only WebSocket can be spoken so, with upstreams that take it"
-            }
-            Rejection::NotSwitched => "upstream did not switch to WebSocket",
-        })
+    /// A name for metrics and audit.
+    pub(super) fn reason(&self) -> &'static str {
+        self.told().label
+    }
+
+    /// Whether it is a policy's word on a request that is in order.
+    pub(super) fn is_policy(&self) -> bool {
+        self.told().is_policy
     }
 
     /// The status that the client is told.
     pub(super) fn status(&self) -> u16 {
         let fallback = self.fallback();
-        fallback.map_or_else(|| self.kind().0, |fallback| fallback.status)
-    }
-
-    /// A name for metrics and audit.
-    pub(super) fn reason(&self) -> &'static str {
-        match self {
-            Rejection::BadHead(_) => "bad_head",
-            Rejection::BadPath(_) => "bad_path",
-            Rejection::BadTarget => "bad_target",
-            Rejection::HeadTimeout => "head_timeout",
-            Rejection::BadBody => "bad_body",
-            Rejection::BodyTimeout => "body_timeout",
-            Rejection::NoRoute => "no_route",
-            Rejection::QuotaExceeded(_) => "quota_exceeded",
-            Rejection::LimitUnknown => "limit_unknown",
-            Rejection::Unauthenticated(_) => "unauthenticated",
-            Rejection::Forbidden(_) => "forbidden",
-            Rejection::TooManySessions => "too_many_sessions",
-            Rejection::SessionsFull => "sessions_full",
-            Rejection::SessionStoreDown => "session_store_down",
-            Rejection::CircuitOpen(_) => "circuit_open",
-            Rejection::Overloaded => "overloaded",
-            Rejection::Shed(Strain::LoopDelay) => "shed_loop_delay",
-            Rejection::Shed(Strain::Memory) => "shed_memory",
-            Rejection::NoEndpoint => "no_endpoint",
-            Rejection::AuditUnavailable => "audit_unavailable",
-            Rejection::BodyTooLarge => "body_too_large",
-            Rejection::Trace => "trace",
-            Rejection::Expectation => "expectation",
-            Rejection::PlainOnTls => "plain_on_tls",
-            Rejection::ConnectFailed(_) => "connect_failed",
-            Rejection::NotRedirected => "not_redirected",
-            Rejection::Loop => "loop",
-            Rejection::UpstreamTls(trouble) => tls::said_of(*trouble).1,
-            Rejection::ConnectTimeout(_) => "connect_timeout",
-            Rejection::UpstreamBroken => "upstream_broken",
-            Rejection::UpstreamTimeout => "upstream_timeout",
-            Rejection::DeadlineExceeded => "deadline_exceeded",
-            Rejection::OtherProtocol => "other_protocol",
-            Rejection::NotSwitched => "not_switched",
-        }
-    }
-
-    /// Whether it is a policy's word on a request that is in order.
-    pub(super) fn is_policy(&self) -> bool {
-        matches!(
-            self,
-            Rejection::NoRoute
-                | Rejection::QuotaExceeded(_)
-                | Rejection::LimitUnknown
-                | Rejection::Unauthenticated(_)
-                | Rejection::Forbidden(_)
-                | Rejection::SessionStoreDown
-                | Rejection::AuditUnavailable
-                | Rejection::Shed(_)
-                | Rejection::CircuitOpen(_)
-        )
+        fallback.map_or_else(|| self.told().status, |fallback| fallback.status)
     }
 
     /// Appends the whole reply to `out`; `body` is room for what it says.
     pub(super) fn put(&self, out: &mut Vec<u8>, body: &mut Vec<u8>, to: Asker, date: &Date) {
-        let (mut status, mut title, error) = self.kind();
+        let told = self.told();
+        let (mut status, mut title) = (told.status, told::title(told.status));
         let mut content_type = "application/problem+json";
         body.clear();
         if let Some(fallback) = self.fallback() {
@@ -330,8 +198,8 @@ impl Rejection {
             out.extend_from_slice(part.as_bytes());
         }
         out.extend_from_slice(number.format(body.len()).as_bytes());
-        let status_parts = ["\r\nProxy-Status: weir; error=", error, "; details=\""];
-        for part in status_parts.into_iter().chain([self.reason(), "\"\r\n"]) {
+        let status_parts = ["\r\nProxy-Status: weir; error=", told.error, "; details=\""];
+        for part in status_parts.into_iter().chain([told.label, "\"\r\n"]) {
             out.extend_from_slice(part.as_bytes());
         }
         out.extend_from_slice(&date.field());
@@ -345,7 +213,7 @@ impl Rejection {
         if let Rejection::Unauthenticated(asked) = self {
             put_challenge(out, asked);
         }
-        if let Some(wait) = self.retry_after() {
+        if let Some(wait) = self.retry_after(&told) {
             out.extend_from_slice(b"Retry-After: ");
             out.extend_from_slice(number.format(seconds(wait).max(1)).as_bytes());
             out.extend_from_slice(b"\r\n");
@@ -358,7 +226,7 @@ impl Rejection {
 
     /// What it is to a client of gRPC, to which no fallback can be told.
     pub(super) fn grpc(&self) -> GrpcStatus {
-        GrpcStatus::of_refusal(self.kind().0)
+        GrpcStatus::of_refusal(self.told().status)
     }
 
     /// What an open breaker answers in place of a problem.
@@ -377,9 +245,9 @@ impl Rejection {
         if let Rejection::QuotaExceeded(exceeded) = self {
             return quota_problem(&exceeded.limits).map(str::len).sum::<usize>() as u64;
         }
-        let (status, title, _) = self.kind();
+        let status = self.told().status;
         let mut counted = Counted(0);
-        self.write_problem(&mut counted, status, title);
+        self.write_problem(&mut counted, status, told::title(status));
         counted.0
     }
 
@@ -403,18 +271,11 @@ impl Rejection {
             .expect("a problem is texts and a number, and every byte is taken");
     }
 
-    fn retry_after(&self) -> Option<Duration> {
+    fn retry_after(&self, told: &Told) -> Option<Duration> {
         match self {
             Rejection::QuotaExceeded(exceeded) => exceeded.retry_after,
             Rejection::CircuitOpen(open) => Some(open.retry_after),
-            Rejection::SessionsFull
-            | Rejection::SessionStoreDown
-            | Rejection::LimitUnknown
-            | Rejection::Overloaded
-            | Rejection::Shed(_)
-            | Rejection::NoEndpoint
-            | Rejection::AuditUnavailable => Some(Duration::from_secs(1)),
-            _ => None,
+            _ => told.passes_soon.then_some(Duration::from_secs(1)),
         }
     }
 }

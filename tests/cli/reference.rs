@@ -11,8 +11,6 @@ use super::harness::process::{Echo, Running, file};
 use serde_json::Value;
 
 const REFERENCE: &str = include_str!("../../docs/reference.md");
-const REPLY: &str = include_str!("../../src/proxy/reply.rs");
-const TLS: &str = include_str!("../../src/proxy/reply/tls.rs");
 
 /// The documents that tell of keys in Redis.
 const KEYS: [&str; 4] = [
@@ -51,80 +49,6 @@ fn quoted(cell: &'static str) -> Vec<&'static str> {
 /// The texts between quotation marks in a piece of source without escapes.
 fn literals(source: &str) -> impl Iterator<Item = &str> {
     source.split('"').skip(1).step_by(2)
-}
-
-/// The arms of the `match` in this function of reply.rs: the variants that each names, and what it gives.
-fn arms(function: &str) -> Vec<(Vec<&'static str>, &'static str)> {
-    let (_, rest) = REPLY.split_once(&format!("fn {function}(&self)")).unwrap();
-    let body = rest.split("\n    }\n").next().unwrap();
-    let marks = body.match_indices("=>").map(|(at, _)| at);
-    let marks: Vec<_> = marks.chain([body.len()]).collect();
-    let variants = |text: &'static str| {
-        let names = text.split("Rejection::").skip(1);
-        let name = |name: &'static str| name.split(|c: char| !c.is_alphanumeric()).next().unwrap();
-        names.map(name).collect::<Vec<_>>()
-    };
-    let mut begins = 0;
-    let mut arms = Vec::new();
-    for ends in marks.windows(2) {
-        let (names, gives) = (&body[begins..ends[0]], &body[ends[0] + 2..ends[1]]);
-        arms.push((variants(names), gives));
-        // What follows the arm's value names the next one's variants.
-        begins = ends[0] + 2;
-    }
-    arms
-}
-
-#[test]
-fn each_label_stands_there_with_its_status() {
-    let number = |text: &str| text.trim().parse::<u16>().ok();
-    let mut statuses = BTreeMap::new();
-    for (variants, gives) in arms("kind") {
-        let found: Vec<_> = gives
-            .split(|c: char| !c.is_ascii_digit())
-            .filter_map(number)
-            .collect();
-        for variant in variants {
-            statuses
-                .entry(variant)
-                .or_insert_with(Vec::new)
-                .extend(found.clone());
-        }
-    }
-    let heads = ["400", "414", "431", "501", "505"].map(|status| number(status).unwrap());
-    statuses.insert("BadHead", heads.to_vec());
-    let mut labels = BTreeMap::new();
-    for (variants, gives) in arms("reason") {
-        let status = &statuses[variants[0]];
-        match literals(gives).next() {
-            Some(label) => labels.insert(label, status.clone()),
-            // By the trouble.
-            None => None,
-        };
-    }
-    let of_tls = literals(TLS).filter(|label| label.starts_with("upstream_"));
-    labels.extend(of_tls.map(|label| (label, vec![502])));
-    assert!(labels.len() > 40, "{labels:?}");
-
-    let documented = rows("Why weir refuses");
-    let numbers = |cell: &str| -> Vec<u16> { cell.split(',').filter_map(number).collect() };
-    let (told, untold): (Vec<_>, Vec<_>) = documented
-        .iter()
-        .map(|row| (quoted(row[0])[0], numbers(row[1])))
-        .partition(|(label, _)| labels.contains_key(label));
-    assert_eq!(told.into_iter().collect::<BTreeMap<_, _>>(), labels);
-    let untold: BTreeSet<_> = untold.iter().map(|(label, _)| *label).collect();
-    let recorded = ["client_left", "upstream_aborted", "cut_off"];
-    assert_eq!(untold, recorded.into());
-    let sources = [
-        include_str!("../../src/proxy/exchange.rs"),
-        include_str!("../../src/proxy/http1.rs"),
-        include_str!("../../src/proxy/record.rs"),
-    ];
-    for label in recorded {
-        let literal = format!("\"{label}\"");
-        assert!(sources.iter().any(|source| source.contains(&literal)));
-    }
 }
 
 #[test]
