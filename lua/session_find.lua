@@ -4,6 +4,7 @@
 -- ARGV    1 what the session is called
 --         2 a use is written down when the last one written is older than this, in ms; -1: this is not a use
 --         3 how long ago the use was, in ms
+--         4 its absolute timeout at most, and 5 its idle timeout, in ms: it may have begun with longer ones
 -- reply   nothing: there is no such session, or it is over; or the user's name, then in ms: since it was created, until its
 --         absolute timeout, its idle timeout, since the last use that is written down; then its claims as JSON, or empty
 --
@@ -16,7 +17,8 @@ local key, touch = KEYS[1], tonumber(ARGV[2])
 local record = redis.call('HGET', key, ARGV[1])
 if not record then return {} end
 local created, absolute, seen, idle, claims = string.match(record, '^(%d+) (%d+) (%d+) (%d+) ?(.*)$')
-created, absolute, seen, idle = tonumber(created), tonumber(absolute), tonumber(seen), tonumber(idle)
+created, seen = tonumber(created), tonumber(seen)
+absolute, idle = math.min(absolute, ARGV[4]), math.min(idle, ARGV[5])
 local age = now - created
 
 -- A use counts from when it was, and only if the session was not over by then.

@@ -184,13 +184,13 @@ fn unanswered(error: CallError) -> Problem {
 fn describe(session: &Session) -> Value {
     let now = clock::moment().mono;
     let seconds = |duration: Duration| duration.as_secs();
-    let idle_end = session.last_seen() + session.idle_timeout;
+    let idle_end = session.last_seen() + session.idle_timeout();
     json!({
         "id": session.id.to_string(),
         "user": session.user,
         "claims": session.claims(),
         "age_seconds": seconds(now.saturating_sub(session.created)),
         "idle_seconds": seconds(now.saturating_sub(session.last_seen())),
-        "expires_in_seconds": seconds(idle_end.min(session.ends).saturating_sub(now)),
+        "expires_in_seconds": seconds(idle_end.min(session.ends()).saturating_sub(now)),
     })
 }

@@ -15,7 +15,7 @@ use crate::event::Redaction;
 use crate::intern::intern;
 use crate::net::tls::{Secured, Trouble};
 use crate::policy::routes::Index;
-use crate::policy::session;
+use crate::policy::session::{self, Timeouts};
 use crate::store::breakers::LiveBreaker;
 use crate::store::fleet::Fleet;
 use crate::store::limits::leases::{Leases, Sharing};
@@ -195,7 +195,9 @@ fn sessions(
             None => Store::Memory(Arc::new(Sessions::new(entry.max_sessions))),
             Some(fleet) => {
                 let max = entry.shared.cache.max_entries;
-                Store::Redis(Arc::new(SharedSessions::new(&entry.name, fleet, max)))
+                let timeouts = Timeouts::of(&entry.settings);
+                let store = SharedSessions::new(&entry.name, fleet, max, timeouts);
+                Store::Redis(Arc::new(store))
             }
         };
         let live = LiveSessions {
@@ -206,7 +208,7 @@ fn sessions(
             watchers: old.map(|old| old.watchers.clone()).unwrap_or_default(),
             metrics: metrics.sessions.of(&entry.name),
         };
-        live.resize(entry.max_sessions);
+        live.take_up(entry.max_sessions);
         live
     };
     config.sessions.iter().map(live).collect()

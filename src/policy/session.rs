@@ -34,7 +34,7 @@ pub struct SessionId {
     pub user: Option<UserTag>,
 }
 
-/// One user, logged in. Shared by the lanes; of all that is in it only the time of the last use changes.
+/// One user, logged in. Shared by the lanes; of all that is in it only times change.
 #[derive(Debug)]
 pub struct Session {
     pub id: SessionId,
@@ -43,11 +43,11 @@ pub struct Session {
     claims: Box<[(String, Value)]>,
     /// When it was created.
     pub created: Duration,
-    /// When it is over, however busy it is.
-    pub ends: Duration,
-    pub idle_timeout: Duration,
-    /// Nanoseconds since the origin, which are good for 584 years.
+    // In nanoseconds since the origin, which are good for 584 years.
+    ends: AtomicU64,
     last_seen: AtomicU64,
+    /// In nanoseconds.
+    idle_timeout: AtomicU64,
     // Written once, because each request that is passed on needs them.
     header_values: HeaderValues,
 }
@@ -59,6 +59,22 @@ pub struct Times {
     pub ends: Duration,
     pub idle_timeout: Duration,
     pub last_seen: Duration,
+}
+
+/// After what time sessions are over that begin now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    pub absolute: Duration,
+    pub idle: Duration,
+}
+
+impl Timeouts {
+    pub fn of(settings: &Settings) -> Timeouts {
+        Timeouts {
+            absolute: settings.absolute_timeout,
+            idle: settings.idle_timeout,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -128,9 +144,9 @@ impl Session {
             user,
             claims: claims.into_iter().collect(),
             created: times.created,
-            ends: times.ends,
-            idle_timeout: times.idle_timeout,
+            ends: AtomicU64::new(nanoseconds(times.ends)),
             last_seen: AtomicU64::new(nanoseconds(times.last_seen)),
+            idle_timeout: AtomicU64::new(nanoseconds(times.idle_timeout)),
             header_values,
         }
     }
@@ -163,9 +179,26 @@ impl Session {
         Duration::from_nanos(self.last_seen.load(Ordering::Relaxed))
     }
 
+    /// When it is over, however busy it is.
+    pub fn ends(&self) -> Duration {
+        Duration::from_nanos(self.ends.load(Ordering::Relaxed))
+    }
+
+    pub fn idle_timeout(&self) -> Duration {
+        Duration::from_nanos(self.idle_timeout.load(Ordering::Relaxed))
+    }
+
+    /// Has no longer timeouts than these from now on.
+    pub fn shorten(&self, timeouts: Timeouts) {
+        let ends = self.created.saturating_add(timeouts.absolute);
+        self.ends.fetch_min(nanoseconds(ends), Ordering::Relaxed);
+        let idle = nanoseconds(timeouts.idle);
+        self.idle_timeout.fetch_min(idle, Ordering::Relaxed);
+    }
+
     /// Whether it is over at `now`: the timeouts are its first instant without.
     pub fn is_expired(&self, now: Duration) -> bool {
-        now >= self.ends || now.saturating_sub(self.last_seen()) >= self.idle_timeout
+        now >= self.ends() || now.saturating_sub(self.last_seen()) >= self.idle_timeout()
     }
 }
 

@@ -41,6 +41,7 @@ on_both_stores! {
     tokens_are_taken_as_bearer_and_header_too,
     a_user_at_the_maximum_is_refused_or_loses_the_oldest,
     an_idle_session_is_over,
+    shorter_timeouts_hold_for_sessions_that_live,
     a_start_that_cannot_be_read_is_a_502_and_starts_nothing,
     an_upstream_that_is_not_trusted_starts_nothing,
     a_session_header_that_is_ignored_leaves_caches_alone,
@@ -71,31 +72,39 @@ fn app() -> Upstream {
 
 /// A weir with these sessions before the app.
 fn weir(store: Store, app: &Upstream, web: &str) -> Running {
-    start(
-        store,
-        &format!(
-            "upstreams: {{app: {{endpoints: ['{}'], trust_session_headers: true}}}}\nsessions: {{web: {web}}}\n\
-             routes:\n  - {{match: {{path: /admin}}, upstream: app, session: {{use: web, claims: {{role: admin}}}}}}\n\
-             \x20 - {{match: {{path: /me}}, upstream: app, session: {{use: web}}}}\n\
-             \x20 - {{match: {{path: /socket}}, upstream: app, session: {{use: web}}, revalidate_every: 50ms}}\n\
-             \x20 - {{match: {{path: /open}}, upstream: app}}\n\
-             \x20 - {{upstream: app, session: {{use: web, require: false}}}}\n",
-            app.url()
-        ),
+    start(store, &sessions_of(app, web))
+}
+
+fn sessions_of(app: &Upstream, web: &str) -> String {
+    format!(
+        "upstreams: {{app: {{endpoints: ['{}'], trust_session_headers: true}}}}\nsessions: {{web: {web}}}\n\
+         routes:\n  - {{match: {{path: /admin}}, upstream: app, session: {{use: web, claims: {{role: admin}}}}}}\n\
+         \x20 - {{match: {{path: /me}}, upstream: app, session: {{use: web}}}}\n\
+         \x20 - {{match: {{path: /socket}}, upstream: app, session: {{use: web}}, revalidate_every: 50ms}}\n\
+         \x20 - {{match: {{path: /open}}, upstream: app}}\n\
+         \x20 - {{upstream: app, session: {{use: web, require: false}}}}\n",
+        app.url()
     )
 }
 
 fn start(store: Store, text: &str) -> Running {
-    let redis = match store {
+    Running::start(file(&whole(&redis(store), text)).path())
+}
+
+fn redis(store: Store) -> String {
+    match store {
         Store::Memory => String::new(),
         // A budget for calls that a busy machine meets.
         Store::Redis => {
             let redis = Cluster::shared().yaml(&key_prefix());
             redis.replacen('{', "{timeout: 2s, ", 1)
         }
-    };
+    }
+}
+
+fn whole(redis: &str, text: &str) -> String {
     let own = "listen: 127.0.0.1:0\nadmin: {address: 127.0.0.1:0}\nruntime: {lanes: 1}\n";
-    Running::start(file(&format!("{own}{text}{redis}")).path())
+    format!("{own}{text}{redis}")
 }
 
 fn get(client: &mut Client, path: &str, fields: &[&str]) -> Reply {
@@ -335,6 +344,32 @@ fn an_idle_session_is_over(store: Store) {
         std::thread::sleep(Duration::from_millis(60));
         get(&mut client, "/me", &[&cookie]).status == 401
     });
+}
+
+fn shorter_timeouts_hold_for_sessions_that_live(store: Store) {
+    let (app, redis) = (app(), redis(store));
+    for timeout in ["idle_timeout", "absolute_timeout"] {
+        let text = |time: &str| {
+            let web = format!("{{{timeout}: {time}, cache: {{ttl: 100ms}}}}");
+            whole(&redis, &sessions_of(&app, &web))
+        };
+        let config = file(&text("1h"));
+        let weir = Running::start(config.path());
+        let mut client = weir.client();
+        let cookie = cookie_of(&client.get("/login/ann"));
+        let mut after_a_pause = || {
+            std::thread::sleep(Duration::from_millis(200));
+            get(&mut client, "/me", &[&cookie]).status
+        };
+        assert_eq!(after_a_pause(), 200);
+        std::fs::write(config.path(), text("100ms")).unwrap();
+        weir.signal("HUP");
+        weir.log_until("configuration reloaded");
+        harness::eventually(|| after_a_pause() == 401);
+        let listed = weir.admin().send("GET", "/v1/sessions", &[LOCAL], "");
+        let listed: Value = serde_json::from_str(&listed.body).unwrap();
+        assert_eq!(listed["sessions"], json!([]), "{timeout}");
+    }
 }
 
 fn a_start_that_cannot_be_read_is_a_502_and_starts_nothing(store: Store) {

@@ -142,7 +142,7 @@ impl Cache {
     /// Notes that Redis is to be told of a use; not so where as many are noted as are remembered.
     fn note(&self, session: &Arc<Session>, written: Duration, shared: &Shared) -> bool {
         // Before the session is over by what Redis knows.
-        let wait = shared.touch_every.min(session.idle_timeout / 2);
+        let wait = shared.touch_every.min(session.idle_timeout() / 2);
         let mut unwritten = self.unwritten.lock();
         let has_room = unwritten.len() < shared.cache.max_entries;
         if has_room {

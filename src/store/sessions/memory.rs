@@ -25,7 +25,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{CreateError, Created, Token};
 use crate::config::sessions::{Claims, OnMax, Settings};
-use crate::policy::session::{Session, SessionId};
+use crate::policy::session::{Session, SessionId, Timeouts};
 
 /// Shards are chosen by the first byte of an id, so that a walk over the shards in order meets the ids in order.
 const SHARDS: usize = 64;
@@ -98,6 +98,17 @@ impl Sessions {
     /// Changes how many are held at most; sessions above it live on.
     pub fn set_max(&self, max_sessions: usize) {
         self.max_sessions.store(max_sessions, Ordering::Relaxed);
+    }
+
+    /// Sessions have no longer timeouts than these from now on.
+    pub fn shorten(&self, timeouts: Timeouts) {
+        for shard in &self.shards {
+            let shard = shard.lock();
+            let sessions = shard.values().map(|entry| &entry.session);
+            sessions.for_each(|session| session.shorten(timeouts));
+            // To a lane that waits, which would miss its turn otherwise.
+            MutexGuard::unlock_fair(shard);
+        }
     }
 
     /// Starts a session. The user's maximum is kept whatever other lanes do at the same time: expired sessions do not count

@@ -21,7 +21,7 @@ pub use watch::{Watch, Watchers};
 use super::redis::{CallError, Connections};
 use crate::clock;
 use crate::config::sessions::{Claims, Settings, Shared};
-use crate::policy::session::{Session, SessionId};
+use crate::policy::session::{Session, SessionId, Timeouts};
 use crate::telemetry::metrics::sessions::SessionMetrics;
 use cache::Recalled;
 
@@ -263,11 +263,18 @@ impl LiveSessions {
         }
     }
 
-    /// Goes over to what a reload has changed.
-    pub fn resize(&self, max_sessions: usize) {
+    /// Goes over to what a reload has changed. Timeouts that it made shorter are those of sessions that live, too.
+    pub fn take_up(&self, max_sessions: usize) {
+        let timeouts = Timeouts::of(&self.settings);
         match &self.store {
-            Store::Memory(store) => store.set_max(max_sessions),
-            Store::Redis(store) => store.cache.set_max(self.shared.cache.max_entries),
+            Store::Memory(store) => {
+                store.set_max(max_sessions);
+                store.shorten(timeouts);
+            }
+            Store::Redis(store) => {
+                store.cache.set_max(self.shared.cache.max_entries);
+                store.shorten(timeouts);
+            }
         }
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures_util::future::join_all;
+use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 use tokio::time::timeout;
 
@@ -17,7 +18,7 @@ use super::{CreateError, Created, ListError, Listed, Reach, Token, Watchers};
 use crate::clock;
 use crate::config::sessions::{Claims, OnMax, Settings, Shared};
 use crate::keys::{Keys, UserTag};
-use crate::policy::session::{Session, SessionId, Times};
+use crate::policy::session::{Session, SessionId, Timeouts, Times};
 use crate::store::fleet::Fleet;
 use crate::store::redis::{Arg, CallError, Connections, ScanCursor, Script, Value};
 use crate::telemetry::metrics::sessions::SessionMetrics;
@@ -38,6 +39,8 @@ pub struct SharedSessions {
     /// As keys and messages have it.
     name: String,
     keys: Keys,
+    /// At most, of those that have begun.
+    timeouts: Mutex<Timeouts>,
     pub(super) cache: Cache,
     create: Script,
     find: Script,
@@ -47,16 +50,27 @@ pub struct SharedSessions {
 
 impl SharedSessions {
     /// Those of the entry of this name.
-    pub fn new(name: &str, fleet: &Fleet, max_entries: usize) -> SharedSessions {
+    pub fn new(
+        name: &str,
+        fleet: &Fleet,
+        max_entries: usize,
+        timeouts: Timeouts,
+    ) -> SharedSessions {
         SharedSessions {
             name: Keys::name(name),
             keys: fleet.keys.clone(),
+            timeouts: Mutex::new(timeouts),
             cache: Cache::new(max_entries, fleet.hears_sessions.clone()),
             create: Script::new(include_str!("../../../lua/session_create.lua")),
             find: Script::new(include_str!("../../../lua/session_find.lua")),
             end: Script::new(include_str!("../../../lua/session_end.lua")),
             list: Script::new(include_str!("../../../lua/session_list.lua")),
         }
+    }
+
+    /// Sessions have no longer timeouts than these from their next look-up on.
+    pub(super) fn shorten(&self, timeouts: Timeouts) {
+        *self.timeouts.lock() = timeouts;
     }
 
     pub(super) async fn create(
@@ -189,11 +203,13 @@ impl SharedSessions {
         reach: Reach<'_>,
     ) -> Result<Option<(Session, Duration)>, CallError> {
         let Some(tag) = id.user else { return Ok(None) };
-        let now = clock::mono();
+        let (now, timeouts) = (clock::mono(), *self.timeouts.lock());
         let args = [
             Arg::Text(&id.field()),
             touch.map_or(Arg::Text("-1"), |touch| Arg::Int(millis(touch))),
             Arg::Int(millis(now.saturating_sub(used))),
+            Arg::Int(millis(timeouts.absolute)),
+            Arg::Int(millis(timeouts.idle)),
         ];
         let answer = self.run(&self.find, tag, &args, reach).await?;
         let [user, times @ .., claims] = &*answer else {
@@ -320,7 +336,7 @@ impl SharedSessions {
         reach: Reach<'_>,
         found: &mut BTreeMap<SessionId, Session>,
     ) -> Result<String, CallError> {
-        let now = clock::mono();
+        let (now, timeouts) = (clock::mono(), *self.timeouts.lock());
         let args = [Arg::Text(cursor), Arg::Int(count as u64)];
         let answer = self.run(&self.list, tag, &args, reach).await?;
         let [next, user, sessions @ ..] = &*answer else {
@@ -332,7 +348,11 @@ impl SharedSessions {
                 return Err(CallError::Nonsense);
             };
             let id = SessionId::of_field(tag, &text(field)?).map_err(|_| CallError::Nonsense)?;
-            found.insert(id, session(id, &user, times, claims, now)?);
+            let session = session(id, &user, times, claims, now)?;
+            session.shorten(timeouts);
+            if !session.is_expired(now) {
+                found.insert(id, session);
+            }
         }
         text(next)
     }
