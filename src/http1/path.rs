@@ -40,23 +40,31 @@ pub enum PathError {
 /// case; `.` and `..` are resolved, runs of `/` folded to one. `;` alone stays as it is spelt, since escaped it begins no
 /// parameters (RFC 3986 section 3.3). Idempotent. A path already in its normal form is borrowed, not copied.
 pub fn normalise(path: &[u8]) -> Result<Cow<'_, [u8]>, PathError> {
-    in_form(path, |byte| byte != b';' && is_pchar(byte))
-}
-
-/// The form of `path` that goes upstream: the normal one, but that reserved characters stay escaped where they came so. To some
-/// servers `%2B` is another character than `+` (RFC 3986 section 2.2), and signatures go by the spelling.
-pub fn as_sent(path: &[u8]) -> Result<Cow<'_, [u8]>, PathError> {
-    in_form(path, is_unreserved)
-}
-
-fn in_form(path: &[u8], is_bare: impl Fn(u8) -> bool) -> Result<Cow<'_, [u8]>, PathError> {
     if path.first() != Some(&b'/') {
         return Err(PathError::NotAbsolute);
     }
     if is_plain(path) {
         return Ok(Cow::Borrowed(path));
     }
-    resolve(&decode(path, is_bare)?).map(Cow::Owned)
+    let decoded = decode(path, |byte| byte != b';' && is_pchar(byte))?;
+    resolve(&decoded).map(Cow::Owned)
+}
+
+/// The form of `path` that goes upstream: the normal one, but that reserved characters stay escaped where they came so, and empty
+/// segments stay, but for the first. To some servers `%2B` is another character than `+` (RFC 3986 section 2.2) and `/a//b` another
+/// path than `/a/b`, and signatures go by the spelling.
+pub fn as_sent(path: &[u8]) -> Result<Cow<'_, [u8]>, PathError> {
+    if is_plain(path) {
+        return Ok(Cow::Borrowed(path));
+    }
+    let spelt = decode(path, is_unreserved)?;
+    let mut segments = spelt.split(|byte| *byte == b'/');
+    // Servers differ on what `..` takes away where it stands behind an empty one.
+    if segments.any(|segment| matches!(segment, b"." | b"..")) {
+        return resolve(&spelt).map(Cow::Owned);
+    }
+    let slashes = spelt.iter().take_while(|byte| **byte == b'/').count();
+    Ok(Cow::Owned(spelt[slashes.saturating_sub(1)..].to_vec()))
 }
 
 /// What else servers may read in a normal `path`, each with why it is refused if that has another route. The last is what the
@@ -270,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sent_keeps_the_escapes_of_reserved_characters() {
+    fn what_is_sent_keeps_reserved_escapes_and_empty_segments() {
         let check = |input: &str, expected: &str| {
             let sent = as_sent(input.as_bytes()).unwrap();
             assert_eq!(String::from_utf8_lossy(&sent), expected, "{input}");
@@ -281,7 +289,9 @@ mod tests {
             "/%21%24%26%27%28%29%2A%2B%2C%3B%3D%3A%40",
         );
         check("/%41%2d%2E%5f%7E", "/A-._~");
-        check("//a/%2e%2E/b%2fc|", "/b%2Fc%7C");
+        check("//a/%2e%2E//b%2fc|", "/b%2Fc%7C");
+        check("//a///b//", "/a///b//");
+        check("//", "/");
     }
 
     #[test]

@@ -11,13 +11,22 @@ pub fn with_prefix(behind: &str, prefix: &str) -> String {
     }
 }
 
-/// What is `behind` the prefix of a path, as it stands in the same path as it is sent: that has the same segments, some spelt
-/// otherwise.
-pub fn as_sent<'a>(behind: &str, sent_path: &'a str) -> &'a str {
-    let slashes = behind.matches('/').count();
-    let mut starts = sent_path.rmatch_indices('/').map(|(at, _)| at);
-    let start = slashes.checked_sub(1).and_then(|before| starts.nth(before));
-    &sent_path[start.unwrap_or(sent_path.len())..]
+/// What is `behind` a prefix of `path`, as it stands in the same path as it is sent: that has the same segments, some spelt otherwise
+/// and empty ones between. It begins with one `/`, so that no host comes of it.
+pub fn as_sent<'a>(path: &str, behind: &str, sent_path: &'a str) -> &'a str {
+    let prefix = &path[..path.len() - behind.len()];
+    let mut rest = sent_path;
+    for _ in prefix.split('/').filter(|segment| !segment.is_empty()) {
+        rest = rest.trim_start_matches('/');
+        rest = &rest[rest.find('/').unwrap_or(rest.len())..];
+    }
+    match behind {
+        "" => "",
+        _ => {
+            let slashes = rest.len() - rest.trim_start_matches('/').len();
+            &rest[slashes.saturating_sub(1)..]
+        }
+    }
 }
 
 /// What of `path`, which `pattern` matches, stays behind another prefix.
@@ -75,7 +84,8 @@ pub fn location(redirect: &Redirect, asked: &Asked<'_>) -> Option<String> {
         None => location.push_str(asked.sent_path),
         Some(NewPath::Whole(path)) => location.push_str(path),
         Some(NewPath::Prefix(prefix)) => {
-            let behind = as_sent(behind(asked.pattern, asked.path), asked.sent_path);
+            let behind = behind(asked.pattern, asked.path);
+            let behind = as_sent(asked.path, behind, asked.sent_path);
             location.push_str(&with_prefix(behind, prefix));
         }
     }
@@ -131,7 +141,7 @@ mod tests {
             let pattern = pattern.map(|pattern| PathMatch::parse(pattern).unwrap());
             let path = normalise(sent_path.as_bytes()).unwrap().into_owned();
             let path = String::from_utf8(path).unwrap();
-            let got = as_sent(behind(pattern.as_ref(), &path), sent_path);
+            let got = as_sent(&path, behind(pattern.as_ref(), &path), sent_path);
             assert_eq!(got, expected, "{pattern:?} {sent_path}");
         };
         check(None, "/a%2Bb/c", "/a%2Bb/c");
@@ -140,6 +150,10 @@ mod tests {
         check(Some("/a+b/*"), "/a%2Bb/", "/");
         check(Some("/a+b"), "/a%2Bb", "");
         check(Some("/p/*"), "/p/a%2Fb%2C/c", "/a%2Fb%2C/c");
+        check(Some("/p/**"), "/p//a///b//", "/a///b//");
+        check(Some("/p/q/**"), "/p///q", "");
+        check(Some("/p/*"), "/p//", "/");
+        check(None, "/a//b", "/a//b");
     }
 
     #[test]

@@ -414,7 +414,7 @@ fn target(
         let kept = behind.matches('/').count();
         draft.set_sent_path(plan.redaction.redact_moved(path, &moved, kept));
     }
-    let moved = rewrite::with_prefix(rewrite::as_sent(behind, sent_path), prefix);
+    let moved = rewrite::with_prefix(rewrite::as_sent(path, behind, sent_path), prefix);
     [moved.as_bytes(), query].concat()
 }
 

@@ -41,6 +41,8 @@ fn a_prefix_is_replaced_and_nothing_beside_it() {
         ("/p%61y/group%2fproject/%7Ex", "/v2/group%2Fproject/~x"),
         ("/@scope%2fname", "/@scope%2Fname"),
         ("/a%2Bb+c%5C", "/a%2Bb+c%5C"),
+        ("/bucket//a//", "/bucket//a//"),
+        ("//strip//http://x", "/http://x"),
     ] {
         let head = sent_on(&lane, &upstream, path, &[]);
         assert!(
