@@ -271,6 +271,7 @@ fn metrics_tell_how_the_process_is() {
         let is = running.told(series).unwrap();
         assert!((least..=most).contains(&is), "{series} is {is}");
     }
+    harness::eventually(|| running.metric("weir_log_lines_total{result=\"written\"}") > 0);
     // The lane tells each second.
     let mut client = running.client();
     harness::eventually(|| {

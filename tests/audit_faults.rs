@@ -304,8 +304,10 @@ fn a_full_disk_leaves_events_to_redis_and_else_refuses() {
     assert_eq!(load.refused(), 0);
     stack.redis.server().kill();
     full_until(&refused());
+    full_until(&|| proxy.metric("weir_audit_refuses") == 1);
     stack.redis.server().restart();
     full_until(&answered());
+    full_until(&|| proxy.metric("weir_audit_refuses") == 0);
     stack.redis.server().kill();
     full_until(&refused());
     std::fs::remove_file(&filler).unwrap();

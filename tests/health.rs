@@ -7,7 +7,7 @@
 
 mod harness;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use harness::postgres;
@@ -155,6 +155,55 @@ fn a_worker_is_ready_while_its_stores_answer() {
     waits_for("redis_main");
     redis.restart();
     ready();
+}
+
+/// Servers that hold a part of the state each: what goes without one is worse, and nothing else is.
+#[test]
+fn a_store_that_is_away_is_told_by_its_own_check_alone() {
+    let [main, limits, sessions] = [Server::single(), Server::single(), Server::single()];
+    let primary = postgres::Server::start();
+    let replica = primary.replica();
+    let spool = tempfile::tempdir().unwrap();
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\nadmin: {{address: 127.0.0.1:0}}\nruntime: {{lanes: 1}}\n\
+         redis: {{urls: '{}', rate_limit: {{urls: '{}'}}, sessions: {{urls: '{}'}}}}\n\
+         audit: {{spool: {{path: {}}}}}\n\
+         postgres: {{write: '{}', read: ['{}'], pool: {{timeout: 500ms}}}}\n\
+         worker: {{health: {{interval: 1s, cache: 0s}}}}\n",
+        main.url(),
+        limits.url(),
+        sessions.url(),
+        spool.path().display(),
+        primary.url(),
+        replica.url(),
+    ));
+    let weir = Running::start(config.path());
+    let worse = || -> BTreeMap<String, Value> {
+        let (_, health) = get(&weir, "/health");
+        let checks = health["checks"].as_object().unwrap().clone().into_iter();
+        checks
+            .map(|(name, check)| (name, check["status"].clone()))
+            // The machine's own.
+            .filter(|(name, status)| status != "ok" && !["disk", "memory"].contains(&&**name))
+            .collect()
+    };
+    let all_well = || eventually(|| worse().is_empty());
+    let is_alone = |check: &str| {
+        let expected = BTreeMap::from([(check.to_owned(), "degraded".into())]);
+        eventually(|| worse() == expected);
+        assert_eq!(get(&weir, "/health").0, 200);
+    };
+    all_well();
+    for (server, check) in [(&limits, "redis_rate_limit"), (&sessions, "redis_sessions")] {
+        server.kill();
+        is_alone(check);
+        server.restart();
+        all_well();
+    }
+    replica.kill();
+    is_alone("postgres_read");
+    replica.restart();
+    all_well();
 }
 
 #[test]

@@ -96,3 +96,62 @@ fn bring(metrics: &AuditMetrics, counts: &Counts, refuses: bool) {
     metrics.spool_oldest_seconds.set(whole(spool.age.as_secs()));
     metrics.spool_corrupt_total(spool.corrupt);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::audit::SpoolCounts;
+    use crate::telemetry::metrics::Metrics;
+
+    #[test]
+    fn each_count_of_the_audit_is_told_by_its_own_name() {
+        let spool = SpoolCounts {
+            bytes: 9,
+            max: 10,
+            batches: 11,
+            age: Duration::from_secs(12),
+            corrupt: 13,
+            refuses: true,
+        };
+        let counts = Counts {
+            written: 1,
+            dropped: 2,
+            errors: 3,
+            removed_files: 4,
+            resent: 5,
+            queued: 6,
+            queued_bytes: 7,
+            underway: 8,
+            spool: Some(spool),
+        };
+        let told = |refuses, series: &str| {
+            let metrics = Metrics::default();
+            bring(&metrics.audit, &counts, refuses);
+            let text = metrics.text();
+            let line = text.lines().find_map(|line| line.strip_prefix(series));
+            line.map(str::to_owned)
+        };
+        for (series, value) in [
+            ("events_total{result=\"written\"}", 1),
+            ("events_total{result=\"dropped\"}", 2),
+            ("events_total{result=\"failed_write\"}", 3),
+            ("files_removed_total", 4),
+            ("resent_batches_total", 5),
+            ("queued", 6),
+            ("queued_bytes", 7),
+            ("underway", 8),
+            ("spool_bytes", 9),
+            ("spool_max_bytes", 10),
+            ("spool_batches", 11),
+            ("spool_oldest_seconds", 12),
+            ("spool_corrupt_total", 13),
+            ("refuses", 1),
+        ] {
+            let found = told(true, &format!("weir_audit_{series} "));
+            assert_eq!(found, Some(value.to_string()), "{series}");
+        }
+        assert_eq!(told(false, "weir_audit_refuses ").as_deref(), Some("0"));
+    }
+}

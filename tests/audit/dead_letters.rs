@@ -225,6 +225,8 @@ fn a_batch_of_a_day_that_is_detached_waits_with_the_dead_letters() {
         };
         let said = format!("its day, {day}, is detached");
         assert!(letter.reason.starts_with(&said), "{}", letter.reason);
+        let told = || worker.counted("weir_drain_dead_letters");
+        eventually(async || told() == 1).await;
 
         database.query(&format!(
             "ALTER TABLE weir.audit_events ATTACH PARTITION weir.audit_events_{name}
@@ -233,6 +235,7 @@ fn a_batch_of_a_day_that_is_detached_waits_with_the_dead_letters() {
         assert_eq!(world.streams.replay(0, &letter.id).await, Ok(true));
         world.drained().await;
         world.is_whole(15);
+        eventually(async || told() == 0).await;
         worker.stop().await;
     });
 }

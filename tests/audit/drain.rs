@@ -427,6 +427,9 @@ fn days_are_made_ahead_indexed_once_over_and_removed_with_a_mark() {
 
         eventually(async || keep(8).await == [-8, -1, 0, 1, 2]).await;
         assert_eq!(world.rows(), 20);
+        let removed = "weir_drain_days_removed_total";
+        let told = harness::metrics::value(&metrics.text(), removed);
+        assert_eq!(told, Some(1.0));
         let connection = world.postgres.write().await.unwrap();
         let boots = "SELECT boot, removed_to, removed_hash, removed_mark FROM weir.audit_boots";
         let removed = connection.query_one(boots, &[]).await.unwrap();
@@ -555,6 +558,8 @@ fn a_stream_that_cannot_be_asked_hides_no_other() {
         world.cli(&["SET", &world.key(2), "no stream"]);
         let worker = world.work();
         eventually(async || worker.counted("weir_drain_waiting") == 1).await;
+        // By the next look it is older.
+        eventually(async || worker.counted("weir_drain_lag_seconds") > 0).await;
         worker.stop().await;
     });
 }

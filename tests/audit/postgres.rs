@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::harness::drain::{eventually, on_a_runtime};
 use super::harness::kept::{DAY, KEY, Kept, Kind, RETENTION, pools};
+use super::harness::metrics;
 use super::harness::pooler::Pooler;
 use super::harness::postgres::{Database, Server};
 use super::harness::raw::Silent;
@@ -142,8 +143,23 @@ fn who_finds_no_connection_free_is_told_so_in_time() {
         (config.write_pool, config.timeout) = (1, Duration::from_secs(2));
         let postgres = Postgres::new(&config).unwrap();
         let held = postgres.write().await.unwrap();
-        let error = postgres.write().await.map(drop).unwrap_err();
+        let told_while_it_waits = async {
+            let told = Metrics::default();
+            told.process.note_pool("write", postgres.write_use());
+            told.text()
+        };
+        let (refused, text) = tokio::join!(postgres.write(), told_while_it_waits);
+        let error = refused.map(drop).unwrap_err();
         assert!(matches!(error, PostgresError::Busy { .. }), "{error}");
+        for (series, value) in [
+            ("waiting{pool=\"write\"}", 1.0),
+            ("connections{pool=\"write\",state=\"in_use\"}", 1.0),
+            ("connections{pool=\"write\",state=\"idle\"}", 0.0),
+            ("connections_max{pool=\"write\"}", 1.0),
+        ] {
+            let told = metrics::value(&text, &format!("weir_postgres_{series}"));
+            assert_eq!(told, Some(value), "{series}");
+        }
         drop(held);
         drop(postgres.write().await.unwrap());
         // The check has a connection of its own.

@@ -4,8 +4,9 @@
 //! Where a process is to be starved it is this test binary again, told by [`REDIS`] to be one.
 
 use super::harness;
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Lines, Write as _, stdin, stdout};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -43,7 +44,7 @@ fn batches_are_spread_over_the_streams_and_let_go_once_committed() {
         .batches(&server)
         .into_values()
         .map(|(_, shard)| shard);
-    let streams = streams.collect::<std::collections::BTreeSet<_>>();
+    let streams = streams.collect::<BTreeSet<_>>();
     assert_eq!(streams.len(), usize::from(SHARDS), "{streams:?}");
     let counts = process.recorder.counts();
     assert_eq!(
@@ -246,6 +247,7 @@ fn a_full_spool_refuses_until_events_are_committed() {
         steady.1.elapsed() > Duration::from_millis(500)
     });
     assert!(process.recorder.refuses());
+    eventually(|| !process.recorder.counts().spool.unwrap().age.is_zero());
     eventually_within(6 * harness::DEADLINE, || {
         process.commit(&server);
         !process.recorder.refuses()
@@ -343,20 +345,32 @@ fn what_a_killed_process_left_makes_room_as_it_is_stored() {
 
 #[test]
 fn a_boot_whose_last_record_is_damaged_stays_without_an_end_mark() {
+    #[derive(PartialEq)]
+    enum Damaged {
+        Nothing,
+        First,
+        Last,
+    }
     let (server, prefix) = (Server::single(), key_prefix());
-    for damaged in [false, true] {
+    for damaged in [Damaged::Nothing, Damaged::First, Damaged::Last] {
         let folder = tempfile::tempdir().unwrap();
         let (dead, last) = left_behind(folder.path(), 4 << 20);
         let boot = folder.path().join(dead.to_string());
-        if damaged {
-            let files = fs::read_dir(&boot)
-                .unwrap()
-                .map(|file| file.unwrap().path());
-            let newest = files.filter(|it| it.extension().is_some_and(|it| it == "seg"));
-            let newest = newest.max().unwrap();
-            let mut bytes = fs::read(&newest).unwrap();
-            *bytes.last_mut().unwrap() ^= 1;
-            fs::write(&newest, bytes).unwrap();
+        let files = fs::read_dir(&boot)
+            .unwrap()
+            .map(|file| file.unwrap().path());
+        let segments = files.filter(|it| it.extension().is_some_and(|it| it == "seg"));
+        let segments: BTreeSet<_> = segments.collect();
+        let flip = |segment: Option<&PathBuf>, at: fn(usize) -> usize| {
+            let mut bytes = fs::read(segment.unwrap()).unwrap();
+            let at = at(bytes.len());
+            bytes[at] ^= 1;
+            fs::write(segment.unwrap(), bytes).unwrap();
+        };
+        match damaged {
+            Damaged::Nothing => {}
+            Damaged::First => flip(segments.first(), |_| 1_000),
+            Damaged::Last => flip(segments.last(), |length| length - 1),
         }
         let with = With {
             spool: Some((folder.path(), 16 << 20)),
@@ -374,12 +388,20 @@ fn a_boot_whose_last_record_is_damaged_stays_without_an_end_mark() {
             !boot.exists()
         });
         let has = |batch| seen.contains(&batch);
+        let is_whole = damaged != Damaged::Last;
         assert_eq!(
             (has((last, false)), has((last + 1, true))),
-            (!damaged, !damaged)
+            (is_whole, is_whole)
         );
-        assert!(!seen.iter().any(|(_, is_end)| damaged && *is_end));
+        assert!(!seen.iter().any(|(_, is_end)| !is_whole && *is_end));
         assert!(has((last - 1, false)));
+        // The last may only be cut short, as by a machine that stopped.
+        let is_there = damaged != Damaged::First;
+        let spool = process.recorder.counts().spool.unwrap();
+        assert_eq!(
+            (has((1, false)), spool.corrupt),
+            (is_there, u64::from(!is_there))
+        );
     }
 }
 

@@ -302,6 +302,8 @@ fn overrides_cost_shadow_and_missing_keys_do_as_they_say(store: Store) {
         429,
         "a request without the key is refused"
     );
+    let missing = "weir_limit_decisions_total{limit=\"a\",decision=\"missing_key\"}";
+    assert_eq!(lane.told(missing), Some(1.0));
 
     let lane = limited(
         store,

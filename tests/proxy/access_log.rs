@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use super::harness::process::{Running, file, signal};
-use super::harness::{Client, DEADLINE, Upstream, eventually};
+use super::harness::{Client, DEADLINE, Upstream, eventually, metrics};
 use serde_json::Value;
 
 /// weir with this `telemetry`, a limit on /limited and no upstream behind /broken.
@@ -210,6 +210,15 @@ fn one_pipe_for_all_that_no_one_reads_stops_nothing() {
         assert_eq!(admin.get("/live").status, 200);
         assert_eq!(client.get("/a").status, 200);
     }
+    // The log's queue holds 1 MiB, and so does what is being written.
+    let long = format!("/v1/{}", "x".repeat(60_000));
+    eventually(|| {
+        let called = admin.send("POST", &long, &["Host: 127.0.0.1"], "");
+        assert_eq!(called.status, 404);
+        let text = admin.get("/metrics").body;
+        let dropped = "weir_log_lines_total{result=\"dropped\"}";
+        metrics::value(&text, dropped).unwrap() > 0.0
+    });
     signal(&weir.0, "TERM");
     let mut ended = None;
     eventually(|| {

@@ -187,3 +187,44 @@ fn a_route_keeps_a_share_of_its_own_and_nothing_that_a_pattern_hides() {
     assert_eq!(event["query"], "my_key=***&a=1", "{event}");
     assert_eq!(event["headers"].to_string(), r#"[["x-s-1","***"]]"#);
 }
+
+#[test]
+fn what_is_refused_or_goes_wrong_is_kept_however_small_the_share() {
+    let (echo, folder) = (Echo::start(), tempfile::tempdir().unwrap());
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\n\
+         upstreams: {{app: {{endpoints: ['http://{}']}}, gone: {{endpoints: ['http://127.0.0.1:1']}}}}\n\
+         rate_limits: {{one: {{limit: 1/h, by: constant}}}}\n\
+         routes:\n  - {{match: {{path: /limited}}, upstream: app, rate_limits: [one]}}\n\
+         \x20 - {{match: {{path: /gone}}, upstream: gone}}\n  - {{upstream: app}}\n\
+         audit: {{sample: 0%, sqlite: {{path: '{}'}}}}\n",
+        echo.address,
+        folder.path().join("audit.db").display()
+    ));
+    let mut running = Running::start(config.path());
+    let mut client = running.client();
+    let asked = [
+        "/limited",
+        "/status/404",
+        "/limited",
+        "/gone",
+        "/status/500",
+    ];
+    let statuses = asked.map(|path| client.get(path).status);
+    assert_eq!(statuses, [200, 404, 429, 502, 500]);
+    running.signal("TERM");
+    assert!(running.child.wait().unwrap().success());
+    let path = config.path().to_str().unwrap();
+    let queried = said(weir(&["audit", "-c", path, "query", "--format", "jsonl"]));
+    let kept: Vec<_> = queried
+        .lines()
+        .map(json)
+        .map(|event| (event["status"].clone(), event["label"].clone()))
+        .collect();
+    let expected = [
+        (429, "quota_exceeded".into()),
+        (502, "connect_failed".into()),
+        (500, Value::Null),
+    ];
+    assert_eq!(kept, expected.map(|(status, label)| (status.into(), label)));
+}

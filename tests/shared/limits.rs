@@ -13,7 +13,7 @@ use super::harness::node::Node;
 use super::harness::process::{Running, file};
 use super::harness::redis::{Cluster, Server, key_prefix};
 use super::harness::versions::run;
-use super::harness::{Client, Lane, Store, Upstream, eventually};
+use super::harness::{Client, Lane, Store, Upstream, eventually, metrics};
 use futures_util::FutureExt as _;
 use futures_util::future::{join, join_all};
 use socket2::{Domain, Socket, Type};
@@ -447,6 +447,12 @@ fn a_key_that_was_refused_costs_redis_nothing_until_its_time() {
         assert_eq!(client.get("/").status, 429);
     }
     let beats = calls() - before;
+    eventually(|| {
+        let text = lane.plan.borrow().metrics.text();
+        let took = "weir_redis_call_duration_seconds_count{client=\"main\"}";
+        let made = metrics::sum(&text, "weir_redis_calls_total");
+        made > 0.0 && metrics::value(&text, took) == Some(made)
+    });
     println!("1,000 refusals, {beats} calls, which are signs of life");
     let most = 10 + 3 * began.elapsed().as_secs();
     assert!(beats < most, "{beats} of {most}");
@@ -577,6 +583,28 @@ fn keys_of_shared_limits_are_counted() {
     let local = ["Host: 127.0.0.1"];
     let shown = weir.admin().send("GET", "/v1/limits", &local, "").body;
     assert!(shown.contains("\"keys\":50"), "{shown}");
+}
+
+#[test]
+fn keys_that_make_room_for_others_are_counted() {
+    let (upstream, server) = (Upstream::answering("ok"), Server::single());
+    for redis in [String::new(), server.yaml("t")] {
+        let text = format!(
+            "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nupstream: {}\n\
+             rate_limit_defaults: {{max_keys: 64}}\nrate_limits: {{a: {{limit: 10/h, by: path}}}}\n\
+             routes: [{{upstream: upstream, rate_limits: [a]}}]\n{redis}",
+            upstream.url()
+        );
+        let weir = Running::start(file(&text).path());
+        let mut client = weir.client();
+        for path in 0..500 {
+            assert_eq!(client.get(&format!("/{path}")).status, 200);
+        }
+        let held = weir.metric("weir_limit_keys");
+        assert!((1..=64).contains(&held), "{held}: {redis}");
+        let evicted = weir.metric("weir_limit_keys_evicted_total");
+        assert_eq!(held + evicted, 500, "{redis}");
+    }
 }
 
 #[test]

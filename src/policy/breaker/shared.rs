@@ -4,15 +4,20 @@
 //! A result counts for the generation that admitted its call, in a report to the same generation, and for nothing else.
 //! Probes are slots that the script has given: held ahead of requests, since no request waits for Redis.
 
+mod probes;
+mod report;
+
 use std::time::Duration;
 
-use super::trial::{self, Leg, Ramp, Slot};
+use super::trial::{self, Leg, Ramp};
 use super::window::{Call, Calls, reaches};
 use super::{
     Breaker, Outcome, Permit as LocalPermit, Phase, Refused, Settings, Snapshot, Stage, State,
     Trial,
 };
 pub use crate::config::breakers::OnLoss;
+use probes::{Probes, Ready};
+pub use report::{Change, Delta, Reply, Report, Word};
 
 /// Between two reports of a breaker in use, and how late a change is seen that no message told.
 const REPORT_EVERY: Duration = Duration::from_millis(100);
@@ -53,74 +58,6 @@ impl Permit {
     }
 }
 
-/// The shared state as it is told, in a reply or a message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Word {
-    pub generation: u64,
-    pub state: State,
-    /// Until an opening or a ramp ends; else zero. Not a time, since clocks differ.
-    pub left: Duration,
-}
-
-/// Results that are new since the last report, all of one generation.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Delta {
-    pub calls: u64,
-    pub failures: u64,
-    pub slow: u64,
-    /// Failures since the last success, or since the delta began.
-    pub trailing: u64,
-    pub succeeded: bool,
-}
-
-/// What the process tells the script.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Report {
-    /// The state last heard of; the delta and the probes are of its generation.
-    pub known: Word,
-    pub delta: Delta,
-    /// The failures or slow calls of its own for which this process doubts the upstream: it counts for the quorum. 0: it does not.
-    pub doubts: u64,
-    /// Slots for probes.
-    pub want: u32,
-    /// Whether requests ask for them, rather than might.
-    pub demanded: bool,
-    /// Slots in use or held ready. Those that the process has and that are not here are free again.
-    pub held: Vec<u64>,
-    /// The last slot that it has heard of: later ones may be on the way to it.
-    pub last_slot: u64,
-    /// Probes that have ended, and whether well.
-    pub results: Vec<(u64, bool)>,
-}
-
-/// What the script answers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reply {
-    pub word: Word,
-    /// Of the fleet's window.
-    pub calls: u64,
-    pub failures: u64,
-    pub slow: u64,
-    /// Processes that share the breaker, and those of them that doubt the upstream.
-    pub processes: u64,
-    pub doubters: u64,
-    /// Whether another process wants slots and there are none.
-    pub recall: bool,
-    /// Whether this one has got fewer than requests ask for.
-    pub starved: bool,
-    /// The last slot that was given, to whomever.
-    pub last_slot: u64,
-    /// New slots.
-    pub probes: Vec<u64>,
-}
-
-/// That the process began or ceased to go by the shared state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
-    Joined,
-    Lost,
-}
-
 /// A process's part in a shared breaker. Not shared by itself: the owner serialises access. Methods that return a `bool` say
 /// whether a report is due at once.
 #[derive(Debug)]
@@ -158,23 +95,6 @@ struct View {
     slow: u64,
     processes: u64,
     doubters: u64,
-}
-
-/// Slots of the current generation.
-#[derive(Debug, Default)]
-struct Probes {
-    ready: Vec<Ready>,
-    running: Vec<Slot>,
-    results: Vec<(u64, bool)>,
-    /// Of calls whose results go to the member before this one.
-    orphans: Vec<Slot>,
-}
-
-#[derive(Debug)]
-struct Ready {
-    id: u64,
-    since: Duration,
-    usable_until: Duration,
 }
 
 /// A report without an answer yet.
@@ -617,68 +537,6 @@ impl Breaker {
             State::ForcedClosed => Phase::ForcedClosed,
         };
         self.generation = self.generation.wrapping_add(1);
-    }
-}
-
-impl Delta {
-    fn add(&mut self, call: Call) {
-        self.calls += 1;
-        self.failures += u64::from(call.failed);
-        self.slow += u64::from(call.slow);
-        if call.failed {
-            self.trailing += 1;
-        } else {
-            (self.trailing, self.succeeded) = (0, true);
-        }
-    }
-
-    /// Both, where `later` came after.
-    fn then(self, later: Delta) -> Delta {
-        Delta {
-            calls: self.calls + later.calls,
-            failures: self.failures + later.failures,
-            slow: self.slow + later.slow,
-            trailing: match later.succeeded {
-                true => later.trailing,
-                false => self.trailing + later.trailing,
-            },
-            succeeded: self.succeeded || later.succeeded,
-        }
-    }
-}
-
-impl Probes {
-    fn start(&mut self, now: Duration) -> Option<u64> {
-        self.ready.retain(|ready| now < ready.usable_until);
-        let Ready { id, .. } = self.ready.pop()?;
-        self.running.push(Slot::new(id, now));
-        Some(id)
-    }
-
-    /// Whether the probe held a slot until now.
-    fn end(&mut self, id: u64) -> bool {
-        let found = self.running.iter().position(|running| running.id == id);
-        if let Some(index) = found {
-            self.running.swap_remove(index);
-        }
-        found.is_some()
-    }
-
-    /// Ends probes that have had their time.
-    fn expire(&mut self, settings: &Settings, now: Duration) {
-        let lives = |slot: &Slot| now < slot.ends(&settings.half_open);
-        self.ready.retain(|ready| now < ready.usable_until);
-        let over = self.running.iter().filter(|running| !lives(running));
-        let results = over.filter_map(|running| Some((running.id, running.says()?.is_well())));
-        self.results.extend(results);
-        self.running.retain(lives);
-        self.orphans.retain(lives);
-    }
-
-    fn held(&self) -> Vec<u64> {
-        let ready = self.ready.iter().map(|ready| ready.id);
-        let running = self.running.iter().chain(&self.orphans);
-        ready.chain(running.map(|running| running.id)).collect()
     }
 }
 

@@ -2,10 +2,6 @@
 //! again. Owns the connections, their timeouts and TLS. The only module that names the Postgres
 //! crates.
 //!
-//! `sslmode` of a URL says whether TLS is used: `disable`, `prefer` (the default: if the server can) or `require`. Where it
-//! is, the server's certificate must be of an authority that is believed and bear its name, as libpq has it for
-//! `verify-full`, which is taken for `require`.
-//!
 //! A pool's connections live on the runtime that made them, so all calls are to come from one.
 
 mod error;
@@ -13,48 +9,34 @@ pub mod migrate;
 pub mod partitions;
 mod read;
 pub mod row;
+mod target;
 mod tls;
+mod url;
 mod verify;
 pub mod write;
 
-use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use deadpool_postgres::{
-    ClientWrapper, Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError,
-    RecyclingMethod, Runtime, TimeoutType, Timeouts,
-};
+use deadpool_postgres::Object;
 use futures_util::future::join_all;
 use thiserror::Error;
 use tokio::time::{sleep, timeout};
-use tokio_postgres::config::{Host, SslMode};
-use tracing::{info, warn};
 
 pub use self::error::PostgresError;
 pub use self::read::Reader;
-use self::tls::MakeLatest;
+use self::target::Target;
+pub use self::target::TargetHealth;
+pub use self::url::differ_by_password;
 pub use deadpool_postgres::{Client, Transaction};
 
-use crate::clock;
 use crate::config::{Secret, postgres};
 use crate::net::tls::{StoreTls, TlsError};
 use crate::telemetry::metrics::process::PoolUse;
 
-const IS_READ_ONLY: &str =
-    "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'";
-/// Whether a commit waits for a standby for longer than one that is there takes.
-const IS_ALONE: &str = "SELECT EXISTS (SELECT FROM pg_stat_activity
-    WHERE wait_event = 'SyncRep' AND query_start < clock_timestamp() - interval '5 s')";
 /// Between looks at replicas.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// What a connection that is quiet, or whose bytes are not acknowledged, lives: a peer that vanished is noticed by it, here and
-/// at the server.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-const KEEPALIVE_RETRIES: u32 = 3;
-const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 
 /// Why the pools cannot be made.
 #[derive(Debug, Error)]
@@ -82,28 +64,6 @@ pub struct Postgres {
     pub tls: Option<Arc<StoreTls>>,
 }
 
-/// One server, as it is used for one purpose.
-struct Target {
-    /// Where it is, without the password.
-    name: String,
-    pool: Pool,
-    /// One connection of its own to be looked at by: a pool in full use says nothing of the server.
-    probe: Pool,
-    sick: AtomicBool,
-    /// Whether it is of use only while it can be written to.
-    writes: bool,
-    timeout: Duration,
-}
-
-/// How a server is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TargetHealth {
-    /// `HOST:PORT/DATABASE`.
-    pub name: String,
-    /// How long it took to answer, or why it did not.
-    pub answered: Result<Duration, PostgresError>,
-}
-
 /// How the servers are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Health {
@@ -121,7 +81,7 @@ impl Postgres {
             .into_iter()
             .chain(read);
         let mode = |(place, url): (String, &Secret)| {
-            parse(&place, &url.0, config.timeout).map(|config| config.get_ssl_mode())
+            url::parse(&place, &url.0, config.timeout).map(|config| config.get_ssl_mode())
         };
         let modes = urls.map(mode).collect::<Result<Vec<_>, _>>()?;
         Postgres::with_tls(config, tls::read(&config.tls, modes.into_iter())?)
@@ -307,154 +267,12 @@ impl Postgres {
     }
 }
 
-impl Target {
-    fn used(&self) -> PoolUse {
-        let status = self.pool.status();
-        PoolUse {
-            idle: status.available,
-            in_use: status.size.saturating_sub(status.available),
-            max: status.max_size,
-            waiting: status.waiting,
-        }
-    }
-
-    fn new(
-        place: &str,
-        url: &str,
-        size: usize,
-        settings: &[(&str, String)],
-        tls: Option<&StoreTls>,
-        timeout: Duration,
-    ) -> Result<Target, OpenError> {
-        let config = parse(place, url, timeout)?;
-        let set = set(&config, settings);
-        let tls = tls.filter(|_| config.get_ssl_mode() != SslMode::Disable);
-        let within = timeout;
-        let pool = |size: usize| {
-            let recycling = ManagerConfig {
-                recycling_method: RecyclingMethod::Fast,
-            };
-            let config = config.clone();
-            let manager = match tls {
-                Some(tls) => Manager::from_config(config, MakeLatest(tls.latest()), recycling),
-                None => Manager::from_config(config, tokio_postgres::NoTls, recycling),
-            };
-            let timeouts = Timeouts {
-                wait: Some(timeout),
-                create: Some(timeout),
-                recycle: Some(timeout),
-            };
-            let set: Arc<str> = set.as_str().into();
-            let prepare = Hook::async_fn(move |client: &mut ClientWrapper, _| {
-                let set = set.clone();
-                Box::pin(async move {
-                    let done = tokio::time::timeout(within, client.batch_execute(&set)).await;
-                    let late = || HookError::message("its settings were not taken in time");
-                    done.map_err(|_| late())?.map_err(HookError::Backend)
-                })
-            });
-            Pool::builder(manager)
-                .post_create(prepare)
-                .max_size(size.max(1))
-                .timeouts(timeouts)
-                .runtime(Runtime::Tokio1)
-                .build()
-                .expect("a pool with a runtime takes timeouts")
-        };
-        Ok(Target {
-            name: name(&config),
-            pool: pool(size),
-            probe: pool(1),
-            sick: AtomicBool::new(false),
-            writes: false,
-            timeout,
-        })
-    }
-
-    async fn connection(&self) -> Result<Client, PostgresError> {
-        self.take(&self.pool).await
-    }
-
-    async fn take(&self, pool: &Pool) -> Result<Client, PostgresError> {
-        pool.get().await.map_err(|error| match error {
-            PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => {
-                match PostgresError::from(error) {
-                    PostgresError::Lost(why) => {
-                        PostgresError::Lost(format!("{}: {why}", self.name))
-                    }
-                    other => other,
-                }
-            }
-            PoolError::Timeout(TimeoutType::Wait) => PostgresError::Busy {
-                target: self.name.clone(),
-                within: self.timeout,
-            },
-            PoolError::Timeout(_) => {
-                let why = format!("{}: none was made within {:?}", self.name, self.timeout);
-                PostgresError::Lost(why)
-            }
-            other => PostgresError::Lost(format!("{}: {other}", self.name)),
-        })
-    }
-
-    /// How long it takes to answer, a connection included if there is none.
-    async fn answer_within(&self, within: Duration) -> Result<Duration, PostgresError> {
-        let began = clock::now();
-        let ask = async {
-            let connection = self.take(&self.probe).await?;
-            // What is not answered in time is closed, not kept for the next one to wait behind.
-            let mut connection = CloseUnlessKept(Some(connection));
-            let is_read_only = holds(connection.get(), IS_READ_ONLY).await?;
-            let is_alone = self.writes && holds(connection.get(), IS_ALONE).await?;
-            connection.keep();
-            match self.writes && is_read_only {
-                true => Err(PostgresError::ReadOnly(self.name.clone())),
-                false if is_alone => Err(PostgresError::Alone(self.name.clone())),
-                false => Ok(()),
-            }
-        };
-        let answer = timeout(within, ask).await;
-        answer.unwrap_or(Err(PostgresError::Late(within)))?;
-        Ok(began.elapsed())
-    }
-
-    async fn health(&self, within: Duration) -> TargetHealth {
-        TargetHealth {
-            name: self.name.clone(),
-            answered: self.answer_within(within).await,
-        }
-    }
-
-    async fn look(&self) {
-        let answer = self.answer_within(self.timeout).await;
-        self.note(answer.as_ref().map(|_| ()));
-    }
-
-    fn note(&self, answer: Result<(), &PostgresError>) {
-        let was_sick = self.sick.swap(answer.is_err(), Ordering::Relaxed);
-        match answer {
-            Ok(()) if was_sick => info!(replica = self.name, "postgres replica is asked again"),
-            Err(error) if !was_sick => {
-                warn!(replica = self.name, %error, "postgres replica is left out");
-            }
-            Ok(()) | Err(_) => {}
-        }
-    }
-}
-
 /// The server's process of a connection.
 async fn backend(connection: &Client) -> Result<i32, PostgresError> {
     let query = "SELECT pg_backend_pid()";
     let row = connection.query_typed(query, &[]).await?.pop();
     let row = row.ok_or_else(|| PostgresError::Nonsense("no row for its process".to_owned()))?;
     Ok(row.try_get(0)?)
-}
-
-/// What a query of one value says.
-async fn holds(connection: &Client, query: &str) -> Result<bool, PostgresError> {
-    let rows = connection.query_typed(query, &[]).await?;
-    let holds = rows.first().map(|row| row.try_get(0)).transpose()?;
-    Ok(holds.unwrap_or(false))
 }
 
 /// Closes a connection that is in the middle of something, whatever ends that.
@@ -482,149 +300,4 @@ impl Drop for CloseUnlessKept {
 /// Closes a connection instead of giving it back: whatever runs on it ends.
 pub(super) fn close(connection: Client) {
     drop(Object::take(connection));
-}
-
-/// Whether two URLs say the same, but for the password.
-pub fn differ_by_password(Secret(one): &Secret, Secret(other): &Secret) -> bool {
-    let without = |url: &str| {
-        let mut config = parse("", url, Duration::ZERO).ok()?;
-        Some(config.password("").clone())
-    };
-    without(one).is_some_and(|one| Some(one) == without(other))
-}
-
-/// What the connections are made by.
-fn parse(place: &str, url: &str, timeout: Duration) -> Result<tokio_postgres::Config, OpenError> {
-    let wrong = |what| OpenError::Url {
-        place: place.to_owned(),
-        what,
-    };
-    // TLS is never less than this.
-    let url = url
-        .replace("sslmode=verify-full", "sslmode=require")
-        .replace("sslmode=verify-ca", "sslmode=require");
-    let mut config: tokio_postgres::Config = url.parse().map_err(|_| {
-        wrong("not a URL as postgres://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=require, nor `key=value` words of those keys")
-    })?;
-    if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-        return Err(wrong("names no host"));
-    }
-    if config.get_user().is_none() {
-        return Err(wrong("names no user"));
-    }
-    if config.get_application_name().is_none() {
-        config.application_name("weir");
-    }
-    if config.get_connect_timeout().is_none() {
-        // It is for each host: one that is silent must leave time for the next.
-        let hosts = config.get_hosts().len().max(config.get_hostaddrs().len());
-        config.connect_timeout(timeout / u32::try_from(hosts.max(1)).unwrap_or(u32::MAX));
-    }
-    if config.get_tcp_user_timeout().is_none() {
-        config.tcp_user_timeout(UNACKNOWLEDGED);
-    }
-    config.keepalives_idle(KEEPALIVE_IDLE);
-    config.keepalives_interval(KEEPALIVE_INTERVAL);
-    config.keepalives_retries(KEEPALIVE_RETRIES);
-    Ok(config)
-}
-
-/// The statements by which a connection that was made gets its settings, but for those that the URL's `options` have. Not among the
-/// options themselves: poolers refuse or ignore those, and who asks for a server that can be written to
-/// (`target_session_attrs=read-write`) would find none where transactions are read-only.
-fn set(config: &tokio_postgres::Config, settings: &[(&str, String)]) -> String {
-    // The server's side of keepalives: the locks of a worker whose machine vanished are free in good time.
-    let keepalives = [
-        ("tcp_keepalives_idle", KEEPALIVE_IDLE.as_secs().to_string()),
-        (
-            "tcp_keepalives_interval",
-            KEEPALIVE_INTERVAL.as_secs().to_string(),
-        ),
-        ("tcp_keepalives_count", KEEPALIVE_RETRIES.to_string()),
-    ];
-    let given = config.get_options().unwrap_or_default();
-    let all = keepalives.iter().chain(settings);
-    all.filter(|(name, _)| !given.contains(name))
-        .map(|(name, value)| format!("SET {name} = {value};"))
-        .collect()
-}
-
-fn name(config: &tokio_postgres::Config) -> String {
-    let host = match config.get_hosts().first() {
-        Some(Host::Tcp(name)) => name.clone(),
-        #[cfg(unix)]
-        Some(Host::Unix(path)) => path.display().to_string(),
-        None => config
-            .get_hostaddrs()
-            .first()
-            .map(ToString::to_string)
-            .unwrap_or_default(),
-    };
-    let port = config.get_ports().first().copied().unwrap_or(5432);
-    let database = config.get_dbname().or(config.get_user());
-    format!("{host}:{port}/{}", database.unwrap_or_default())
-}
-
-impl fmt::Debug for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Target")
-            .field("name", &self.name)
-            .field("sick", &self.sick)
-            .finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parsed(url: &str) -> Result<tokio_postgres::Config, OpenError> {
-        parse("postgres.write", url, Duration::from_secs(3))
-    }
-
-    #[test]
-    fn urls_are_taken_as_libpq_takes_them() {
-        let check = |url: &str, expected: &str| {
-            assert_eq!(name(&parsed(url).unwrap()), expected, "{url}");
-        };
-        check("postgres://u:p@db:5433/weir", "db:5433/weir");
-        check(
-            "postgres://u@[::1]/weir?sslmode=verify-full",
-            "::1:5432/weir",
-        );
-        check("host=/run/postgresql user=u", "/run/postgresql:5432/u");
-        let config = parsed("postgres://u:p@db/weir?sslmode=verify-ca&options=-c%20c%3Dd").unwrap();
-        assert_eq!(config.get_ssl_mode(), SslMode::Require);
-        assert_eq!(config.get_options(), Some("-c c=d"));
-    }
-
-    #[test]
-    fn what_a_url_sets_is_left_alone() {
-        let config = parsed("postgres://u@a,b/weir?options=-c%20statement_timeout%3D9").unwrap();
-        assert_eq!(
-            config.get_connect_timeout(),
-            Some(&Duration::from_millis(1_500))
-        );
-        let settings = ["statement_timeout", "default_transaction_read_only"];
-        let said = set(&config, &settings.map(|name| (name, "on".to_owned())));
-        assert!(!said.contains("statement_timeout"), "{said}");
-        assert!(
-            said.ends_with("SET default_transaction_read_only = on;"),
-            "{said}"
-        );
-    }
-
-    #[test]
-    fn no_message_shows_a_password() {
-        for url in [
-            "postgres://u:s3cret@db:x/weir",
-            "user=u password=s3 cret host=db",
-            "postgres://u:s3cret@/weir",
-            "host=db password=s3cret",
-        ] {
-            let said = parsed(url).unwrap_err().to_string();
-            assert!(said.starts_with("postgres.write: "), "{said}");
-            assert!(!said.contains("s3") && !said.contains("cret"), "{said}");
-        }
-    }
 }
