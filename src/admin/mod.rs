@@ -69,7 +69,7 @@ pub struct Admin {
     pub redis: Option<FleetConnections>,
     /// The control thread's, where the configuration has it: queries read by it.
     pub postgres: Option<Arc<Postgres>>,
-    /// What drains the audit, where this process does.
+    /// What ingests the audit, where this process does.
     pub writes: Option<Arc<Postgres>>,
     pub health: Health,
     pub app_probes: AppProbes,
