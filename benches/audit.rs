@@ -27,7 +27,7 @@ use measure::{Options, family_cpu, process_cpu, thread_cpu, threads_cpu};
 use tokio::sync::{oneshot, watch};
 use weir::audit::ship::{self, Shipping};
 use weir::audit::{self, Recorder};
-use weir::background::drain::{self, Settings};
+use weir::background::ingest::{self, Settings};
 use weir::clock;
 use weir::config::audit::{Delivery, Stream};
 use weir::config::redis::Tls;
@@ -301,9 +301,9 @@ fn work(server: &Server, prefix: &str, url: &str) -> watch::Sender<bool> {
             migrate::migrate(connection).await.unwrap();
             let redis = fleet.join().main.clone();
             ready.send(()).unwrap();
-            let metrics = Metrics::default().drain.clone();
+            let metrics = Metrics::default().ingest.clone();
             let heart = Heartbeat::default();
-            drain::run(settings, fleet, redis, postgres, metrics, heart, is_shut)
+            ingest::run(settings, fleet, redis, postgres, metrics, heart, is_shut)
                 .await
                 .unwrap();
         });

@@ -136,8 +136,8 @@ def measure(options: argparse.Namespace, paths: dict[str, str], directory: Path)
         upstream = stack.enter_context(Process(paths["nginx"], "nginx", peers.nginx_upstream, 0, directory / "upstream")).port
         redis = stack.enter_context(Process(paths["redis-server"], "redis-server", peers.redis, 0, directory / "redis")).port
         postgres = start_postgres(stack, Path(paths["postgres"]).parent, directory / "postgres")
-        drains = worker(redis, postgres)
-        stack.enter_context(Process(paths["weir"], "weir worker", drains, upstream, directory / "worker"))
+        ingests = worker(redis, postgres)
+        stack.enter_context(Process(paths["weir"], "weir worker", ingests, upstream, directory / "worker"))
         running = {}
         for name, level, delivery in [(NONE, "none", "best_effort"), (BEST_EFFORT, "metadata", "best_effort"),
                                       (GUARANTEED, "metadata", "guaranteed")]:
@@ -202,7 +202,7 @@ def main() -> None:
     postgres = subprocess.run([paths["postgres"], "--version"], capture_output=True, text=True).stdout.strip()
     said = ["# What the audit takes of a lane", "",
             f"`make bench-lane` wrote this, by `python3 benches/lane.py --rounds {options.rounds} --seconds {options.seconds}`: medians of the"
-            " rounds, the least CPU in brackets. `weir proxy` with one lane, a Redis and a Postgres of its own and a worker that drains; GET, a 1 KiB body, keep-alive on both"
+            " rounds, the least CPU in brackets. `weir proxy` with one lane, a Redis and a Postgres of its own and a worker that ingests; GET, a 1 KiB body, keep-alive on both"
             " sides. The same file each time, but for `audit` of the route and `audit.delivery`. The lane's time is that of its thread by"
             " `schedstat`; what packs, spools and sends events runs beside it, and is in the CPU of `weir proxy`.", "",
             *bench.versions(paths, CONNECTIONS), f"- {postgres}", "",

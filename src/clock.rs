@@ -57,8 +57,12 @@ fn read(clock: ClockId) -> Duration {
 pub fn uuid(wall: Duration) -> Uuid {
     let mut random = [0; 10];
     fastrand::fill(&mut random);
-    let millis = u64::try_from(wall.as_millis()).unwrap_or(u64::MAX);
-    Builder::from_unix_timestamp_millis(millis, &random).into_uuid()
+    Builder::from_unix_timestamp_millis(millis(wall), &random).into_uuid()
+}
+
+/// Whole milliseconds, as stores and atomics have times.
+pub fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// What [`mono`] says when it is first asked: it also tells when a session began that is older than this process.

@@ -51,5 +51,5 @@ impl Watched {
 }
 
 fn millis() -> u64 {
-    u64::try_from(clock::mono().as_millis()).unwrap_or(u64::MAX)
+    clock::millis(clock::mono())
 }

@@ -91,37 +91,26 @@ fn the_pure_modules_name_nothing_that_acts() {
 }
 
 #[test]
-fn one_module_knows_the_database() {
+fn crates_are_named_where_they_belong_alone() {
+    const OF: [(&str, &[&str]); 5] = [
+        ("rusqlite", &["src/store/sqlite"]),
+        ("hickory_resolver", &["src/net/resolve.rs"]),
+        ("tokio_postgres", &["src/store/postgres"]),
+        ("deadpool_postgres", &["src/store/postgres"]),
+        (
+            "opentelemetry",
+            &["src/telemetry/spans.rs", "src/telemetry/traces.rs"],
+        ),
+    ];
     for source in sources() {
-        assert!(
-            source.path.starts_with("src/store/sqlite") || !source.code.contains("rusqlite"),
-            "{} names rusqlite",
-            source.path.display()
-        );
-    }
-}
-
-#[test]
-fn one_module_knows_dns() {
-    for source in sources() {
-        assert!(
-            source.path.starts_with("src/net/resolve.rs")
-                || !source.code.contains("hickory_resolver"),
-            "{} names hickory_resolver",
-            source.path.display()
-        );
-    }
-}
-
-#[test]
-fn one_module_knows_postgres() {
-    for source in sources() {
-        let names = ["tokio_postgres", "deadpool_postgres"].map(|name| source.code.contains(name));
-        assert!(
-            source.path.starts_with("src/store/postgres") || names == [false, false],
-            "{} names a Postgres crate",
-            source.path.display()
-        );
+        for (name, paths) in OF {
+            let may = paths.iter().any(|path| source.path.starts_with(path));
+            assert!(
+                may || !source.code.contains(name),
+                "{} names {name}",
+                source.path.display()
+            );
+        }
     }
 }
 
@@ -183,19 +172,6 @@ fn the_redis_crate_is_seen_in_every_form() {
         "use crate::config::redis::{self, Client};\nfn new(config: &redis::Redis)",
     ] {
         assert!(!names_redis_crate(code), "{code}");
-    }
-}
-
-#[test]
-fn two_modules_know_opentelemetry() {
-    for source in sources() {
-        let may = ["src/telemetry/spans.rs", "src/telemetry/traces.rs"];
-        assert!(
-            may.iter().any(|path| source.path.ends_with(path))
-                || !source.code.contains("opentelemetry"),
-            "{} names a crate of OpenTelemetry",
-            source.path.display()
-        );
     }
 }
 

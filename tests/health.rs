@@ -293,7 +293,7 @@ const OF_PROXY: [&str; 8] = [
     "slots",
 ];
 const OF_WORKER: [&str; 6] = [
-    "drain",
+    "ingest",
     "partitions",
     "query_replicas",
     "readiness",

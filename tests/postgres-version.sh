@@ -14,7 +14,7 @@ export WEIR_TEST_POSTGRES="$folder/pgserver/pginstall/bin"
 chmod -R a+rX "$folder"
 
 echo "== $("$WEIR_TEST_POSTGRES/postgres" --version)"
-cargo test --no-fail-fast --test audit -- postgres:: query:: verify:: drain:: --skip search:: \
+cargo test --no-fail-fast --test audit -- postgres:: query:: verify:: ingest:: --skip search:: \
     --skip by_tls_only_a_server_with_the_right_certificate_is_believed \
     --skip queries_read_the_days_they_ask_for_by_their_indexes \
     --skip a_batch_that_another_transaction_holds_waits_for_it_alone \

@@ -126,12 +126,12 @@ ROWS = [
             (by("sessions", now("weir_sessions_held")), "{{sessions}} held"), (f"sum by (sessions) (increase({now('weir_sessions_swept_total')}[{RATE}]))", "{{sessions}} swept")]),
     ]),
     ("Audit", [
-        ("Lag", "timeseries", "s", 8, "Age of the oldest event in Redis that is not stored.", [(f"max({now('weir_drain_lag_seconds')})", "lag")]),
+        ("Lag", "timeseries", "s", 8, "Age of the oldest event in Redis that is not stored.", [(f"max({now('weir_ingest_lag_seconds')})", "lag")]),
         ("On their way", "timeseries", "short", 8, "Events of proxies that are not known to be stored; batches in Redis; dead letters.", [
             (f"sum({now('weir_audit_underway')})", "events under way"), (f"sum({now('weir_audit_queued')})", "events queued"),
-            (f"max({now('weir_drain_waiting')})", "batches in Redis"), (f"max({now('weir_drain_dead_letters')})", "dead letters")]),
+            (f"max({now('weir_ingest_waiting')})", "batches in Redis"), (f"max({now('weir_ingest_dead_letters')})", "dead letters")]),
         ("Events", "timeseries", "cps", 8, "Written by proxies, stored by workers; dropped ones are lost.", [
-            (by("result", rate("weir_audit_events_total")), "{{result}}"), (f"sum({rate('weir_drain_events_total')})", "stored")]),
+            (by("result", rate("weir_audit_events_total")), "{{result}}"), (f"sum({rate('weir_ingest_events_total')})", "stored")]),
         ("Spool", "timeseries", "percentunit", 8, "Share of audit.spool.max.", [
             (share(by("instance", now("weir_audit_spool_bytes")), by("instance", now("weir_audit_spool_max_bytes")) + " > 0"), "{{instance}}")]),
         ("Oldest in the spool", "timeseries", "s", 8, "", [(f"max by (instance) ({now('weir_audit_spool_oldest_seconds')}) > 0", "{{instance}}")]),
@@ -148,12 +148,12 @@ ROWS = [
         ("Connections", "timeseries", "short", 8, "In use, and callers that wait for one.", [
             (by("pool", now("weir_postgres_connections", 'state="in_use"')), "{{pool}} in use"), (by("pool", now("weir_postgres_connections_max")), "{{pool}} at most"),
             (by("pool", now("weir_postgres_waiting")) + " > 0", "{{pool}} waiting")]),
-        ("Transactions of the worker", "timeseries", "cps", 8, "Those that failed are tried again.", [(by("result", rate("weir_drain_transactions_total")), "{{result}}")]),
-        ("Events of a transaction", "timeseries", "short", 8, "Small ones cost Postgres more an event.", [(share(f"sum({rate('weir_drain_events_total')})", f"sum({rate('weir_drain_transactions_total')})"), "events")]),
+        ("Transactions of the worker", "timeseries", "cps", 8, "Those that failed are tried again.", [(by("result", rate("weir_ingest_transactions_total")), "{{result}}")]),
+        ("Events of a transaction", "timeseries", "short", 8, "Small ones cost Postgres more an event.", [(share(f"sum({rate('weir_ingest_events_total')})", f"sum({rate('weir_ingest_transactions_total')})"), "events")]),
         ("Batches", "timeseries", "cps", 8, "Known: stored already. Buried: a dead letter.", [
-            (by("result", rate("weir_drain_batches_total")), "{{result}}"), (f"sum({rate('weir_drain_claimed_total')})", "taken over")]),
+            (by("result", rate("weir_ingest_batches_total")), "{{result}}"), (f"sum({rate('weir_ingest_claimed_total')})", "taken over")]),
         ("Days removed by retention", "timeseries", "short", 8, "In Postgres, and files of SQLite.", [
-            (f"sum(increase({now('weir_drain_days_removed_total')}[1d]))", "Postgres"), (f"sum(increase({now('weir_audit_files_removed_total')}[1d]))", "SQLite")]),
+            (f"sum(increase({now('weir_ingest_days_removed_total')}[1d]))", "Postgres"), (f"sum(increase({now('weir_audit_files_removed_total')}[1d]))", "SQLite")]),
     ]),
 ]
 

@@ -32,10 +32,8 @@ fn scrape(admin: &Admin, plan: &Plan) -> String {
         process.note_pool("read", reads.replicas_use());
         process.note_pool("read_primary", reads.read_primary_use());
     }
-    let (lines, log) = (log::counts(), &plan.metrics.log);
-    for (counter, count) in [(&log.out, lines.written), (&log.dropped, lines.lost)] {
-        counter.inc_by(count.saturating_sub(counter.get()));
-    }
+    plan.metrics.log.bring(log::counts());
+    plan.metrics.access_log.bring(plan.access_log.counts());
     let now = clock::moment().mono;
     let breakers = &plan.metrics.breakers;
     breakers.forget_states();

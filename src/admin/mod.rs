@@ -62,6 +62,9 @@ const LAST_ANSWER: Duration = Duration::from_secs(40);
 /// Bytes of a path that a refusal's line has.
 const LOGGED: usize = 200;
 
+/// What operators ask for.
+const V1: &str = "/v1/config /v1/limits /v1/breakers /v1/upstreams /v1/sessions /v1/audit /v1/drain";
+
 /// What the admin port sees of the process.
 #[derive(Debug)]
 pub struct Admin {
@@ -70,7 +73,7 @@ pub struct Admin {
     pub redis: Option<FleetConnections>,
     /// The control thread's, where the configuration has it: queries read by it.
     pub postgres: Option<Arc<Postgres>>,
-    /// What drains the audit, where this process does.
+    /// What ingests the audit, where this process does.
     pub writes: Option<Arc<Postgres>>,
     pub health: Health,
     pub app_probes: AppProbes,
@@ -257,9 +260,9 @@ async fn answer(
             }
             answer
         }
-        _ => Err(Problem::not_found(
-            "known here: /metrics /live /ready /health /v1/config /v1/limits /v1/breakers /v1/upstreams /v1/sessions /v1/audit /v1/drain",
-        )),
+        _ => Err(Problem::not_found(format!(
+            "known here: /metrics /live /ready /health {V1}"
+        ))),
     }
 }
 
@@ -347,9 +350,7 @@ async fn v1(
             audit::answer(plan, admin.postgres.as_ref(), method, rest, query).await
         }
         ["drain"] => drain::answer(admin.leave.as_ref(), method),
-        _ => Err(Problem::not_found(
-            "known here: /v1/config /v1/limits /v1/breakers /v1/upstreams /v1/sessions /v1/audit /v1/drain",
-        )),
+        _ => Err(Problem::not_found(format!("known here: {V1}"))),
     }
 }
 

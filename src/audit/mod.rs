@@ -461,7 +461,7 @@ fn bytes(size: usize) -> u64 {
 }
 
 fn millis() -> u64 {
-    u64::try_from(clock::mono().as_millis()).unwrap_or(u64::MAX)
+    clock::millis(clock::mono())
 }
 
 #[cfg(test)]

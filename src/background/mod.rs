@@ -1,9 +1,9 @@
-//! What runs beside the lanes: on the control thread, or as a companion of its own, which drains the audit. Meets the proxy in the
+//! What runs beside the lanes: on the control thread, or as a companion of its own, which ingests the audit. Meets the proxy in the
 //! plan alone, and is on no request's way.
 
 pub mod breakers;
-pub mod drain;
 pub mod endpoints;
+pub mod ingest;
 pub mod limits;
 pub mod partitions;
 pub mod sessions;

@@ -15,7 +15,7 @@ use crate::heartbeat::Heartbeat;
 use crate::store::audit::chain::Hasher;
 use crate::store::audit::days::Day;
 use crate::store::postgres::{Client, Postgres, PostgresError, partitions};
-use crate::telemetry::metrics::drain::DrainMetrics;
+use crate::telemetry::metrics::ingest::IngestMetrics;
 
 /// Between looks of a worker.
 pub const EVERY: Duration = Duration::from_secs(60);
@@ -50,7 +50,7 @@ impl Settings {
 pub async fn run(
     settings: Settings,
     postgres: Arc<Postgres>,
-    metrics: DrainMetrics,
+    metrics: IngestMetrics,
     heartbeat: Heartbeat,
     mut shutdown: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
@@ -98,7 +98,7 @@ pub async fn keep_once(
     postgres: &Postgres,
     retention: Duration,
     hasher: &Hasher,
-    metrics: &DrainMetrics,
+    metrics: &IngestMetrics,
     unindexed: &mut Unindexed,
     heartbeat: &Heartbeat,
 ) -> Result<(), PostgresError> {
@@ -154,7 +154,7 @@ async fn remove(
     connection: &mut Client,
     day: Day,
     hasher: &Hasher,
-    metrics: &DrainMetrics,
+    metrics: &IngestMetrics,
 ) -> Result<(), PostgresError> {
     partitions::remove(connection, day, hasher).await?;
     metrics.days_removed.inc();

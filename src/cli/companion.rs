@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use crate::admin::health::check::{Check, Finding, Status};
 use crate::admin::health::stores;
 use crate::background::supervise::{AtStop, Supervisor};
-use crate::background::{self, drain, partitions};
+use crate::background::{self, ingest, partitions};
 use crate::config::Config;
 use crate::heartbeat::Heartbeat;
 use crate::policy::retry::Pauses;
@@ -54,7 +54,7 @@ pub(super) struct Companion {
 }
 
 impl Companion {
-    /// Begins to drain. `config` is to have `postgres`, as those are opened already for this thread's runtime, and `audit`. An error
+    /// Begins. `config` is to have `postgres`, as those are opened already for this thread's runtime, and `audit`. An error
     /// where a human must act first, such as a schema that is newer than this weir; lanes do not wait for that, nor does it end them.
     pub(super) async fn begin(
         config: &Config,
@@ -72,7 +72,7 @@ impl Companion {
             migrates: settings.migrate,
             runs,
             state: Arc::default(),
-            missing: metrics.drain.schema_missing.clone(),
+            missing: metrics.ingest.schema_missing.clone(),
         };
         schema.begin(handle).await?;
         let mut supervisor = Supervisor::new(handle.clone(), metrics.clone());
@@ -80,14 +80,14 @@ impl Companion {
             let _within = handle.enter();
             fleet.connect(false)
         };
-        let settings = drain::Settings {
+        let settings = ingest::Settings {
             stream: audit.stream.clone(),
             worker: config.worker.clone(),
         };
-        let (drained, connections) = (schema.clone(), redis.main.clone());
-        keep_drained(
+        let connections = redis.main.clone();
+        keep_ingested(
             &mut supervisor,
-            drained,
+            schema.clone(),
             settings,
             fleet.clone(),
             connections,
@@ -124,17 +124,17 @@ impl Companion {
 }
 
 /// Brings batches from the streams into Postgres.
-fn keep_drained(
+fn keep_ingested(
     supervisor: &mut Supervisor,
     schema: Schema,
-    settings: drain::Settings,
+    settings: ingest::Settings,
     fleet: Arc<Fleet>,
     redis: Arc<Connections>,
     metrics: &Metrics,
 ) {
-    let (metrics, stopping) = (metrics.drain.clone(), supervisor.stopping());
+    let (metrics, stopping) = (metrics.ingest.clone(), supervisor.stopping());
     let begin = move |heartbeat: Heartbeat| {
-        let run = drain::run(
+        let run = ingest::run(
             settings.clone(),
             fleet.clone(),
             redis.clone(),
@@ -145,7 +145,7 @@ fn keep_drained(
         );
         schema.clone().then(run, heartbeat, stopping.clone())
     };
-    supervisor.keep("drain", background::SHORT_SILENCE, AtStop::Finish, begin);
+    supervisor.keep("ingest", background::SHORT_SILENCE, AtStop::Finish, begin);
 }
 
 /// Makes the tables of days ahead, and removes old ones.
@@ -156,7 +156,7 @@ fn keep_days(
     metrics: &Metrics,
 ) {
     let silence = settings.silence(schema.postgres.timeout);
-    let (metrics, stopping) = (metrics.drain.clone(), supervisor.stopping());
+    let (metrics, stopping) = (metrics.ingest.clone(), supervisor.stopping());
     let begin = move |heartbeat: Heartbeat| {
         let run = partitions::run(
             settings.clone(),

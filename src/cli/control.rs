@@ -40,7 +40,7 @@ pub(super) fn run<T>(main: impl Future<Output = anyhow::Result<T>>) -> anyhow::R
 pub(super) struct Tasks {
     /// Those of the control thread.
     pub control: Supervisor,
-    /// Those that drain the audit, where this process does.
+    /// Those that ingest the audit, where this process does.
     pub companion: Option<Companion>,
     metrics: Arc<Metrics>,
 }
@@ -60,7 +60,7 @@ impl Tasks {
         background::look_at_replicas(&mut self.control, "query_replicas", postgres.clone());
     }
 
-    /// Begins to drain the audit, as [`Companion::begin`].
+    /// Begins to ingest the audit, as [`Companion::begin`].
     pub(super) async fn begin_companion(
         &mut self,
         config: &Config,

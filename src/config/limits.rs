@@ -185,6 +185,14 @@ impl Window {
             Window::Fixed { period, .. } => (4, period.at_most()),
         }
     }
+
+    /// What is left of it while nothing is taken, which is the most that it ever grants: of a bucket its burst, whatever the rate.
+    pub fn capacity(&self) -> u64 {
+        match *self {
+            Window::Bucket { burst, .. } => burst,
+            Window::Sliding { limit, .. } | Window::Fixed { limit, .. } => limit,
+        }
+    }
 }
 
 impl Rule {

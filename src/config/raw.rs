@@ -78,7 +78,7 @@ pub struct File {
     pub audit: Option<At<Audit>>,
     /// Where the audit is stored in place of the SQLite file, by `weir worker`; needs `redis` and `audit`.
     pub postgres: Option<At<Postgres>>,
-    /// How the audit is drained into `postgres`, and how health is told.
+    /// How the audit is ingested into `postgres`, and how health is told.
     pub worker: Option<At<Worker>>,
     pub admin: Option<At<Admin>>,
     pub metrics: Option<At<MetricsAt>>,

@@ -1,4 +1,4 @@
-//! The worker, checked: how it drains the audit into Postgres, and how health is told.
+//! The worker, checked: how it ingests the audit into Postgres, and how health is told.
 
 use std::time::Duration;
 

@@ -56,7 +56,7 @@ impl Carried {
                 leases: Arc::new(Leases::new(max_keys, fleet.keys.clone())),
                 slots: Arc::new(Slots::new(max_keys, fleet.clone())),
             }),
-            access_log: Arc::new(AccessLog::new(metrics.access_log.clone())),
+            access_log: Arc::new(AccessLog::default()),
             metrics,
             audit,
             fleet,
@@ -90,9 +90,6 @@ pub(super) fn plan(
         access_log,
         fleet,
     } = carried;
-    if config.access_log.is_some() {
-        access_log.start();
-    }
     metrics
         .tls
         .certificates

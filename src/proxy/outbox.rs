@@ -18,7 +18,7 @@ use crate::config::audit::Delivery;
 use crate::config::telemetry::LogFormat;
 use crate::event::{AuditEvent, Encoded};
 use crate::plan::Plan;
-use crate::telemetry::access_log::{self, Batch, Line};
+use crate::telemetry::access_log::{self, Line};
 use crate::telemetry::spans::Traced;
 use crate::telemetry::traces::{self, Traces};
 
@@ -40,7 +40,7 @@ pub(super) struct Outbox {
     /// The groups of these, in order.
     awaited: RefCell<VecDeque<Awaited>>,
     /// Of the access log.
-    lines: RefCell<Batch>,
+    lines: RefCell<Vec<u8>>,
     /// Requests whose spans are to be sent.
     traced: RefCell<Vec<Traced>>,
     pub(super) spare: Spare,
@@ -107,12 +107,13 @@ impl Outbox {
     /// Takes a line of the access log.
     pub(super) fn push_line(&self, format: LogFormat, line: &Line<'_, '_>, plan: &Plan) {
         let mut lines = self.lines.borrow_mut();
-        if lines.lines == 0 {
+        if lines.is_empty() {
             self.waiting.notify_one();
         }
-        lines.push(format, line);
-        if lines.bytes.len() >= access_log::BATCH {
-            plan.access_log.hand_on(std::mem::take(&mut *lines));
+        line.put(format, &mut lines);
+        if lines.len() >= access_log::BATCH {
+            plan.access_log.hand_on(&lines);
+            lines.clear();
         }
     }
 
@@ -161,9 +162,10 @@ impl Outbox {
         if let (Some(recorder), false) = (&plan.audit, events.is_empty()) {
             recorder.record(events);
         }
-        let lines = self.lines.take();
-        if lines.lines > 0 {
-            plan.access_log.hand_on(lines);
+        let mut lines = self.lines.borrow_mut();
+        if !lines.is_empty() {
+            plan.access_log.hand_on(&lines);
+            lines.clear();
         }
         let traced = self.traced.take();
         if let (Some(traces), false) = (&plan.traces, traced.is_empty()) {

@@ -253,13 +253,11 @@ fn quota(rule: &Rule) -> u64 {
     }
 }
 
-/// What is left of a rule that nothing was taken of: of a bucket its burst, whatever the rate.
+/// What is left of a rule that nothing was taken of.
 fn capacity(rule: &Rule) -> u64 {
     match rule {
-        Rule::Window(Window::Bucket { burst, .. }) => *burst,
-        Rule::Window(Window::Sliding { limit, .. })
-        | Rule::Window(Window::Fixed { limit, .. })
-        | Rule::Slots(limit) => *limit,
+        Rule::Window(window) => window.capacity(),
+        Rule::Slots(limit) => *limit,
     }
 }
 

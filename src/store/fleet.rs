@@ -163,8 +163,8 @@ impl Fleet {
 
     async fn beat_once(&self, redis: &Connections) -> Result<usize, CallError> {
         let key = self.keys.processes();
-        let age = u64::try_from(DEAD_AFTER.as_millis()).unwrap_or(u64::MAX);
-        let args = [Arg::Text(&self.process), Arg::Int(age)];
+        let age = Arg::Int(clock::millis(DEAD_AFTER));
+        let args = [Arg::Text(&self.process), age];
         match redis
             .run_within(BEAT_EVERY, &self.beat, &[&key], &args)
             .await?

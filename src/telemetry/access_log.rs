@@ -1,12 +1,10 @@
-//! A line a request, to standard output. Lines come in batches over a bounded queue to a thread that writes them: whoever
-//! has lines never waits, and what does not fit is counted.
+//! A line a request, to standard output. Lines come in batches to a thread that writes them.
 
 use std::fmt::{self, Write as _};
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::AsFd as _;
-use std::sync::OnceLock;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -14,35 +12,14 @@ use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 use tracing::{error, warn};
 
-use super::lines::Whole;
-use super::metrics::outlets::Outlet;
-use super::until_sent;
+use super::lines::{Counts, Lines};
 use crate::config::telemetry::LogFormat;
 use crate::event::{AuditEvent, Micros};
 
-/// Batches that wait to be written, at most.
-const QUEUE: usize = 128;
+/// Bytes that wait to be written, at most.
+const ROOM: usize = 4 << 20;
 /// Bytes at which a batch is full.
 pub const BATCH: usize = 32 * 1024;
-
-/// Lines on their way out.
-#[derive(Debug, Default)]
-pub struct Batch {
-    pub bytes: Vec<u8>,
-    pub lines: u64,
-}
-
-impl Batch {
-    /// Appends the line of a request.
-    pub fn push(&mut self, format: LogFormat, line: &Line<'_, '_>) {
-        match format {
-            LogFormat::Json => line.put_json(&mut self.bytes),
-            LogFormat::Pretty => line.put_pretty(&mut self.bytes),
-        }
-        self.bytes.push(b'\n');
-        self.lines += 1;
-    }
-}
 
 /// What a line tells.
 #[derive(Debug, Clone, Copy)]
@@ -51,104 +28,52 @@ pub struct Line<'a, 't> {
     pub user_agent: Option<&'t str>,
 }
 
-/// The queue and its thread.
-#[derive(Debug)]
-pub struct AccessLog {
-    sender: OnceLock<SyncSender<Message>>,
-    told: Outlet,
-}
-
-#[derive(Debug)]
-enum Message {
-    Batch(Batch),
-    /// Told once all before it is written.
-    Stop(SyncSender<()>),
-}
+/// Lines on their way out, which have a thread once there are some.
+#[derive(Debug, Default)]
+pub struct AccessLog(OnceLock<Arc<Lines>>);
 
 impl AccessLog {
-    /// Nothing is written yet.
-    pub fn new(told: Outlet) -> AccessLog {
-        AccessLog {
-            sender: OnceLock::new(),
-            told,
-        }
+    /// Hands on whole lines, or drops them where too many wait.
+    pub fn hand_on(&self, batch: &[u8]) {
+        self.0.get_or_init(begin).push(batch);
     }
 
-    /// Begins the thread, unless it has begun.
-    pub fn start(&self) {
-        self.sender.get_or_init(|| {
-            let (sender, batches) = sync_channel(QUEUE);
-            let told = self.told.clone();
-            // Without the buffer of std, which would write later what is counted as dropped.
-            let out = io::stdout().as_fd().try_clone_to_owned().map(File::from);
-            let thread = thread::Builder::new().name("access-log".to_owned());
-            let begun = out.and_then(|out| thread.spawn(move || write(&batches, out, &told)));
-            if let Err(error) = begun {
-                error!(%error, "the access log has no thread: all of its lines are dropped");
-            }
-            sender
-        });
-    }
-
-    /// Hands on a batch, or drops it where too many wait.
-    pub fn hand_on(&self, batch: Batch) {
-        let lines = batch.lines;
-        let sent = self
-            .sender
-            .get()
-            .map(|sender| sender.try_send(Message::Batch(batch)));
-        match sent {
-            Some(Ok(())) => {}
-            None | Some(Err(TrySendError::Full(_) | TrySendError::Disconnected(_))) => {
-                self.told.dropped.inc_by(lines);
-            }
-        }
+    /// What became of the lines so far.
+    pub fn counts(&self) -> Counts {
+        let lines = self.0.get();
+        lines.map(|lines| lines.counts()).unwrap_or_default()
     }
 
     /// Waits until all lines are out, for at most `within`.
     pub fn stop(&self, within: Duration) {
-        let Some(sender) = self.sender.get() else {
-            return;
-        };
-        let (done, is_done) = sync_channel(1);
-        let sent = || sender.try_send(Message::Stop(done.clone())).is_ok();
-        let Some(left) = until_sent(within, sent) else {
-            return;
-        };
-        drop(done);
-        match is_done.recv_timeout(left) {
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => {}
-            Err(RecvTimeoutError::Timeout) => {
-                warn!("standard output takes no more: the last lines of the access log are lost");
-            }
+        if self.0.get().is_some_and(|lines| !lines.flush(within)) {
+            warn!("standard output takes no more: the last lines of the access log are lost");
         }
     }
 }
 
-fn write(batches: &Receiver<Message>, out: impl Write, told: &Outlet) {
-    let mut out = Whole::to(out);
-    let mut fails = false;
-    while let Ok(message) = batches.recv() {
-        let batch = match message {
-            Message::Batch(batch) => batch,
-            Message::Stop(done) => {
-                let _ = done.send(());
-                return;
-            }
-        };
-        let (lines, written) = out.write(&batch.bytes);
-        told.out.inc_by(lines);
-        match written {
-            Ok(()) => fails = false,
-            Err(error) => {
-                told.dropped.inc_by(batch.lines - lines);
-                if !fails {
-                    warn!(%error, "the access log cannot be written; its lines are dropped until it can");
-                }
-                fails = true;
-            }
+/// Begins the thread that writes them.
+fn begin() -> Arc<Lines> {
+    let lines = Arc::new(Lines::new(ROOM));
+    let written = lines.clone();
+    // Without the buffer of std, which would write later what is counted as dropped.
+    let out = io::stdout().as_fd().try_clone_to_owned().map(File::from);
+    let thread = thread::Builder::new().name("access-log".to_owned());
+    let begun = out.and_then(|out| thread.spawn(move || write(&written, out)));
+    match begun {
+        Ok(_) => lines,
+        Err(error) => {
+            error!(%error, "the access log has no thread: all of its lines are dropped");
+            Arc::new(Lines::new(0))
         }
     }
+}
+
+fn write(lines: &Lines, out: File) {
+    let fails = |error: &io::Error| {
+        warn!(%error, "the access log cannot be written; its lines are dropped until it can");
+    };
+    lines.write(out, fails, |_| {})
 }
 
 /// A line as JSON, with the names that `weir audit query --format jsonl` has; what a request lacks is left out.
@@ -189,6 +114,15 @@ struct Json<'a> {
 }
 
 impl Line<'_, '_> {
+    /// Appends it, with the end of the line.
+    pub fn put(&self, format: LogFormat, out: &mut Vec<u8>) {
+        match format {
+            LogFormat::Json => self.put_json(out),
+            LogFormat::Pretty => self.put_pretty(out),
+        }
+        out.push(b'\n');
+    }
+
     fn put_json(&self, out: &mut Vec<u8>) {
         let event = self.event;
         let line = Json {
@@ -299,7 +233,6 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
-    use crate::telemetry::metrics::Metrics;
 
     fn line(format: LogFormat, path: &str) -> String {
         let event = AuditEvent {
@@ -327,14 +260,13 @@ mod tests {
             trace_id: Some([1; 16]),
             headers: Vec::new(),
         };
-        let mut batch = Batch::default();
+        let mut text = Vec::new();
         let line = Line {
             event: &event,
             user_agent: Some("curl \"8\""),
         };
-        batch.push(format, &line);
-        assert_eq!(batch.lines, 1);
-        String::from_utf8(batch.bytes).unwrap()
+        line.put(format, &mut text);
+        String::from_utf8(text).unwrap()
     }
 
     #[test]
@@ -362,20 +294,5 @@ mod tests {
             assert_eq!(text.matches('\n').count(), 1, "{text}");
             assert!(text.ends_with('\n') && !text.contains(['\r', '\u{1b}']));
         }
-    }
-
-    #[test]
-    fn what_cannot_be_written_is_counted() {
-        let full = File::options().write(true).open("/dev/full").unwrap();
-        let told = Metrics::default().access_log;
-        let (sender, batches) = sync_channel(2);
-        let batch = Batch {
-            bytes: b"x\n".to_vec(),
-            lines: 3,
-        };
-        sender.send(Message::Batch(batch)).unwrap();
-        drop(sender);
-        write(&batches, full, &told);
-        assert_eq!((told.out.get(), told.dropped.get()), (0, 3));
     }
 }

@@ -2,17 +2,16 @@
 //! line never waits, and what does not fit is counted.
 
 use std::io::{self, ErrorKind, Write};
-use std::mem::take;
+use std::mem::{replace, take};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-/// Bytes that wait, at most; as many are being written.
-const BYTES: usize = 1 << 20;
-
 /// Lines that wait, and what became of the others.
 #[derive(Debug)]
 pub(super) struct Lines {
+    /// Bytes that wait, at most; as many are being written.
+    room: usize,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -27,15 +26,16 @@ struct State {
 }
 
 /// What became of lines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Counts {
     pub written: u64,
     pub lost: u64,
 }
 
 impl Lines {
-    pub(super) const fn new() -> Lines {
+    pub(super) const fn new(room: usize) -> Lines {
         Lines {
+            room,
             state: Mutex::new(State {
                 waiting: Vec::new(),
                 is_writing: false,
@@ -52,7 +52,7 @@ impl Lines {
     /// Lays whole lines behind those that wait, or lets go of them where there is no room.
     pub(super) fn push(&self, text: &[u8]) {
         let mut state = self.state.lock();
-        if state.waiting.len() + text.len() > BYTES {
+        if state.waiting.len() + text.len() > self.room {
             state.lose(count(text));
             return;
         }
@@ -60,31 +60,44 @@ impl Lines {
         self.changed.notify_all();
     }
 
-    /// Waits until all lines are out, for at most `within`.
-    pub(super) fn flush(&self, within: Duration) {
+    /// Waits until all lines are out, for at most `within`; whether they are.
+    pub(super) fn flush(&self, within: Duration) -> bool {
         let mut state = self.state.lock();
         let waits = |state: &mut State| state.is_writing || !state.waiting.is_empty();
-        self.changed.wait_while_for(&mut state, waits, within);
+        let waited = self.changed.wait_while_for(&mut state, waits, within);
+        !waited.timed_out()
     }
 
     pub(super) fn counts(&self) -> Counts {
         self.state.lock().counts
     }
 
-    /// Writes what comes, for ever. `tell` is told how many lines were lost, once others are out; it may push some itself.
-    pub(super) fn write(&self, out: impl Write, tell: impl Fn(u64)) -> ! {
+    /// Writes what comes, for ever. `fails` is told why lines cannot be written, at the first of such failures in a row; `tell` how many
+    /// were lost, once others are out. Both may push some themselves.
+    pub(super) fn write(
+        &self,
+        out: impl Write,
+        fails: impl Fn(&io::Error),
+        tell: impl Fn(u64),
+    ) -> ! {
         let mut out = Whole::to(out);
+        let mut is_failing = false;
         loop {
             let text = self.next();
             let (lines, written) = out.write(&text);
             let mut state = self.state.lock();
             state.counts.written += lines;
-            if written.is_err() {
+            let is_first = !replace(&mut is_failing, written.is_err());
+            if let Err(error) = written {
                 state.lose(count(&text) - lines);
+                drop(state);
+                if is_first {
+                    fails(&error);
+                }
                 continue;
             }
             // Else what is told would be lost, too.
-            let has_room = state.waiting.len() < BYTES / 2;
+            let has_room = state.waiting.len() < self.room / 2;
             let untold = if has_room { take(&mut state.untold) } else { 0 };
             drop(state);
             if untold > 0 {
@@ -114,13 +127,13 @@ impl State {
 
 /// Writes lines to a stream that may fail in the midst of one: what comes behind half a line begins a new one.
 #[derive(Debug)]
-pub(super) struct Whole<W> {
+struct Whole<W> {
     out: W,
     is_torn: bool,
 }
 
 impl<W: Write> Whole<W> {
-    pub(super) fn to(out: W) -> Whole<W> {
+    fn to(out: W) -> Whole<W> {
         Whole {
             out,
             is_torn: false,
@@ -128,7 +141,7 @@ impl<W: Write> Whole<W> {
     }
 
     /// How many of these lines are out, and what kept the others from it.
-    pub(super) fn write(&mut self, text: &[u8]) -> (u64, io::Result<()>) {
+    fn write(&mut self, text: &[u8]) -> (u64, io::Result<()>) {
         if self.is_torn {
             if let Err(error) = self.out.write_all(b"\n") {
                 return (0, Err(error));
@@ -164,6 +177,7 @@ mod tests {
     use super::*;
 
     const PATIENCE: Duration = Duration::from_secs(10);
+    const ROOM: usize = 1 << 20;
 
     /// Takes as many texts as are asked for.
     struct Reluctant {
@@ -189,22 +203,21 @@ mod tests {
 
     #[test]
     fn lines_that_do_not_fit_are_lost_and_told_once_there_is_room() {
-        static LINES: Lines = Lines::new();
+        static LINES: Lines = Lines::new(ROOM);
         let ((begun, has_begun), (taken, texts)) = (sync_channel(9), sync_channel(0));
         thread::spawn(move || {
-            LINES.write(Reluctant { begun, taken }, |lost| {
-                LINES.push(format!("{lost} lost\n").as_bytes());
-            })
+            let tell = |lost| LINES.push(format!("{lost} lost\n").as_bytes());
+            LINES.write(Reluctant { begun, taken }, |_| {}, tell)
         });
         LINES.push(b"first\n");
         has_begun.recv_timeout(PATIENCE).unwrap();
         // No one takes it, and so none of these.
-        let long = [&vec![b'x'; BYTES - 8], &b"\n"[..]].concat();
+        let long = [&vec![b'x'; ROOM - 8], &b"\n"[..]].concat();
         LINES.push(&long);
         LINES.push(b"no room\n");
         LINES.push(b"nor\nhere\n");
         LINES.push(b"fits\n");
-        LINES.flush(Duration::from_millis(1));
+        assert!(!LINES.flush(Duration::from_millis(1)));
         let counts = Counts {
             written: 0,
             lost: 3,
@@ -214,7 +227,7 @@ mod tests {
         let text = next(&texts);
         assert!(text.ends_with("x\nfits\n") && text.len() == long.len() + 5);
         assert_eq!(next(&texts), "3 lost\n");
-        LINES.flush(PATIENCE);
+        assert!(LINES.flush(PATIENCE));
         let counts = Counts {
             written: 4,
             lost: 3,
@@ -246,20 +259,48 @@ mod tests {
         assert_eq!(&rest[..length], b"\na\nb\n");
     }
 
+    /// Fails, but for what it is asked to take.
+    struct Full;
+
+    impl Write for Full {
+        fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+            match text.starts_with(b"taken") {
+                true => Ok(text.len()),
+                false => Err(ErrorKind::StorageFull.into()),
+            }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
     #[test]
-    fn lines_that_fail_are_lost_and_told_to_no_one_who_is_not_there() {
-        static LINES: Lines = Lines::new();
-        let full = std::fs::File::options().write(true).open("/dev/full");
-        let full = full.unwrap();
-        thread::spawn(move || LINES.write(full, |_| LINES.push(b"never\n")));
-        LINES.push(b"a\n");
-        LINES.flush(PATIENCE);
-        LINES.push(b"b\nc\n");
-        LINES.flush(PATIENCE);
+    fn lines_that_fail_are_lost_and_told_once_others_are_out() {
+        static LINES: Lines = Lines::new(ROOM);
+        let (failed, failures) = sync_channel(9);
+        let (lost, told) = sync_channel(9);
+        thread::spawn(move || {
+            let fails = |error: &io::Error| failed.send(error.kind()).unwrap();
+            LINES.write(Full, fails, |lines| lost.send(lines).unwrap())
+        });
+        let push = |text: &[u8]| {
+            LINES.push(text);
+            assert!(LINES.flush(PATIENCE));
+        };
+        push(b"a\n");
+        push(b"b\nc\n");
         let counts = Counts {
             written: 0,
             lost: 3,
         };
         assert_eq!(LINES.counts(), counts);
+        // Once in a row, and no one is there for the count.
+        assert_eq!(failures.try_iter().count(), 1);
+        assert_eq!(told.try_iter().count(), 0);
+        push(b"taken\n");
+        assert_eq!(told.try_iter().collect::<Vec<_>>(), [3]);
+        push(b"d\n");
+        assert_eq!(failures.try_iter().count(), 1);
     }
 }

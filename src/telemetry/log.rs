@@ -24,7 +24,10 @@ const FLUSH_WITHIN: Duration = Duration::from_secs(1);
 /// Puts another filter in place of that which [`init`] began with.
 static SET_FILTER: OnceLock<Box<dyn Fn(EnvFilter) + Send + Sync>> = OnceLock::new();
 
-static LINES: Lines = Lines::new();
+/// Bytes of lines that wait, at most.
+const ROOM: usize = 1 << 20;
+
+static LINES: Lines = Lines::new(ROOM);
 /// Whether the lines have a thread, once they need one.
 static HAS_THREAD: OnceLock<bool> = OnceLock::new();
 
@@ -114,12 +117,13 @@ impl io::Write for Out {
 }
 
 fn write() {
-    LINES.write(io::stderr(), |lost| {
+    let tell = |lost| {
         warn!(
             lost,
             "standard error did not take lines of the log in time: they are lost"
         );
-    })
+    };
+    LINES.write(io::stderr(), |_| {}, tell)
 }
 
 /// Holds back the warnings of OpenTelemetry's crates: weir says itself whether a collector takes spans, but for those that it refuses of a

@@ -4,10 +4,10 @@ pub mod admin;
 pub mod audit;
 pub mod breakers;
 pub mod connections;
-pub mod drain;
 mod durations;
 pub mod format;
 mod http2;
+pub mod ingest;
 pub mod limits;
 pub mod outlets;
 pub mod process;
@@ -28,8 +28,8 @@ use admin::AdminMetrics;
 use audit::AuditMetrics;
 use breakers::BreakerFamilies;
 use connections::ConnectionMetrics;
-use drain::DrainMetrics;
 use http2::Http2Errors;
+use ingest::IngestMetrics;
 use limits::LimitFamilies;
 use outlets::Outlet;
 use process::ProcessMetrics;
@@ -52,7 +52,7 @@ pub struct Metrics {
     /// Of the audit, up to where it is kept.
     pub audit: AuditMetrics,
     /// Of the audit, from there into Postgres.
-    pub drain: DrainMetrics,
+    pub ingest: IngestMetrics,
     pub tls: TlsMetrics,
     pub proxy_failures: ProxyFailures,
     pub http2_errors: Http2Errors,
@@ -77,7 +77,7 @@ impl Default for Metrics {
             admin: AdminMetrics::register(&mut registry),
             breakers: BreakerFamilies::register(&mut registry),
             audit: AuditMetrics::register(&mut registry),
-            drain: DrainMetrics::register(&mut registry),
+            ingest: IngestMetrics::register(&mut registry),
             tls: TlsMetrics::register(&mut registry),
             proxy_failures: ProxyFailures::register(&mut registry),
             http2_errors: Http2Errors::register(&mut registry),

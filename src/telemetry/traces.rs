@@ -20,7 +20,6 @@ use tracing::{error, info, warn};
 
 use super::metrics::outlets::Outlet;
 use super::spans::{self, Traced};
-use super::until_sent;
 
 /// Requests of a batch, at most.
 pub const BATCH: usize = 64;
@@ -109,6 +108,17 @@ impl Traces {
         // Whatever is not out by then is lost; it was best effort.
         let _ = is_done.recv_timeout(left);
     }
+}
+
+/// Tries every 10 ms whether a queue takes what `sent` has for it, for at most `within`; what of that is left, `None` where it did not.
+fn until_sent(within: Duration, mut sent: impl FnMut() -> bool) -> Option<Duration> {
+    const EVERY: Duration = Duration::from_millis(10);
+    let mut left = within;
+    while !sent() {
+        left = left.checked_sub(EVERY)?;
+        thread::sleep(EVERY);
+    }
+    Some(left)
 }
 
 fn run(otlp: &str, messages: Receiver<Message>, told: &Outlet) -> anyhow::Result<()> {

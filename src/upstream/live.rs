@@ -209,8 +209,7 @@ impl Endpoint {
     }
 
     fn note_coming(&self, now: Duration) {
-        let millis = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-        self.came.store(millis, Ordering::Relaxed);
+        self.came.store(clock::millis(now), Ordering::Relaxed);
     }
 }
 

@@ -43,9 +43,8 @@ impl Look {
     }
 
     fn next_in(&self, wait: Duration) {
-        let millis = (clock::mono() + wait).as_millis();
-        let millis = u64::try_from(millis).unwrap_or(u64::MAX);
-        self.due.store(millis, Ordering::Release);
+        let due = clock::millis(clock::mono() + wait);
+        self.due.store(due, Ordering::Release);
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use super::harness::drain::{DAY, World, boot, eventually, on_a_runtime, pack};
+use super::harness::ingest::{DAY, World, boot, eventually, on_a_runtime, pack};
 use super::harness::postgres::Database;
 use super::harness::process::{self, file};
 use super::harness::redis::{Answer, Server};
@@ -116,7 +116,7 @@ fn what_can_never_be_stored_goes_to_the_dead_letters_with_its_reason() {
         let (first, bytes) = pack(&mut good, 5, now);
         world.add(0, &bytes).await;
         let worker = world.work();
-        world.drained().await;
+        world.ingested().await;
         assert!(world.done(&first));
         // Another first batch of the same boot.
         let (other, bytes) = pack(&mut boot(1, now), 6, now);
@@ -138,7 +138,7 @@ fn what_can_never_be_stored_goes_to_the_dead_letters_with_its_reason() {
         world.cli(&["XADD", &world.key(0), "*", "other", "field"]);
         let (second, bytes) = pack(&mut good, 5, now);
         world.add(0, &bytes).await;
-        world.drained().await;
+        world.ingested().await;
         world.is_whole(10);
         assert!(
             [&second, &other, &old, &ahead, &nul]
@@ -170,7 +170,7 @@ fn what_can_never_be_stored_goes_to_the_dead_letters_with_its_reason() {
                 .iter()
                 .all(|letter| letter.at > now.into() && !letter.entry.is_empty())
         );
-        let buried = r#"weir_drain_batches_total{result="buried"}"#;
+        let buried = r#"weir_ingest_batches_total{result="buried"}"#;
         assert_eq!(worker.counted(buried), 6);
 
         // Whose events are with the dead letters alone is named, should they be dropped; not a boot whose name cannot be kept.
@@ -211,13 +211,13 @@ fn a_batch_of_a_day_that_is_detached_waits_with_the_dead_letters() {
         };
         add(now - DAY * 3).await;
         let worker = world.work();
-        world.drained().await;
+        world.ingested().await;
         database.query(&format!(
             "ALTER TABLE weir.audit_events DETACH PARTITION weir.audit_events_{name}"
         ));
         add(now - DAY * 3).await;
         add(now).await;
-        world.drained().await;
+        world.ingested().await;
         assert_eq!(world.rows(), 5);
         let letters = world.streams.dead_letters(0, None, None, 10).await.unwrap();
         let [letter] = &letters[..] else {
@@ -225,7 +225,7 @@ fn a_batch_of_a_day_that_is_detached_waits_with_the_dead_letters() {
         };
         let said = format!("its day, {day}, is detached");
         assert!(letter.reason.starts_with(&said), "{}", letter.reason);
-        let told = || worker.counted("weir_drain_dead_letters");
+        let told = || worker.counted("weir_ingest_dead_letters");
         eventually(async || told() == 1).await;
 
         database.query(&format!(
@@ -233,7 +233,7 @@ fn a_batch_of_a_day_that_is_detached_waits_with_the_dead_letters() {
                  FOR VALUES FROM ('{day}') TO (date '{day}' + 1)"
         ));
         assert_eq!(world.streams.replay(0, &letter.id).await, Ok(true));
-        world.drained().await;
+        world.ingested().await;
         world.is_whole(15);
         eventually(async || told() == 0).await;
         worker.stop().await;
@@ -251,7 +251,7 @@ fn dead_letters_are_tried_anew_or_dropped() {
         world.add(1, b"noise").await;
         world.settings.worker.retention = DAY * 5;
         let worker = world.work();
-        world.drained().await;
+        world.ingested().await;
         worker.stop().await;
         let letters = world.streams.dead_letters(1, None, None, 10).await.unwrap();
         assert_eq!((letters.len(), world.rows()), (2, 0));
@@ -271,7 +271,7 @@ fn dead_letters_are_tried_anew_or_dropped() {
         assert_eq!(world.streams.replay(1, old).await, Ok(false));
         assert_eq!(world.streams.drop_dead_letter(1, noise).await, Ok(true));
         assert_eq!(world.streams.drop_dead_letter(1, noise).await, Ok(false));
-        world.drained().await;
+        world.ingested().await;
         world.is_whole(5);
         assert!(world.done(&header));
         assert_eq!(world.dead_letters().await, 0);
@@ -313,7 +313,7 @@ fn a_batch_that_vanishes_before_it_is_buried_is_not_said_to_be_done() {
         let (first, bytes) = pack(&mut known, 5, now);
         world.add(0, &bytes).await;
         let worker = world.work();
-        world.drained().await;
+        world.ingested().await;
         // Refused once it is claimed, which waits for this transaction.
         let mut holder = world.postgres.write().await.unwrap();
         let holding = holder.transaction().await.unwrap();
@@ -329,11 +329,11 @@ fn a_batch_that_vanishes_before_it_is_buried_is_not_said_to_be_done() {
         world.cli(&["XDEL", &world.key(0), &world.ids(0)[0]]);
         holding.commit().await.unwrap();
         eventually(async || world.done(&second)).await;
-        world.drained().await;
+        world.ingested().await;
         world.is_whole(10);
         assert!(world.done(&first) && !world.done(&other));
         assert_eq!(world.dead_letters().await, 0);
-        let buried = r#"weir_drain_batches_total{result="buried"}"#;
+        let buried = r#"weir_ingest_batches_total{result="buried"}"#;
         assert_eq!(worker.counted(buried), 0);
         worker.stop().await;
     });
@@ -352,7 +352,7 @@ fn a_batch_that_is_delivered_too_often_is_tried_alone_and_then_buried() {
             world.given_out(deliveries).await;
         }
         let worker = world.work();
-        world.drained().await;
+        world.ingested().await;
         assert_eq!(world.rows(), 5);
         let letters = world.streams.dead_letters(0, None, None, 10).await.unwrap();
         let reasons: Vec<_> = letters
@@ -377,7 +377,7 @@ fn who_was_given_out_with_what_brings_workers_down_is_not_buried_with_it() {
         }
         world.given_out("9").await;
         let worker = world.work();
-        world.drained().await;
+        world.ingested().await;
         assert_eq!(world.rows(), 45);
         let letters = world.streams.dead_letters(0, None, None, 10).await.unwrap();
         let ids: Vec<_> = letters.iter().map(|letter| &letter.id).collect();
@@ -395,8 +395,8 @@ fn what_is_refused_beside_the_rows_is_no_batch_s_fault() {
         let now = clock::wall();
         let worker = world.work();
         world.add(0, &pack(&mut boot(1, now), 5, now).1).await;
-        world.drained().await;
-        let failed = r#"weir_drain_transactions_total{result="failed"}"#;
+        world.ingested().await;
+        let failed = r#"weir_ingest_transactions_total{result="failed"}"#;
         let is_held = async || {
             let before = worker.counted(failed);
             eventually(async || {
@@ -415,7 +415,7 @@ fn what_is_refused_beside_the_rows_is_no_batch_s_fault() {
         database.query(
             "SELECT setval(pg_get_serial_sequence('weir.audit_boots', 'id'), max(id)) FROM weir.audit_boots",
         );
-        world.drained().await;
+        world.ingested().await;
         assert_eq!(world.rows(), 10);
 
         database.query(
@@ -431,7 +431,7 @@ fn what_is_refused_beside_the_rows_is_no_batch_s_fault() {
         world.add(0, &pack(&mut boot(4, now), 5, now).1).await;
         eventually(async || world.rows() == 15).await;
         database.query("ALTER TABLE weir.audit_batches DETACH PARTITION weir.rest");
-        world.drained().await;
+        world.ingested().await;
         assert_eq!(world.rows(), 20);
         assert_eq!(world.dead_letters().await, 0);
         worker.stop().await;

@@ -9,7 +9,7 @@
 mod harness;
 
 mod dead_letters;
-mod drain;
+mod ingest;
 mod postgres;
 mod query;
 mod search;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::harness::drain::{eventually, on_a_runtime};
+use super::harness::ingest::{eventually, on_a_runtime};
 use super::harness::kept::{DAY, KEY, Kept, Kind, RETENTION, pools};
 use super::harness::metrics;
 use super::harness::pooler::Pooler;
@@ -567,7 +567,7 @@ fn queries_read_the_days_they_ask_for_by_their_indexes() {
             kept.pools(),
             RETENTION,
             &hasher,
-            &metrics.drain,
+            &metrics.ingest,
             &mut unindexed,
             &Heartbeat::default(),
         )
@@ -706,11 +706,11 @@ fn the_task_of_the_days_is_not_stuck_however_long_postgres_is_away() {
         let begin = {
             let postgres = postgres.clone();
             move |heart: Heartbeat| {
-                let drain = metrics.drain.clone();
+                let metrics = metrics.ingest.clone();
                 keeping::run(
                     days.clone(),
                     postgres.clone(),
-                    drain,
+                    metrics,
                     heart,
                     stopping.clone(),
                 )

@@ -105,7 +105,7 @@ fn sigquit_drains_and_the_user_s_signals_end_nothing() {
 }
 
 /// A file of a worker, with these keys of `postgres` behind its address.
-fn draining(redis: &Server, url: &str, keys: &str, spool: &Path) -> NamedTempFile {
+fn ingesting(redis: &Server, url: &str, keys: &str, spool: &Path) -> NamedTempFile {
     file(&format!(
         "{BESIDE}audit: {{spool: {{path: {}}}}}\npostgres: {{write: '{url}', pool: {{timeout: 500ms}}{keys}}}\n\
          worker: {{health: {{interval: 50ms, cache: 0s}}}}\n{}",
@@ -124,7 +124,7 @@ fn migrate(config: &NamedTempFile) -> Output {
 fn a_schema_is_brought_up_to_date_once_and_a_newer_one_is_refused() {
     let (redis, database) = (Server::single(), Database::new());
     let folder = tempfile::tempdir().unwrap();
-    let config = draining(&redis, &database.url(), "", folder.path());
+    let config = ingesting(&redis, &database.url(), "", folder.path());
     let said = |output: Output| {
         assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stdout).unwrap()
@@ -151,7 +151,7 @@ fn a_worker_that_cannot_keep_its_work_up_exits_1_and_lanes_serve_on() {
     let library = faketime();
     let (redis, postgres) = (Server::single(), postgres::Server::start());
     let folder = tempfile::tempdir().unwrap();
-    let config = draining(&redis, &postgres.url(), "", folder.path());
+    let config = ingesting(&redis, &postgres.url(), "", folder.path());
     // Long enough for a connection by the fast clocks, too.
     let text = std::fs::read_to_string(config.path()).unwrap();
     let config = file(&text.replace("timeout: 500ms", "timeout: 30s"));
@@ -187,7 +187,7 @@ fn a_worker_that_cannot_keep_its_work_up_exits_1_and_lanes_serve_on() {
 /// How often the tasks that wait for the schema were begun again.
 fn restarts(weir: &Running) -> u64 {
     let of = |task| weir.metric(&format!("weir_task_restarts_total{{task=\"{task}\"}}"));
-    of("drain") + of("partitions")
+    of("ingest") + of("partitions")
 }
 
 /// What Postgres may refuse at the start, and how it is mended.
@@ -269,7 +269,7 @@ fn lanes_begin_and_serve_whatever_postgres_refuses_and_the_audit_follows() {
             }
             _ => database.url(),
         };
-        let config = draining(&redis, &url, keys, folder.path());
+        let config = ingesting(&redis, &url, keys, folder.path());
         let mut weir = Running::start(config.path());
         assert_eq!(weir.client().get("/").status, 502, "{told}");
         assert_eq!(weir.admin().get("/ready").status, 200, "{told}");
@@ -279,7 +279,7 @@ fn lanes_begin_and_serve_whatever_postgres_refuses_and_the_audit_follows() {
         assert_eq!(body["status"], "degraded", "{body}");
         let schema = &body["checks"]["postgres_schema"];
         assert!(schema["error"].as_str().unwrap().contains(told), "{body}");
-        let missing = |weir: &Running| weir.metric("weir_drain_schema_missing") == 1;
+        let missing = |weir: &Running| weir.metric("weir_ingest_schema_missing") == 1;
         assert!(missing(&weir), "{told}");
         mend(&database, &config);
         eventually_within(Duration::from_secs(30), || !missing(&weir));
@@ -295,7 +295,7 @@ fn lanes_begin_and_serve_whatever_postgres_refuses_and_the_audit_follows() {
 fn lanes_begin_though_postgres_hangs_and_the_audit_follows() {
     let (redis, postgres) = (Server::single(), postgres::Server::start());
     let folder = tempfile::tempdir().unwrap();
-    let config = draining(&redis, &postgres.url(), "", folder.path());
+    let config = ingesting(&redis, &postgres.url(), "", folder.path());
     let text = std::fs::read_to_string(config.path()).unwrap();
     let config = file(&text.replace("timeout: 500ms", "timeout: 30s"));
     postgres.pause();
@@ -311,7 +311,7 @@ fn lanes_begin_though_postgres_hangs_and_the_audit_follows() {
     assert_eq!(schema["error"], "postgres did not answer yet", "{health}");
     postgres.resume();
     eventually_within(Duration::from_secs(60), || {
-        weir.told("weir_drain_schema_missing") == Some(0.0)
+        weir.told("weir_ingest_schema_missing") == Some(0.0)
     });
     eventually(|| postgres.one("SELECT count(*) FROM weir.audit_events") == "1");
     weir.signal("TERM");
@@ -322,7 +322,7 @@ fn lanes_begin_though_postgres_hangs_and_the_audit_follows() {
 fn a_worker_that_does_not_migrate_says_what_to_do() {
     let (redis, database) = (Server::single(), Database::new());
     let folder = tempfile::tempdir().unwrap();
-    let config = draining(&redis, &database.url(), ", migrate: false", folder.path());
+    let config = ingesting(&redis, &database.url(), ", migrate: false", folder.path());
     let mut weir = Command::new(env!("CARGO_BIN_EXE_weir"));
     let output = weir.args(["worker", "-c"]).arg(config.path()).output();
     let output = output.unwrap();
@@ -347,7 +347,7 @@ fn a_worker_that_does_not_migrate_says_what_to_do() {
 fn a_second_sigterm_ends_a_worker_in_the_midst_of_a_transaction() {
     let (redis, database) = (Server::single(), Database::new());
     let folder = tempfile::tempdir().unwrap();
-    let config = draining(&redis, &database.url(), "", folder.path());
+    let config = ingesting(&redis, &database.url(), "", folder.path());
     assert!(migrate(&config).status.success());
     database.query(
         "CREATE FUNCTION late() RETURNS trigger LANGUAGE plpgsql AS
@@ -374,7 +374,7 @@ fn a_worker_that_begins_heeds_sigterm_while_postgres_hangs() {
     redis.kill();
     postgres.pause();
     let folder = tempfile::tempdir().unwrap();
-    let config = draining(&redis, &postgres.url(), "", folder.path());
+    let config = ingesting(&redis, &postgres.url(), "", folder.path());
     let text = std::fs::read_to_string(config.path()).unwrap();
     let text = text.replace("timeout: 500ms", "timeout: 30s");
     // However long that is, Redis is not waited for longer than half a second.
@@ -397,7 +397,7 @@ fn a_worker_starts_without_its_stores_and_joins_them() {
     redis.kill();
     postgres.kill();
     let folder = tempfile::tempdir().unwrap();
-    let config = draining(&redis, &postgres.url(), "", folder.path());
+    let config = ingesting(&redis, &postgres.url(), "", folder.path());
     let mut worker = Running::start_as("worker", config.path(), &[]);
     assert_eq!(worker.admin().get("/ready").status, 503);
     assert_eq!(worker.admin().get("/live").status, 200);
@@ -422,7 +422,7 @@ fn a_worker_tells_nothing_of_upstreams_that_it_never_sees() {
     let told = worker.admin().get("/metrics").body;
     let of_requests = |line: &&str| line.contains("upstream=") || line.contains("route=");
     assert_eq!(told.lines().find(of_requests), None);
-    assert!(told.contains("weir_drain_events_total"), "{told}");
+    assert!(told.contains("weir_ingest_events_total"), "{told}");
 }
 
 #[test]
@@ -431,7 +431,7 @@ fn a_worker_that_waits_begins_once_its_stores_are_there() {
     redis.kill();
     postgres.kill();
     let folder = tempfile::tempdir().unwrap();
-    let config = draining(&redis, &postgres.url(), ", migrate: false", folder.path());
+    let config = ingesting(&redis, &postgres.url(), ", migrate: false", folder.path());
     let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
         .args(["worker", "--wait-for-deps", "--migrate", "-c"])
         .arg(config.path())
@@ -467,7 +467,7 @@ fn a_worker_that_waits_in_vain_says_what_is_missing() {
     let redis = Server::single();
     let folder = tempfile::tempdir().unwrap();
     let url = "postgres://weir:hunter2@127.0.0.1:1/weir?sslmode=disable";
-    let config = draining(&redis, url, "", folder.path());
+    let config = ingesting(&redis, url, "", folder.path());
     let waiting = |within: &str| waiting(config.path(), within);
     let output = waiting(IN_VAIN).wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
@@ -503,7 +503,7 @@ fn a_worker_that_waits_in_vain_says_what_is_missing() {
 fn a_worker_that_waits_waits_for_the_schema_but_not_for_an_older_one() {
     let (redis, database) = (Server::single(), Database::new());
     let folder = tempfile::tempdir().unwrap();
-    let config = draining(&redis, &database.url(), ", migrate: false", folder.path());
+    let config = ingesting(&redis, &database.url(), ", migrate: false", folder.path());
     let output = waiting(config.path(), IN_VAIN).wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
@@ -577,7 +577,7 @@ fn await_ends_once_weir_is_ready() {
     let (redis, postgres) = (Server::single(), postgres::Server::start());
     postgres.kill();
     let folder = tempfile::tempdir().unwrap();
-    let config = draining(&redis, &postgres.url(), "", folder.path());
+    let config = ingesting(&redis, &postgres.url(), "", folder.path());
     let worker = Running::start_as("worker", config.path(), &[]);
     let waiting = |within: &str| {
         let mut weir = Command::new(env!("CARGO_BIN_EXE_weir"));
@@ -620,7 +620,7 @@ fn await_asks_the_admin_port_of_the_file() {
 fn run_does_the_worker_s_work_beside_its_lanes() {
     let (redis, database) = (Server::single(), Database::new());
     let folder = tempfile::tempdir().unwrap();
-    let config = draining(&redis, &database.url(), "", folder.path());
+    let config = ingesting(&redis, &database.url(), "", folder.path());
     let mut weir = Running::start(config.path());
     // Nothing listens at the upstream; a refusal is audited like another.
     assert_eq!(weir.client().get("/").status, 502);

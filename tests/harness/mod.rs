@@ -8,10 +8,10 @@
 
 pub mod calls;
 pub mod collector;
-pub mod drain;
 pub mod frames;
 pub mod front;
 pub mod held;
+pub mod ingest;
 pub mod keeper;
 pub mod kept;
 pub mod load;

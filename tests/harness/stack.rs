@@ -347,12 +347,12 @@ impl Stack {
 /// Batches that were lost in Redis and sent again.
 pub const RESENT: &str = "weir_audit_resent_batches_total";
 /// Batches that a worker found stored.
-pub const KNOWN: &str = "weir_drain_batches_total{result=\"known\"}";
-pub const CLAIMED: &str = "weir_drain_claimed_total";
+pub const KNOWN: &str = "weir_ingest_batches_total{result=\"known\"}";
+pub const CLAIMED: &str = "weir_ingest_claimed_total";
 /// Transactions that are tried again.
-pub const FAILED: &str = "weir_drain_transactions_total{result=\"failed\"}";
+pub const FAILED: &str = "weir_ingest_transactions_total{result=\"failed\"}";
 /// Events whose rows a worker has committed.
-pub const STORED_EVENTS: &str = "weir_drain_events_total";
+pub const STORED_EVENTS: &str = "weir_ingest_events_total";
 /// Events that a proxy has let go.
 pub const WRITTEN: &str = "weir_audit_events_total{result=\"written\"}";
 const COUNTERS: [&str; 6] = [RESENT, KNOWN, CLAIMED, FAILED, STORED_EVENTS, WRITTEN];

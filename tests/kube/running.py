@@ -182,7 +182,7 @@ def exported(weir: Path) -> Exported:
                 serving.send_signal(signal.SIGHUP)
                 eventually(result, lambda result=result: f'weir_config_reloads_total{{result="{result}"}}' in get(urls[0])[1])
             eventually("a sweep", lambda: "weir_sessions_live{" in get(urls[1])[1])
-            stored = re.compile(r"^weir_drain_events_total [1-9]", re.M)
+            stored = re.compile(r"^weir_ingest_events_total [1-9]", re.M)
             eventually("events in Postgres", lambda: stored.search(get(urls[1])[1]))
             return parsed("\n".join(get(url)[1] for url in urls))
         except (RuntimeError, AssertionError, OSError) as error:

@@ -76,7 +76,7 @@ async fn a_panic_ends_one_task_is_counted_and_the_task_begins_again() {
 #[tokio::test(start_paused = true)]
 async fn a_panic_of_a_task_within_the_task_is_counted_as_one() {
     let (mut supervisor, metrics) = supervisor();
-    supervisor.keep("drain", WELL, AtStop::Drop, |_| async {
+    supervisor.keep("ingest", WELL, AtStop::Drop, |_| async {
         let inner = tokio::spawn(async { panic!("a panic that is meant") });
         Ok(inner.await?)
     });
@@ -88,7 +88,7 @@ async fn a_panic_of_a_task_within_the_task_is_counted_as_one() {
 async fn a_task_that_cannot_be_kept_up_is_given_up() {
     let (mut supervisor, _) = supervisor();
     let (begun, began) = (Times::default(), Instant::now());
-    supervisor.keep("drain", WELL, AtStop::Finish, {
+    supervisor.keep("ingest", WELL, AtStop::Finish, {
         let begun = begun.clone();
         move |_| {
             begun.count();
@@ -99,7 +99,7 @@ async fn a_task_that_cannot_be_kept_up_is_given_up() {
     assert_eq!(begun.get(), MOST);
     assert_eq!(
         gave_up.to_string(),
-        "the task \"drain\" cannot be kept up, it failed 12 times in a row: the store said no"
+        "the task \"ingest\" cannot be kept up, it failed 12 times in a row: the store said no"
     );
     let took = began.elapsed();
     assert!(
@@ -111,13 +111,13 @@ async fn a_task_that_cannot_be_kept_up_is_given_up() {
 #[tokio::test(start_paused = true)]
 async fn a_task_that_ran_well_for_a_minute_begins_a_new_row() {
     let (mut supervisor, metrics) = supervisor();
-    supervisor.keep("drain", WELL, AtStop::Drop, |_| async {
+    supervisor.keep("ingest", WELL, AtStop::Drop, |_| async {
         sleep(WELL).await;
         fails().await
     });
     let given_up = timeout(Duration::from_secs(3_600), supervisor.gave_up());
     assert_eq!(given_up.await.ok(), None);
-    assert!(metrics.tasks.restarts("drain").get() >= 59);
+    assert!(metrics.tasks.restarts("ingest").get() >= 59);
 }
 
 #[tokio::test(start_paused = true)]
@@ -196,7 +196,7 @@ async fn what_is_to_finish_is_waited_for_and_the_rest_is_dropped() {
     let (mut supervisor, _) = supervisor();
     let finished = Times::default();
     let stopping = supervisor.stopping();
-    supervisor.keep("drain", WELL, AtStop::Finish, {
+    supervisor.keep("ingest", WELL, AtStop::Finish, {
         let finished = finished.clone();
         move |_| {
             let (finished, mut stopping) = (finished.clone(), stopping.clone());
@@ -220,7 +220,7 @@ async fn what_is_to_finish_is_waited_for_and_the_rest_is_dropped() {
 #[tokio::test(start_paused = true)]
 async fn what_does_not_finish_in_time_is_dropped() {
     let (mut supervisor, _) = supervisor();
-    supervisor.keep("drain", WELL, AtStop::Finish, |_| std::future::pending());
+    supervisor.keep("ingest", WELL, AtStop::Finish, |_| std::future::pending());
     let began = Instant::now();
     supervisor.stop(Duration::from_secs(25)).await;
     assert_eq!(began.elapsed().as_secs(), 25);

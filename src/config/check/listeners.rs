@@ -24,19 +24,7 @@ impl Checker {
     ) -> Vec<Listener> {
         let mut listeners = Vec::new();
         if let Some(address) = short {
-            let plain = raw::Listener {
-                name: None,
-                address,
-                socket_mode: None,
-                protocol: None,
-                proxy_protocol: None,
-                proxy_protocol_from: None,
-                transparent: None,
-                tls: None,
-                client_ip: None,
-                limits: None,
-                timeouts: None,
-            };
+            let plain = raw::Listener::at(address);
             listeners.push(self.listener("inbound".to_owned(), plain));
         }
         for (index, at) in told(long).unwrap_or_default().into_iter().enumerate() {

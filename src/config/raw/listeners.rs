@@ -32,6 +32,25 @@ pub struct Listener {
     pub timeouts: Option<At<Timeouts>>,
 }
 
+impl Listener {
+    /// One that the file says no more of.
+    pub fn at(address: At<String>) -> Listener {
+        Listener {
+            name: None,
+            address,
+            socket_mode: None,
+            protocol: None,
+            proxy_protocol: None,
+            proxy_protocol_from: None,
+            transparent: None,
+            tls: None,
+            client_ip: None,
+            limits: None,
+            timeouts: None,
+        }
+    }
+}
+
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct ClientIp {

@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 
 use crate::clock;
 use crate::config::limits::{MAX_RULES, Window, Windows};
+use crate::event::Micros;
 use crate::keys::{KeyTag, Keys};
 use crate::policy::lease::{Grant, Refusal, Request, RuleState};
 use crate::policy::limit;
@@ -104,11 +105,12 @@ impl Grants {
                     args.extend([Arg::Float(interval), Arg::Int(burst.min(MOST))]);
                 }
                 Window::Sliding { limit, window } => {
-                    let window = micros(window).clamp(1, MOST / 2);
+                    let window = Micros::from(window).0.clamp(1, MOST / 2);
                     args.extend([Arg::Int(limit.min(MOST)), Arg::Int(window)]);
                 }
                 Window::Fixed { limit, period } => {
-                    let window = limit::window_at(period, now).map(micros).map(Arg::Int);
+                    let window = limit::window_at(period, now)
+                        .map(|window| Arg::Int(Micros::from(window).0));
                     args.push(Arg::Int(limit.min(MOST)));
                     args.extend(window);
                 }
@@ -123,7 +125,7 @@ impl Grants {
         let answer = redis.run_within(budget, script, &keys, &args).await?;
         let answer = read(&answer, windows).ok_or(CallError::Nonsense)?;
         let (at, answer) = answer;
-        let ahead = i128::from(at) - i128::from(micros(clock::wall()));
+        let ahead = i128::from(at) - i128::from(Micros::from(clock::wall()).0);
         self.ahead
             .store(i64::try_from(ahead).unwrap_or(0), Ordering::Relaxed);
         Ok(answer)
@@ -138,7 +140,7 @@ impl Grants {
     /// What time it is at Redis, about.
     fn redis_now(&self) -> Duration {
         let ahead = self.ahead.load(Ordering::Relaxed);
-        let wall = i128::from(micros(clock::wall())) + i128::from(ahead);
+        let wall = i128::from(Micros::from(clock::wall()).0) + i128::from(ahead);
         Duration::from_micros(u64::try_from(wall).unwrap_or(0))
     }
 }
@@ -153,7 +155,7 @@ enum Answer {
 fn kind(window: &Window) -> String {
     match window {
         Window::Bucket { .. } => "b".to_owned(),
-        Window::Sliding { window, .. } => format!("s{}", micros(*window)),
+        Window::Sliding { window, .. } => format!("s{}", Micros::from(*window).0),
         Window::Fixed { period, .. } => format!("f{period}"),
     }
 }
@@ -209,8 +211,4 @@ fn integer(value: &Value) -> Option<i64> {
         Value::Int(number) => Some(*number),
         _ => None,
     }
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }

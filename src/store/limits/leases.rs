@@ -275,11 +275,7 @@ impl fmt::Debug for Leases {
 
 /// The largest cost that they can ever grant.
 fn most(windows: &Windows) -> u64 {
-    let most = windows.iter().map(|window| match *window {
-        Window::Bucket { burst, .. } => burst,
-        Window::Sliding { limit, .. } | Window::Fixed { limit, .. } => limit,
-    });
-    most.min().unwrap_or(0)
+    windows.iter().map(Window::capacity).min().unwrap_or(0)
 }
 
 /// A question under way; dropped without an end, nobody waits for it any more.
@@ -377,8 +373,7 @@ impl Sharing {
 
     /// Redis has not answered.
     pub fn lost(&self, now: Duration) {
-        let millis = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-        self.lost_at.store(millis, Ordering::Relaxed);
+        self.lost_at.store(clock::millis(now), Ordering::Relaxed);
         if !self.alone.swap(true, Ordering::Relaxed) {
             warn!(
                 limit = self.limit,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::clock;
 use crate::store::fleet::Fleet;
 use crate::store::redis::{Arg, CallError, Connections, Script, Value};
 
@@ -141,5 +142,5 @@ fn read(all: &Value) -> Option<Kept> {
 }
 
 fn kept() -> Arg<'static> {
-    Arg::Int(u64::try_from(KEPT.as_millis()).unwrap_or(u64::MAX))
+    Arg::Int(clock::millis(KEPT))
 }

@@ -390,7 +390,7 @@ impl Slots {
             Arg::Int(asked.used),
             Arg::Int(asked.want),
             Arg::Int(of.slots),
-            Arg::Int(u64::try_from(of.hold_ttl.as_millis()).unwrap_or(u64::MAX)),
+            Arg::Int(clock::millis(of.hold_ttl)),
             Arg::Int(asked.needs),
         ];
         let answer = redis

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::cache::{Answer, Cache, Flight};
 use super::{CreateError, Created, ListError, Listed, Reach, Token, Watchers};
-use crate::clock;
+use crate::clock::{self, millis};
 use crate::config::sessions::{Claims, OnMax, Settings, Shared};
 use crate::keys::{Keys, UserTag};
 use crate::policy::session::{Session, SessionId, Timeouts, Times};
@@ -504,8 +504,4 @@ fn span(value: &Value) -> Result<Duration, CallError> {
             .map_err(|_| CallError::Nonsense),
         _ => Err(CallError::Nonsense),
     }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::try_join_all;
 
+use crate::clock;
 use crate::keys::{Keys, UserTag};
 use crate::store::fleet::Fleet;
 use crate::store::redis::{Arg, CallError, Connections, ScanCursor, Script, Value};
@@ -50,8 +51,7 @@ impl Sweeper {
     /// Asks to be the one of all processes that sweeps, for the next `holds`; whether this one is.
     pub async fn claim(&self, redis: &Connections, holds: Duration) -> Result<bool, CallError> {
         let key = self.keys.sessions_sweeper();
-        let holds = u64::try_from(holds.as_millis()).unwrap_or(u64::MAX);
-        let args = [Arg::Text(&self.process), Arg::Int(holds)];
+        let args = [Arg::Text(&self.process), Arg::Int(clock::millis(holds))];
         let keys = [&*key];
         let answer = redis.run_within(WITHIN, &self.lease, &keys, &args);
         match answer.await? {

@@ -8,6 +8,7 @@ use std::iter::Sum;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::clock::millis;
 use crate::config::audit::Stream;
 use crate::keys::Keys;
 use crate::store::redis::{Arg, CallError, Connections, Script, Value};
@@ -429,8 +430,4 @@ pub(super) fn number(value: Value) -> Option<u64> {
         Value::Int(number) => u64::try_from(number).ok(),
         _ => None,
     }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -8,6 +8,8 @@ use std::time::Duration;
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::{MetricType, TypedMetric};
 
+use crate::event::Micros;
+
 /// Upper bounds of the buckets of request durations, in microseconds.
 const BUCKETS: [u64; 18] = [
     100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
@@ -28,7 +30,7 @@ struct DurationCells {
 impl Durations {
     /// Counts one; it never waits.
     pub fn observe(&self, duration: Duration) {
-        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        let micros = Micros::from(duration).0;
         let bucket = BUCKETS.partition_point(|bound| *bound < micros);
         self.0.counts[bucket].fetch_add(1, Ordering::Relaxed);
         self.0.sum_micros.fetch_add(micros, Ordering::Relaxed);

@@ -5,6 +5,8 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 
+use crate::telemetry::lines::Counts;
+
 /// A way by which requests are told of, and what became of what was given to it.
 #[derive(Debug, Clone)]
 pub struct Outlet {
@@ -12,6 +14,15 @@ pub struct Outlet {
     pub out: Counter,
     /// It did not fit, or no one took it.
     pub dropped: Counter,
+}
+
+impl Outlet {
+    /// Brings it up to what has become of lines.
+    pub fn bring(&self, lines: Counts) {
+        for (counter, count) in [(&self.out, lines.written), (&self.dropped, lines.lost)] {
+            counter.inc_by(count.saturating_sub(counter.get()));
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

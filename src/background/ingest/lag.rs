@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::store::redis::CallError;
 use crate::store::streams::consume::{Lag, Streams};
-use crate::telemetry::metrics::drain::DrainMetrics;
+use crate::telemetry::metrics::ingest::IngestMetrics;
 
 /// Between looks.
 const EVERY: Duration = Duration::from_secs(5);
@@ -16,7 +16,7 @@ const EVERY: Duration = Duration::from_secs(5);
 /// What each stream said last, and when; nothing of one that has never answered.
 struct Known(Vec<Option<(Lag, Instant)>>);
 
-pub(super) async fn watch(streams: Arc<Streams>, metrics: DrainMetrics) {
+pub(super) async fn watch(streams: Arc<Streams>, metrics: IngestMetrics) {
     let mut known = Known(vec![None; usize::from(streams.count())]);
     loop {
         let said = streams.lags().await;

@@ -1,4 +1,4 @@
-//! The worker's main task: drains the audit's streams into Postgres. Some loops share the streams; each reads its next batches
+//! The worker's main task: takes batches from the audit's streams into Postgres. Some loops share the streams; each reads its next batches
 //! while its last ones are stored. Owns what is let go of, tried again and buried; must not let go of a batch that is neither
 //! stored nor with the dead letters.
 //!
@@ -29,7 +29,7 @@ use crate::store::postgres::write::{Outcome, Writer};
 use crate::store::postgres::{Postgres, PostgresError};
 use crate::store::redis::Connections;
 use crate::store::streams::consume::{Done, Entry, Streams};
-use crate::telemetry::metrics::drain::DrainMetrics;
+use crate::telemetry::metrics::ingest::IngestMetrics;
 
 /// Between tries to store.
 const PAUSES: Pauses = Pauses {
@@ -43,21 +43,21 @@ const SILENCE: Duration = Duration::from_secs(120);
 /// Between looks at the loops' hearts.
 const HEARTS_EVERY: Duration = Duration::from_secs(1);
 
-/// Which streams are drained, and how.
+/// Which streams are ingested, and how.
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub stream: Stream,
     pub worker: Worker,
 }
 
-/// Drains the streams until `shutdown` is true, and then ends what is under way. `redis` are this runtime's connections of
+/// Ingests the streams until `shutdown` is true, and then ends what is under way. `redis` are this runtime's connections of
 /// `fleet.main`. While Redis or Postgres is away it waits; an error is one that a new start may mend. Beats while every loop goes on.
 pub async fn run(
     settings: Settings,
     fleet: Arc<Fleet>,
     redis: Arc<Connections>,
     postgres: Arc<Postgres>,
-    metrics: DrainMetrics,
+    metrics: IngestMetrics,
     heartbeat: Heartbeat,
     shutdown: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
@@ -71,7 +71,7 @@ pub async fn run(
     for (n, heart) in hearts.iter().enumerate() {
         heart.beat();
         let shards = (0..streams.count()).skip(n).step_by(loops);
-        let drain = Drain {
+        let ingest = Ingest {
             streams: streams.clone(),
             consumer: format!("{}.{n}", fleet.process),
             shards: shards.collect(),
@@ -84,7 +84,7 @@ pub async fn run(
         let heart = heart.clone();
         let writer =
             Writer::new(postgres.clone(), settings.worker.retention).beating(move || heart.beat());
-        tasks.spawn(drain.run(writer));
+        tasks.spawn(ingest.run(writer));
     }
     // They end with the set.
     let mut watching = JoinSet::new();
@@ -118,7 +118,7 @@ async fn watch_hearts(hearts: Vec<Heartbeat>, all: Heartbeat) {
 }
 
 /// One loop.
-struct Drain {
+struct Ingest {
     streams: Arc<Streams>,
     consumer: String,
     /// Its share of the streams.
@@ -126,12 +126,12 @@ struct Drain {
     worker: Worker,
     /// Those that have, or had, batches of another weir's version: each is told of once.
     of_others: Mutex<HashSet<u16>>,
-    metrics: DrainMetrics,
+    metrics: IngestMetrics,
     heartbeat: Heartbeat,
     shutdown: watch::Receiver<bool>,
 }
 
-impl Drain {
+impl Ingest {
     async fn run(self, mut writer: Writer) {
         let mut reading = Reading::new();
         // Whether the last transaction was committed: who cannot store takes over nothing.

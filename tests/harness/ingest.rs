@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
-use weir::background::drain::{self, Settings};
+use weir::background::ingest::{self, Settings};
 use weir::config::redis::Tls;
 use weir::config::worker::Worker;
 use weir::config::{Secret, audit, check, postgres};
@@ -95,12 +95,12 @@ impl World {
         let (shutdown, is_shut) = watch::channel(false);
         let fleet = fleet(&self.redis);
         let redis = fleet.join().main.clone();
-        let task = drain::run(
+        let task = ingest::run(
             self.settings.clone(),
             fleet,
             redis,
             self.postgres.clone(),
-            metrics.drain.clone(),
+            metrics.ingest.clone(),
             Heartbeat::default(),
             is_shut,
         );
@@ -174,7 +174,7 @@ impl World {
     }
 
     /// Until no stream has an entry.
-    pub async fn drained(&self) {
+    pub async fn ingested(&self) {
         eventually(async || self.streams.lag().await.is_ok_and(|lag| lag.waiting == 0)).await;
     }
 

@@ -4,7 +4,7 @@ use super::harness;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::harness::drain::{DAY, World, boot, eventually, on_a_runtime, pack};
+use super::harness::ingest::{DAY, World, boot, eventually, on_a_runtime, pack};
 use super::harness::postgres::{Database, Server};
 use super::harness::redis::Answer;
 use uuid::Uuid;
@@ -46,7 +46,7 @@ fn two_workers_store_each_batch_once_however_often_it_is_sent() {
                 headers.push(header);
             }
         }
-        world.drained().await;
+        world.ingested().await;
         world.is_whole(4_000);
         assert!(headers.iter().all(|header| world.done(header)));
         assert_eq!(
@@ -61,9 +61,9 @@ fn two_workers_store_each_batch_once_however_often_it_is_sent() {
                 .map(|worker| worker.counted(metric))
                 .sum::<u64>()
         };
-        assert_eq!(each("weir_drain_events_total"), 4_000);
-        assert_eq!(each(r#"weir_drain_batches_total{result="stored"}"#), 204);
-        assert_eq!(each(r#"weir_drain_batches_total{result="known"}"#), 104);
+        assert_eq!(each("weir_ingest_events_total"), 4_000);
+        assert_eq!(each(r#"weir_ingest_batches_total{result="stored"}"#), 204);
+        assert_eq!(each(r#"weir_ingest_batches_total{result="known"}"#), 104);
 
         // What is read back is what was sent, byte for byte.
         let connection = world.postgres.read().await.unwrap();
@@ -102,7 +102,7 @@ fn a_worker_that_comes_when_redis_is_full_empties_it() {
         world.add(0, b"no batch").await;
         world.cli(&["CONFIG", "SET", "maxmemory", "1"]);
         let worker = world.work();
-        world.drained().await;
+        world.ingested().await;
         world.is_whole(1_200);
         assert!(headers.iter().all(|header| world.done(header)));
         assert_eq!(world.dead_letters().await, 1);
@@ -129,7 +129,7 @@ fn entries_of_a_killed_worker_are_taken_over() {
             worker.kill().await;
         }
         let last = world.work();
-        world.drained().await;
+        world.ingested().await;
         world.is_whole(sent);
         eprintln!("{sent} events, {} rows", world.rows());
         last.stop().await;
@@ -168,12 +168,12 @@ fn entries_that_were_removed_behind_a_worker_hold_up_no_others() {
         let middle = entries.list()[1].list()[0].text();
         world.cli(&["XDEL", &key, middle]);
         let worker = world.work();
-        world.drained().await;
+        world.ingested().await;
         assert_eq!(world.rows(), 10);
         // What comes behind them is stored, too.
         let (_, bytes) = pack(&mut boot(4, clock::wall()), 5, clock::wall());
         world.add(0, &bytes).await;
-        world.drained().await;
+        world.ingested().await;
         assert_eq!(world.rows(), 15);
         worker.stop().await;
     });
@@ -196,7 +196,7 @@ fn what_boots_are_told_is_kept_for_an_hour_and_batches_for_ever() {
             let (_, bytes) = pack(&mut boot, 5, now);
             world.add(0, &bytes).await;
             // Said before the entry is let go of.
-            world.drained().await;
+            world.ingested().await;
             assert!((3_500..=3_600).contains(&lives(&told)), "{}", lives(&told));
             // From the last word on.
             world.cli(&["EXPIRE", &told, "60"]);
@@ -233,7 +233,7 @@ fn a_batch_that_postgres_will_not_take_holds_up_no_other() {
             world.add(at % 3, &bytes).await;
         }
         let worker = world.work();
-        world.drained().await;
+        world.ingested().await;
         assert_eq!(world.rows(), 40);
         assert_eq!(world.dead_letters().await, 1);
         worker.stop().await;
@@ -251,7 +251,7 @@ fn a_batch_that_another_transaction_holds_waits_for_it_alone() {
         let mut boot = boot(1, now);
         let (_, bytes) = pack(&mut boot, 5, now);
         world.add(0, &bytes).await;
-        world.drained().await;
+        world.ingested().await;
         // As a worker that hangs has it, or one that is about to commit.
         let mut other = world.postgres.write().await.unwrap();
         let held = other.transaction().await.unwrap();
@@ -264,7 +264,7 @@ fn a_batch_that_another_transaction_holds_waits_for_it_alone() {
         }
         eventually(async || world.rows() == 25).await;
         held.rollback().await.unwrap();
-        world.drained().await;
+        world.ingested().await;
         world.is_whole(30);
         assert_eq!(world.dead_letters().await, 0);
         worker.stop().await;
@@ -280,17 +280,17 @@ fn a_redis_that_comes_back_empty_is_used_again() {
         let mut boot = boot(1, clock::wall());
         let (_, bytes) = pack(&mut boot, 5, clock::wall());
         world.add(0, &bytes).await;
-        world.drained().await;
+        world.ingested().await;
         world.cli(&["FLUSHALL"]);
         let (_, bytes) = pack(&mut boot, 5, clock::wall());
         world.add(0, &bytes).await;
-        world.drained().await;
+        world.ingested().await;
         world.redis.kill();
         world.redis.restart();
         assert!(world.connections.ready(harness::DEADLINE).await);
         let (header, bytes) = pack(&mut boot, 5, clock::wall());
         world.add(2, &bytes).await;
-        world.drained().await;
+        world.ingested().await;
         world.is_whole(15);
         assert!(world.done(&header));
         worker.stop().await;
@@ -334,7 +334,7 @@ fn whatever_becomes_of_postgres_each_event_is_stored_once() {
                 "pause" => server.resume(),
                 _ => {}
             }
-            world.drained().await;
+            world.ingested().await;
             world.is_whole(sent);
             eprintln!("{harm}: {sent} events, {} rows", world.rows());
         }
@@ -362,7 +362,7 @@ fn a_worker_that_is_told_to_end_leaves_nothing_unsettled() {
         // What is not stored was not read.
         assert_eq!(world.rows() + 50 * lag.waiting, 7_500);
         let next = world.work();
-        world.drained().await;
+        world.ingested().await;
         world.is_whole(7_500);
         next.stop().await;
     });
@@ -384,7 +384,7 @@ fn days_are_made_ahead_indexed_once_over_and_removed_with_a_mark() {
             }
         }
         let worker = world.work();
-        world.drained().await;
+        world.ingested().await;
         world.is_whole(30);
         let hasher = Hasher::new(Some(b"key"));
         let metrics = Metrics::default();
@@ -394,7 +394,7 @@ fn days_are_made_ahead_indexed_once_over_and_removed_with_a_mark() {
                 &world.postgres,
                 DAY * days,
                 &hasher,
-                &metrics.drain,
+                &metrics.ingest,
                 &mut unindexed,
                 &Heartbeat::default(),
             )
@@ -427,7 +427,7 @@ fn days_are_made_ahead_indexed_once_over_and_removed_with_a_mark() {
 
         eventually(async || keep(8).await == [-8, -1, 0, 1, 2]).await;
         assert_eq!(world.rows(), 20);
-        let removed = "weir_drain_days_removed_total";
+        let removed = "weir_ingest_days_removed_total";
         let told = harness::metrics::value(&metrics.text(), removed);
         assert_eq!(told, Some(1.0));
         let connection = world.postgres.write().await.unwrap();
@@ -450,7 +450,7 @@ fn days_are_made_ahead_indexed_once_over_and_removed_with_a_mark() {
         // A day that was removed comes back only if retention is longer again: the worker remembers that it was there.
         let (_, bytes) = pack(&mut boot, 1, now);
         world.add(0, &bytes).await;
-        world.drained().await;
+        world.ingested().await;
         assert_eq!(world.rows(), 21);
         worker.stop().await;
     });
@@ -475,7 +475,7 @@ fn a_boot_goes_with_the_last_day_of_what_it_left() {
                 world.add(0, &boot.end(now.into(), 0).1).await;
             }
         }
-        world.drained().await;
+        world.ingested().await;
         worker.stop().await;
         let mut connection = world.postgres.write().await.unwrap();
         partitions::remove(&mut connection, today, &Hasher::new(Some(b"key")))
@@ -496,7 +496,7 @@ fn old_days_go_though_no_new_one_can_be_made() {
                 &world.postgres,
                 DAY * days,
                 &Hasher::new(None),
-                &Metrics::default().drain,
+                &Metrics::default().ingest,
                 &mut Unindexed::new(),
                 &Heartbeat::default(),
             )
@@ -536,11 +536,13 @@ fn a_worker_that_begins_takes_over_nothing_that_it_cannot_store() {
         // It has seen what is new, and could not store that.
         let (_, bytes) = pack(&mut boot, 5, clock::wall());
         world.add(0, &bytes).await;
-        eventually(async || worker.counted("weir_drain_transactions_total{result=\"failed\"}") > 0)
-            .await;
-        assert_eq!(worker.counted("weir_drain_claimed_total"), 0);
+        eventually(async || {
+            worker.counted("weir_ingest_transactions_total{result=\"failed\"}") > 0
+        })
+        .await;
+        assert_eq!(worker.counted("weir_ingest_claimed_total"), 0);
         server.set_read_only(false);
-        world.drained().await;
+        world.ingested().await;
         world.is_whole(10);
         worker.stop().await;
     });
@@ -557,9 +559,9 @@ fn a_stream_that_cannot_be_asked_hides_no_other() {
         world.add(0, &other).await;
         world.cli(&["SET", &world.key(2), "no stream"]);
         let worker = world.work();
-        eventually(async || worker.counted("weir_drain_waiting") == 1).await;
+        eventually(async || worker.counted("weir_ingest_waiting") == 1).await;
         // By the next look it is older.
-        eventually(async || worker.counted("weir_drain_lag_seconds") > 0).await;
+        eventually(async || worker.counted("weir_ingest_lag_seconds") > 0).await;
         worker.stop().await;
     });
 }
@@ -580,7 +582,7 @@ fn what_another_weir_has_made_is_left_to_its_worker() {
         world.add(0, &bytes).await;
         let worker = world.work();
         eventually(async || world.done(&ours)).await;
-        eventually(async || worker.counted("weir_drain_claimed_total") > 0).await;
+        eventually(async || worker.counted("weir_ingest_claimed_total") > 0).await;
         eventually(async || world.cli(&["XLEN", &world.key(0)]).int() == 1).await;
         // Likewise one that it could read but for an event.
         let (header, bytes) = pack(&mut boot, 2, clock::wall());
@@ -689,7 +691,7 @@ fn a_batch_that_another_transaction_holds_is_not_buried_however_long_that_lasts(
         let now = clock::wall();
         let mut boot = boot(1, now);
         world.add(0, &pack(&mut boot, 5, now).1).await;
-        world.drained().await;
+        world.ingested().await;
         let mut other = world.postgres.write().await.unwrap();
         let held = other.transaction().await.unwrap();
         let claim = "INSERT INTO weir.audit_batches SELECT day, boot_id, 6, 10, sealed, stored, arrival, dropped, is_end, before, hash
@@ -697,9 +699,9 @@ fn a_batch_that_another_transaction_holds_is_not_buried_however_long_that_lasts(
         assert_eq!(held.execute(claim, &[]).await.unwrap(), 1);
         world.add(0, &pack(&mut boot, 5, now).1).await;
         // More often than it takes to be buried.
-        eventually(async || worker.counted("weir_drain_claimed_total") >= 4).await;
+        eventually(async || worker.counted("weir_ingest_claimed_total") >= 4).await;
         held.rollback().await.unwrap();
-        world.drained().await;
+        world.ingested().await;
         world.is_whole(10);
         assert_eq!(world.dead_letters().await, 0);
         worker.stop().await;

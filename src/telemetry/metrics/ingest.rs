@@ -1,4 +1,4 @@
-//! Metrics of the worker that drains the audit's streams into Postgres.
+//! Metrics of what takes batches from the audit's streams into Postgres.
 
 use std::sync::atomic::AtomicU64;
 
@@ -12,7 +12,7 @@ use super::add;
 
 /// The handles. Clones count together.
 #[derive(Debug, Clone)]
-pub struct DrainMetrics {
+pub struct IngestMetrics {
     /// Events whose rows were committed.
     pub events: Counter,
     /// Batches whose rows were committed,
@@ -31,7 +31,7 @@ pub struct DrainMetrics {
     /// Entries that are not stored.
     pub waiting: Gauge,
     pub dead_letters: Gauge,
-    /// 1 while what is drained cannot be stored, since Postgres has not the schema, or refuses to say.
+    /// 1 while nothing can be stored, since Postgres has not the schema, or refuses to say.
     pub schema_missing: Gauge,
     /// Days that retention removed.
     pub days_removed: Counter,
@@ -42,56 +42,56 @@ struct ResultLabels {
     result: &'static str,
 }
 
-impl DrainMetrics {
-    pub(super) fn register(registry: &mut Registry) -> DrainMetrics {
+impl IngestMetrics {
+    pub(super) fn register(registry: &mut Registry) -> IngestMetrics {
         let batches = add::<Family<ResultLabels, Counter>>(
             registry,
-            "drain_batches",
+            "ingest_batches",
             "Batches of audit events read from redis, by what became of them",
         );
         let transactions = add::<Family<ResultLabels, Counter>>(
             registry,
-            "drain_transactions",
+            "ingest_transactions",
             "Transactions that store audit events; those that failed are tried again",
         );
         let of = |family: &Family<ResultLabels, Counter>, result| {
             family.get_or_create_owned(&ResultLabels { result })
         };
-        DrainMetrics {
+        IngestMetrics {
             stored: of(&batches, "stored"),
             known: of(&batches, "known"),
             buried: of(&batches, "buried"),
             transactions: of(&transactions, "committed"),
             failed: of(&transactions, "failed"),
-            events: add(registry, "drain_events", "Audit events stored in postgres"),
+            events: add(registry, "ingest_events", "Audit events stored in postgres"),
             claimed: add(
                 registry,
-                "drain_claimed",
+                "ingest_claimed",
                 "Entries taken over from workers that did not store them",
             ),
             lag_seconds: add(
                 registry,
-                "drain_lag_seconds",
+                "ingest_lag_seconds",
                 "Age of the oldest audit event in redis that is not stored",
             ),
             waiting: add(
                 registry,
-                "drain_waiting",
+                "ingest_waiting",
                 "Batches of audit events in redis that are not stored",
             ),
             dead_letters: add(
                 registry,
-                "drain_dead_letters",
+                "ingest_dead_letters",
                 "Batches that could not be stored, and wait for an operator",
             ),
             schema_missing: add(
                 registry,
-                "drain_schema_missing",
+                "ingest_schema_missing",
                 "1 while audit events are not stored since postgres has not the schema, or refuses to say",
             ),
             days_removed: add(
                 registry,
-                "drain_days_removed",
+                "ingest_days_removed",
                 "Days of the audit that retention removed from postgres",
             ),
         }

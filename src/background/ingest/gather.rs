@@ -1,5 +1,5 @@
 //! Gathers what a loop stores next: reads its streams until there is enough for a transaction, takes over what others were given
-//! long ago, and leaves what it cannot read to those who can. Must not let go of an entry: what is to be buried goes to [`Drain`].
+//! long ago, and leaves what it cannot read to those who can. Must not let go of an entry: what is to be buried goes to [`Ingest`].
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::Drain;
+use super::Ingest;
 use crate::store::audit::batch::{self, Batch, BatchError};
 use crate::store::redis::CallError;
 use crate::store::streams::consume::Entry;
@@ -53,7 +53,7 @@ pub(super) struct Reading {
     trouble: HashSet<u16>,
 }
 
-impl Drain {
+impl Ingest {
     /// Reads until there is enough for a transaction, or what there is has waited long enough. With nothing it waits as long,
     /// and comes back empty.
     pub(super) async fn gather(&self, reading: &mut Reading, well: bool) -> Load {
