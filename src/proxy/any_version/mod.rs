@@ -1,5 +1,5 @@
 //! One exchange with the upstream, whichever version of HTTP each side speaks: the checked request goes out, the response comes back,
-//! both streamed, trailers included. Where both are known to speak HTTP/1.1 it is `forward`, which does the same in six tenths
+//! both streamed, trailers included. Where both are known to speak HTTP/1.1 it is `http1_to_http1`, which does the same in six tenths
 //! of the instructions. Must not decide policy.
 
 mod answers;

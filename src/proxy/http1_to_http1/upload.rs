@@ -1,26 +1,25 @@
 //! A request's body on its way to the upstream, which may go on beside the response.
 
-use std::io::Write as _;
-use std::ops::Range;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 
-use super::exchange::Failure;
-use super::headers::{may_trail_up, put_last_chunk};
-use super::outgoing::{Outgoing, Request};
-use super::reply::Rejection;
-use super::retries::may_be_kept;
-use super::trace::Renamed;
-use super::wire::{Deadlines, Elapsed, Room};
 use crate::clock;
 use crate::config::Route;
 use crate::http1::body::{BodyReader, Piece};
 use crate::http1::head::BodyLength;
 use crate::net::stream::{Reading, Writing};
 use crate::plan::Plan;
+use crate::proxy::exchange::Failure;
+use crate::proxy::framing::Front;
+use crate::proxy::headers::{may_trail_up, put_last_chunk};
+use crate::proxy::outgoing::{Outgoing, Request};
+use crate::proxy::reply::Rejection;
+use crate::proxy::retries::may_be_kept;
+use crate::proxy::trace::Renamed;
+use crate::proxy::wire::{Deadlines, Elapsed, Room};
 use crate::store::breakers::Probe;
 
 /// A request with a body on its way up. It may be left at any wait and gone on with: what is not sent yet is kept here.
@@ -394,61 +393,5 @@ async fn beside<F: Future>(
         }
         Err(Failure::Reply(rejection, _)) => Err(Failure::CutShort(rejection.reason())),
         Err(failure) => Err(failure),
-    }
-}
-
-/// A buffer whose pieces are taken one by one from its front. They leave it at once, when this is dropped: each time, all that
-/// is behind moves up, which for thousands of small chunks would be most of the work.
-pub(super) struct Front<'b> {
-    buffer: &'b mut Vec<u8>,
-    taken: usize,
-}
-
-impl<'b> Front<'b> {
-    pub(super) fn of(buffer: &'b mut Vec<u8>) -> Front<'b> {
-        Front { buffer, taken: 0 }
-    }
-
-    /// What is not taken.
-    pub(super) fn rest(&self) -> &[u8] {
-        &self.buffer[self.taken..]
-    }
-
-    /// Takes so many bytes of the rest.
-    pub(super) fn take(&mut self, consumed: usize) {
-        self.taken += consumed;
-    }
-
-    /// Moves a piece of a body, `data` of the rest, behind what is in `out`, and takes what is `consumed` with it: without a copy,
-    /// where it is all that both have.
-    pub(super) fn move_piece(
-        &mut self,
-        (data, consumed): (Range<usize>, usize),
-        out: &mut Vec<u8>,
-        chunked: bool,
-    ) {
-        if out.is_empty() && !chunked && self.taken == 0 && data == (0..self.buffer.len()) {
-            std::mem::swap(self.buffer, out);
-        } else {
-            put_piece(out, &self.rest()[data], chunked);
-            self.take(consumed);
-        }
-    }
-}
-
-impl Drop for Front<'_> {
-    fn drop(&mut self) {
-        self.buffer.drain(..self.taken);
-    }
-}
-
-/// Puts a piece of a body behind others, as a chunk where those are.
-pub(super) fn put_piece(out: &mut Vec<u8>, data: &[u8], chunked: bool) {
-    if chunked {
-        let _ = write!(out, "{:x}\r\n", data.len());
-    }
-    out.extend_from_slice(data);
-    if chunked {
-        out.extend_from_slice(b"\r\n");
     }
 }

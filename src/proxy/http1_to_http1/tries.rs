@@ -7,11 +7,11 @@
 
 use tokio::time::sleep;
 
-use super::exchange::{Answered, Failure, is_over, learn, outcome, unreached};
-use super::forward::Exchange;
-use super::reply::Rejection;
-use super::retries::{Over, Point, Tries};
+use super::Exchange;
 use crate::config::upstreams::Retries;
+use crate::proxy::exchange::{Answered, Failure, is_over, learn, outcome, unreached};
+use crate::proxy::reply::Rejection;
+use crate::proxy::retries::{Over, Point, Tries};
 use crate::upstream::{Connected, Picked, Pool, Slot, Until};
 
 /// The endpoint that has answered, over this connection.

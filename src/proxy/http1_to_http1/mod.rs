@@ -1,6 +1,9 @@
 //! One exchange with the upstream between two sides of HTTP/1.1: the checked request goes out, the response comes back, both streamed.
 //! Where HTTP/2 is spoken, or may be agreed on, it hands over to `any_version`.
 
+mod tries;
+mod upload;
+
 use std::future::poll_fn;
 use std::pin::pin;
 use std::task::Poll;
@@ -11,34 +14,34 @@ use super::admit::Admitted;
 use super::any_version;
 use super::exchange::{Answered, Conn, Ends, Failure, Next, persist};
 use super::following::LaneView;
+use super::framing::{Front, read_head};
 use super::headers::{self, put_last_chunk};
 use super::interim::Interims;
 use super::outgoing::{Outgoing, Request, prepare};
 use super::record::Record;
 use super::reply::Rejection;
 use super::upgrade;
-use super::upload::{Front, Responding, Rest, Upload};
-use super::wire::{Buffer, Deadlines, Elapsed, Room, read_some};
+use super::wire::{Buffer, Deadlines, Elapsed, Room};
 use crate::config::Protocol;
 use crate::http1::body::Piece;
-use crate::http1::head::{BodyLength, HeadLimits, RequestHead};
-use crate::http1::response::{ResponseHead, parse_response};
+use crate::http1::head::{BodyLength, RequestHead};
+use crate::http1::response::ResponseHead;
 use crate::net::stream::{BothWays, Reading, Stream, Writing};
-use crate::net::tls::Trouble;
 use crate::store::breakers::End;
 use crate::upstream::LaneUpstream;
+use upload::{Responding, Rest, Upload};
 
 /// A request between two sides of HTTP/1.1, from its first try to the end of its response.
-pub(super) struct Exchange<'x, 'p> {
+struct Exchange<'x, 'p> {
     conn: &'x Conn<'x>,
-    pub upstream: &'p LaneUpstream,
-    pub outgoing: &'x mut Outgoing<'p>,
+    upstream: &'p LaneUpstream,
+    outgoing: &'x mut Outgoing<'p>,
     /// The client's side.
     ends: Ends<'x>,
-    pub upload: Upload<'p>,
+    upload: Upload<'p>,
     /// What the upstream has answered, as far as it was read and not used.
-    pub answer: Buffer<'p>,
-    pub record: &'x mut Record,
+    answer: Buffer<'p>,
+    record: &'x mut Record,
 }
 
 /// Sends the request whose head stands at the front of the client's buffer and streams the response back. On return the
@@ -151,10 +154,7 @@ impl<'p> Exchange<'_, 'p> {
     }
 
     /// What `waited` gives, before the request has gone out; unless the client leaves.
-    pub(super) async fn unless_left<T>(
-        &mut self,
-        waited: impl Future<Output = T>,
-    ) -> Result<T, Failure> {
+    async fn unless_left<T>(&mut self, waited: impl Future<Output = T>) -> Result<T, Failure> {
         let Ends { client, buffer, .. } = &mut self.ends;
         let output = unless_gone(client, buffer, waited).await;
         output.ok_or_else(|| {
@@ -165,7 +165,7 @@ impl<'p> Exchange<'_, 'p> {
 
     /// Uploads the request while it waits for the response's head, and tells the client of interim ones. When the head comes early, what is
     /// left of the upload goes on beside the response.
-    pub(super) async fn both_ways(&mut self, upstream: &mut Stream) -> Result<Answered, Failure> {
+    async fn both_ways(&mut self, upstream: &mut Stream) -> Result<Answered, Failure> {
         let Exchange {
             outgoing,
             ends,
@@ -395,37 +395,6 @@ async fn early_head(
         interims
             .tell_within(request.idle, &mut Deadlines::new(), client)
             .await?;
-    }
-}
-
-/// The next head, interim or final. What was read of it stays in `answer`, so that it can be called again.
-pub(super) async fn read_head(
-    request: &Request,
-    upstream: &mut Reading<'_, '_>,
-    answer: &mut Vec<u8>,
-) -> Result<ResponseHead, Rejection> {
-    loop {
-        let parsed = match answer.is_empty() {
-            true => None,
-            false => parse_response(answer, request.is_head, HeadLimits::default())
-                .map_err(|_| Rejection::UpstreamBroken)?,
-        };
-        match parsed {
-            // A switch that no one asked for is nonsense.
-            Some(head) if head.status == 101 && !request.upgrade => {
-                return Err(Rejection::UpstreamBroken);
-            }
-            Some(head) => return Ok(head),
-            None => {}
-        }
-        match read_some(upstream, answer).await {
-            Ok(1..) => {}
-            // With TLS 1.3 the handshake is over by the time that a server refuses the certificate that it is shown.
-            Err(error) if Trouble::within(&error) == Some(Trouble::Distrusted) => {
-                return Err(Rejection::UpstreamTls(Trouble::Distrusted));
-            }
-            Ok(0) | Err(_) => return Err(Rejection::UpstreamBroken),
-        }
     }
 }
 
