@@ -21,6 +21,7 @@ mod http2;
 mod interim;
 pub mod lane;
 mod outbox;
+mod outcome;
 mod outgoing;
 mod quota;
 mod record;

@@ -23,11 +23,11 @@ use crate::proxy::exchange::{Failure, persist};
 use crate::proxy::headers;
 use crate::proxy::interim::Interims;
 use crate::proxy::outbox::Outbox;
+use crate::proxy::outcome::within_body;
 use crate::proxy::outgoing::Request;
 use crate::proxy::record::Record;
 use crate::proxy::reply::Rejection;
 use crate::proxy::wire::{Deadlines, Elapsed};
-use crate::store::breakers::End;
 
 /// The field that says how a call of gRPC went.
 const GRPC_STATUS: &str = "grpc-status";
@@ -304,15 +304,6 @@ impl<'c> Down<'_, 'c> {
         }
     }
 
-    /// What the end of a response of this `status` says of the upstream.
-    pub(super) fn end(&self, status: u16, streamed: &Result<(), Failure>) -> End {
-        match (streamed, self.grpc) {
-            (Err(Failure::CutShort(_)), Some(GrpcStatus::DEADLINE_EXCEEDED)) => End::Deadline,
-            (_, Some(status)) => End::Grpc(status),
-            (_, None) => End::Status(status),
-        }
-    }
-
     /// Before the end of the response goes out.
     async fn safe(&mut self, record: &mut Record) -> Result<(), Failure> {
         let safe = persist(self.audited, record, self.sink.is_some()).await;
@@ -325,10 +316,7 @@ impl<'c> Down<'_, 'c> {
     /// The response is not whole and its head is out: trailers tell a gRPC client why, and others only an abort. `ours`: where
     /// it is not the upstream that broke off.
     async fn cut_short(&mut self, ours: Option<Rejection>, record: &mut Record) -> Failure {
-        let failure = match &ours {
-            Some(rejection) => Failure::CutShort(rejection.reason()),
-            None => Failure::UpstreamGone,
-        };
+        let failure = within_body(ours.as_ref());
         if self.request.grpc.is_none() {
             self.abort();
             return failure;

@@ -18,8 +18,9 @@ use h2::server::SendResponse;
 use http::{Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::exchange::{Conn, Ends, Failure, Next, learn, unreached};
+use super::exchange::{Conn, Ends, Failure, Next};
 use super::following::LaneView;
+use super::outcome::{is_stale, learn, unreached, waited_in_vain};
 use super::outgoing::Outgoing;
 use super::record::Record;
 use super::reply::Rejection;
@@ -263,6 +264,12 @@ impl Exchange<'_, '_, '_> {
         Err(Rejection::UpstreamBroken.into())
     }
 
+    fn is_stale(&self, failure: &Failure, point: Point, body: &Body<'_, '_, '_>) -> bool {
+        let can_repeat = self.outgoing.request.can_repeat;
+        // Once the head of a response is on its way there is no other.
+        self.record.status == 0 && is_stale(failure, point, !body.is_lost(), can_repeat)
+    }
+
     async fn by_http1(
         &mut self,
         pool: &Pool,
@@ -284,15 +291,7 @@ impl Exchange<'_, '_, '_> {
         };
         let reused = connected.reused;
         let ran = match self.run(body, upstream, &mut answer).await {
-            Err(Failure::Reply(Rejection::UpstreamBroken, _))
-                if reused
-                    && self.record.status == 0
-                    && match trying.point {
-                        Point::Unseen => !body.is_lost(),
-                        Point::Seen => self.outgoing.request.can_repeat,
-                        Point::Answered => false,
-                    } =>
-            {
+            Err(failure) if reused && self.is_stale(&failure, trying.point, body) => {
                 return Ok(Used::Stale);
             }
             ran => ran?,
@@ -375,7 +374,7 @@ impl Exchange<'_, '_, '_> {
         let ran = self.run(body, upstream, &mut answer).await;
         match &ran {
             Ok(_) => place.answered(),
-            Err(failure) if waited_in_vain(failure, self.record) => place.doubt(),
+            Err(failure) if waited_in_vain(failure, self.record.status != 0) => place.doubt(),
             Err(_) => {}
         }
         trying.point = match fate.get() {
@@ -384,13 +383,14 @@ impl Exchange<'_, '_, '_> {
             // Whatever of it is no good.
             Fate::Seen | Fate::Lost => Point::of(true, &answer),
         };
-        if let Err(Failure::Reply(Rejection::UpstreamBroken, _)) = ran
-            && self.record.status == 0
-            && match fate.get() {
-                Fate::Seen | Fate::Answered => false,
-                Fate::Unseen => !body.is_lost(),
-                Fate::Lost => place.reused && self.outgoing.request.can_repeat,
-            }
+        let was_closed = match fate.get() {
+            Fate::Seen | Fate::Answered => false,
+            Fate::Unseen => true,
+            Fate::Lost => place.reused,
+        };
+        if let Err(failure) = &ran
+            && was_closed
+            && self.is_stale(failure, trying.point, body)
         {
             return Ok(Used::Stale);
         }
@@ -403,19 +403,5 @@ impl Exchange<'_, '_, '_> {
             }
             (Ran::Switched(_), _) => Err(Rejection::UpstreamBroken.into()),
         }
-    }
-}
-
-/// Whether a request that failed so may have waited for a connection that is gone without a word.
-fn waited_in_vain(failure: &Failure, record: &Record) -> bool {
-    match failure {
-        Failure::Reply(rejection, _) => matches!(
-            rejection,
-            Rejection::UpstreamTimeout | Rejection::DeadlineExceeded
-        ),
-        Failure::UpstreamGone | Failure::CutShort(_) => true,
-        // That may have been its reason, unless it was answered.
-        Failure::ClientGone => record.status == 0,
-        Failure::NotPersisted => false,
     }
 }

@@ -19,8 +19,9 @@ use crate::config::rewrite::HeaderChanges;
 use crate::http1::head::BodyLength;
 use crate::http1::response::{ResponseBody, ResponseHead};
 use crate::http1::websocket;
-use crate::proxy::exchange::{Answered, Failure, is_over, learn};
+use crate::proxy::exchange::{Answered, Failure, is_over};
 use crate::proxy::interim::Interims;
+use crate::proxy::outcome::{end_of_response, learn};
 use crate::proxy::outgoing::Request;
 use crate::proxy::record::Record;
 use crate::proxy::reply::Rejection;
@@ -143,7 +144,7 @@ impl Exchange<'_, '_, '_> {
         let streamed = down.stream(has_body.then_some(&mut body), &mut uploading, back, record);
         let streamed = streamed.await;
         record.grpc = record.grpc.or(down.grpc);
-        outgoing.streamed(down.end(status, &streamed), &streamed, record);
+        outgoing.finish(end_of_response(status, down.grpc, &streamed), record);
         streamed?;
         Ok(Ran::Ended {
             ended: Ended::Whole(next),

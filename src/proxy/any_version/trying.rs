@@ -7,7 +7,8 @@ use tokio::time::sleep;
 
 use super::down::Back;
 use crate::config::upstreams::Retries;
-use crate::proxy::exchange::{Failure, outcome};
+use crate::proxy::exchange::Failure;
+use crate::proxy::outcome::of_endpoint;
 use crate::proxy::outgoing::{Outgoing, Request};
 use crate::proxy::record::Record;
 use crate::proxy::retries::{Over, Point, Tries};
@@ -58,7 +59,7 @@ impl<'r> Trying<'r> {
     /// Says what the endpoint made of the request, once.
     pub(super) fn tell(&mut self, came: Result<u16, &Failure>, request: &Request, record: &Record) {
         if !self.told
-            && let Some(outcome) = outcome(came, request, record)
+            && let Some(outcome) = of_endpoint(came, request, record)
         {
             self.picked.tell(outcome);
         }

@@ -17,6 +17,7 @@ use super::following::LaneView;
 use super::framing::{Front, read_head};
 use super::headers::{self, put_last_chunk};
 use super::interim::Interims;
+use super::outcome::end_of_response;
 use super::outgoing::{Outgoing, Request, prepare};
 use super::record::Record;
 use super::reply::Rejection;
@@ -140,8 +141,8 @@ impl<'p> Exchange<'_, 'p> {
             return Ok(Next::Close);
         }
         let streamed = self.stream_back(&answered, upstream).await;
-        let end = End::Status(status);
-        self.outgoing.streamed(end, &streamed, self.record);
+        let end = end_of_response(status, None, &streamed);
+        self.outgoing.finish(end, self.record);
         reset_if_cut(&self.outgoing.request, self.ends.client, &streamed);
         let reusable = streamed?;
         if reusable {

@@ -15,6 +15,7 @@ use crate::plan::Plan;
 use crate::proxy::exchange::Failure;
 use crate::proxy::framing::Front;
 use crate::proxy::headers::{may_trail_up, put_last_chunk};
+use crate::proxy::outcome::leaves_response;
 use crate::proxy::outgoing::{Outgoing, Request};
 use crate::proxy::reply::Rejection;
 use crate::proxy::retries::may_be_kept;
@@ -387,10 +388,8 @@ async fn beside<F: Future>(
     };
     going.ended = true;
     match ended {
-        // It no longer reads, and may have answered before that.
-        Ok(()) | Err(Failure::Reply(Rejection::UpstreamBroken | Rejection::UpstreamTimeout, _)) => {
-            Ok(response.await)
-        }
+        Ok(()) => Ok(response.await),
+        Err(failure) if leaves_response(&failure) => Ok(response.await),
         Err(Failure::Reply(rejection, _)) => Err(Failure::CutShort(rejection.reason())),
         Err(failure) => Err(failure),
     }
