@@ -265,6 +265,11 @@ pub(super) fn leaves_response(upload: &Failure) -> bool {
     }
 }
 
+/// Why a response ends where nothing has moved for too long, either way: an upstream may only be waiting for what its client does not send.
+pub(super) fn stalled(upload_waits_for_client: bool) -> Option<Rejection> {
+    upload_waits_for_client.then_some(Rejection::BodyTimeout)
+}
+
 /// How a response fails within its body; `ours`: where it is not the upstream that broke off.
 pub(super) fn within_body(ours: Option<&Rejection>) -> Failure {
     ours.map_or(Failure::UpstreamGone, |rejection| {

@@ -23,7 +23,7 @@ use crate::proxy::exchange::{Failure, persist};
 use crate::proxy::headers;
 use crate::proxy::interim::Interims;
 use crate::proxy::outbox::Outbox;
-use crate::proxy::outcome::within_body;
+use crate::proxy::outcome::{stalled, within_body};
 use crate::proxy::outgoing::Request;
 use crate::proxy::record::Record;
 use crate::proxy::reply::Rejection;
@@ -299,7 +299,7 @@ impl<'c> Down<'_, 'c> {
                     return Ok(Err(Some(Rejection::DeadlineExceeded)));
                 }
                 Err(Elapsed) if !progress.left_of(request.idle).is_zero() => {}
-                Err(Elapsed) => return Ok(Err(None)),
+                Err(Elapsed) => return Ok(Err(stalled(progress.waits()))),
             }
         }
     }

@@ -18,6 +18,7 @@ use crate::http1::head::BodyLength;
 use crate::plan::Plan;
 use crate::proxy::exchange::Failure;
 use crate::proxy::headers;
+use crate::proxy::outcome::leaves_response;
 use crate::proxy::outgoing::Request;
 use crate::proxy::reply::Rejection;
 use crate::proxy::wire::{Deadlines, Elapsed};
@@ -92,6 +93,11 @@ impl Progress {
         self.waited.get() + now.unwrap_or_default()
     }
 
+    /// Whether the client is waited for now.
+    pub(super) fn waits(&self) -> bool {
+        self.waiting.get().is_some()
+    }
+
     fn begin_waiting(&self) {
         let now = clock::mono();
         self.waiting.set(Some(now));
@@ -146,10 +152,8 @@ impl<F: Future<Output = Result<(), Failure>>> Uploading<'_, F> {
                 return Poll::Ready(Ok(output));
             }
             match self.poll(cx, bytes_in) {
-                Poll::Pending
-                | Poll::Ready(Ok(()) | Err(Failure::Reply(Rejection::UpstreamBroken, _))) => {
-                    Poll::Pending
-                }
+                Poll::Pending | Poll::Ready(Ok(())) => Poll::Pending,
+                Poll::Ready(Err(failure)) if leaves_response(&failure) => Poll::Pending,
                 Poll::Ready(Err(Failure::Reply(rejection, _))) => {
                     let failure = Failure::CutShort(rejection.reason());
                     self.refused = Some(rejection);

@@ -323,7 +323,8 @@ impl<'p> Exchange<'_, 'p> {
                     return Ok(false);
                 }
                 // Cut short: only an abort tells the client, since the head is out.
-                Ok(Ok(0) | Err(_)) | Err(Elapsed) => return Err(Failure::UpstreamGone),
+                Ok(Ok(0) | Err(_)) => return Err(Failure::UpstreamGone),
+                Err(Elapsed) => return Err(responding.stalled()),
             }
         }
         Ok(answered.head.keep_alive && answered.uploaded && answer.is_empty())

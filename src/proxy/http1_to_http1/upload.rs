@@ -15,7 +15,7 @@ use crate::plan::Plan;
 use crate::proxy::exchange::Failure;
 use crate::proxy::framing::Front;
 use crate::proxy::headers::{may_trail_up, put_last_chunk};
-use crate::proxy::outcome::leaves_response;
+use crate::proxy::outcome::{leaves_response, stalled, within_body};
 use crate::proxy::outgoing::{Outgoing, Request};
 use crate::proxy::reply::Rejection;
 use crate::proxy::retries::may_be_kept;
@@ -32,6 +32,8 @@ pub(super) struct Upload<'p> {
     left: u64,
     /// For the client, so far.
     waited: Duration,
+    /// Whether the client was waited for when this was left.
+    waits: bool,
     /// When some of it last moved, by [`clock::mono`], once the response's head has come: what is left goes on for as long as
     /// something moves, either way.
     moved: Option<Duration>,
@@ -69,6 +71,7 @@ impl<'p> Upload<'p> {
             chunked: request.body == BodyLength::Chunked,
             left: request.max_body,
             waited: Duration::ZERO,
+            waits: false,
             moved: None,
             out,
             written: 0,
@@ -129,6 +132,7 @@ impl<'p> Upload<'p> {
             None => request.within,
             Some(_) => request.idle,
         };
+        self.waits = false;
         loop {
             while self.written < self.out.len() {
                 let write = to_upstream.write(&self.out[self.written..]);
@@ -189,10 +193,12 @@ impl<'p> Upload<'p> {
         };
         // Only the client's time counts, not that of an upstream which is slow to read.
         let probe = self.probe.as_deref().filter(|_| self.moved.is_none());
+        self.waits = true;
         let waiting = Waiting::begin(&mut self.waited, probe);
         let read = deadlines.within(span, self.room.read(from_client, buffer));
         let read = read.await;
         drop(waiting);
+        self.waits = false;
         match read {
             Ok(Ok(1..)) => {}
             // It may still read.
@@ -318,6 +324,12 @@ pub(super) struct Responding<'d, 'a, 'p> {
 }
 
 impl Responding<'_, '_, '_> {
+    /// Why the response ends, of which nothing has come for too long.
+    pub(super) fn stalled(&self) -> Failure {
+        let rest = self.rest.as_ref().filter(|rest| !rest.ended);
+        within_body(stalled(rest.is_some_and(|rest| rest.upload.waits)).as_ref())
+    }
+
     /// What a `step` of the response gives. It is taken anew after each stall that the upload did not share.
     pub(super) async fn step<T>(
         &mut self,
