@@ -224,7 +224,8 @@ impl Answered {
 
 /// Before the end of the response goes out; `told` once its head has.
 pub(super) async fn persist(
-    (plan, outbox): (&Plan, &Outbox),
+    plan: &Plan,
+    outbox: &Outbox,
     record: &mut Record,
     told: bool,
 ) -> Result<(), Failure> {

@@ -68,7 +68,8 @@ impl<'b> Front<'b> {
     /// where it is all that both have.
     pub(super) fn move_piece(
         &mut self,
-        (data, consumed): (Range<usize>, usize),
+        data: Range<usize>,
+        consumed: usize,
         out: &mut Vec<u8>,
         chunked: bool,
     ) {

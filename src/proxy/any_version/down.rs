@@ -148,7 +148,8 @@ pub(super) struct Down<'r, 'c> {
     pub chunked: bool,
     /// Once the head is on its way.
     pub sink: Option<Sink<'c>>,
-    pub audited: (&'r Plan, &'r Outbox),
+    pub plan: &'r Plan,
+    pub outbox: &'r Outbox,
     pub request: &'r Request,
     /// Of the route, to what is told.
     pub changes: &'r HeaderChanges,
@@ -306,7 +307,7 @@ impl<'c> Down<'_, 'c> {
 
     /// Before the end of the response goes out.
     async fn safe(&mut self, record: &mut Record) -> Result<(), Failure> {
-        let safe = persist(self.audited, record, self.sink.is_some()).await;
+        let safe = persist(self.plan, self.outbox, record, self.sink.is_some()).await;
         if safe.is_err() {
             self.abort();
         }

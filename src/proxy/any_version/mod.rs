@@ -24,7 +24,7 @@ use super::outcome::{is_stale, learn, unreached, waited_in_vain};
 use super::outgoing::Outgoing;
 use super::record::Record;
 use super::reply::Rejection;
-use super::retries::Point;
+use super::retries::{Point, Tries};
 use super::upgrade::{self, Side};
 use crate::config::Protocol;
 use crate::http1::body::BodyReader;
@@ -159,10 +159,10 @@ impl Exchange<'_, '_, '_> {
             let picked = upstream.pick(outgoing.aim, &[]);
             let picked = picked.map_err(|_| Rejection::NoEndpoint)?;
             record.note_target(&picked.pool);
-            let to = (slot, picked);
-            let mut trying = Trying::new(upstream, to, (retries, within), &is_lost);
+            let tries = retries.map(|retries| Tries::new(upstream, retries, within));
+            let mut trying = Trying::new(slot, picked, tries, &is_lost);
             let length = outgoing.request.body;
-            let mut body = Body::new(source, (length, outgoing.keep()), &is_lost);
+            let mut body = Body::new(source, length, outgoing.keep(), &is_lost);
             loop {
                 let attempt = self.attempt(&mut body, &mut trying).await;
                 let Exchange {
@@ -328,8 +328,8 @@ impl Exchange<'_, '_, '_> {
         let (Source::Http2 { stream: body, .. }, Back::Http2(respond)) = (source, back) else {
             return Err(Rejection::UpstreamBroken.into());
         };
-        let client = (&mut **body, &mut **respond);
-        let switched = upgrade::switched_http2(conn, outgoing, client, upstream, answer, record);
+        let switched =
+            upgrade::switched_http2(conn, outgoing, body, respond, upstream, answer, record);
         // Boxed, to keep the common future small.
         Box::pin(switched).await?;
         Ok(Used::Ended(Ended::Whole(Next::Close)))

@@ -74,7 +74,8 @@ impl Exchange<'_, '_, '_> {
         let mut uploading = Uploading {
             rest: Some(pin!(upload(
                 &request,
-                (plan, outgoing.route),
+                plan,
+                outgoing.route,
                 body,
                 sink,
                 &progress
@@ -83,8 +84,15 @@ impl Exchange<'_, '_, '_> {
             whole: false,
             refused: None,
         };
-        let how = (&request, &outgoing.route.response_headers);
-        let answered = await_head(how, &mut uploading, &mut answers, back, answer, record);
+        let answered = await_head(
+            &request,
+            &outgoing.route.response_headers,
+            &mut uploading,
+            &mut answers,
+            back,
+            answer,
+            record,
+        );
         let answered = answered.await;
         trying.waited = progress.waited();
         trying.point = Point::of(progress.begun.get(), answer);
@@ -134,7 +142,8 @@ impl Exchange<'_, '_, '_> {
             head: std::mem::take(&mut *outgoing.out),
             chunked: answered.chunked() && !request.is_http10,
             sink: None,
-            audited: (plan, &conn.lane.outbox),
+            plan,
+            outbox: &conn.lane.outbox,
             request: &request,
             changes: &outgoing.route.response_headers,
             progress: &progress,
@@ -158,7 +167,8 @@ type Head = (ResponseHead, Option<RecvStream>);
 
 /// Uploads while it waits for the response's head, which comes to stand at the front of `answer`, and tells the client of interim ones.
 async fn await_head<F: Future<Output = Result<(), Failure>>>(
-    (request, changes): (&Request, &HeaderChanges),
+    request: &Request,
+    changes: &HeaderChanges,
     uploading: &mut Uploading<'_, F>,
     answers: &mut Answers<'_>,
     back: &mut Back<'_, '_>,

@@ -169,7 +169,8 @@ impl<F: Future<Output = Result<(), Failure>>> Uploading<'_, F> {
 /// Sends the whole body, if there is where to.
 pub(super) async fn upload(
     request: &Request,
-    may: (&Plan, &Route),
+    plan: &Plan,
+    route: &Route,
     body: &mut Body<'_, '_, '_>,
     sink: Option<Sink<'_>>,
     progress: &Progress,
@@ -177,7 +178,7 @@ pub(super) async fn upload(
     let Some(mut sink) = sink else {
         return Ok(());
     };
-    let sent = send(request, may, body, &mut sink, progress).await;
+    let sent = send(request, plan, route, body, &mut sink, progress).await;
     match sent {
         Ok(()) | Err(Failure::Reply(Rejection::UpstreamBroken, _)) => {}
         // A stream whose response goes on would else never end.
@@ -188,7 +189,8 @@ pub(super) async fn upload(
 
 async fn send(
     request: &Request,
-    (plan, route): (&Plan, &Route),
+    plan: &Plan,
+    route: &Route,
     body: &mut Body<'_, '_, '_>,
     sink: &mut Sink<'_>,
     progress: &Progress,

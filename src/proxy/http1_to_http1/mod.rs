@@ -133,10 +133,17 @@ impl<'p> Exchange<'_, 'p> {
         let upstream = &mut answerer.connected.stream;
         if status == 101 {
             outgoing.finish(End::Status(101), record);
-            let upstream = (upstream, std::mem::take(&mut **answer));
+            let answer = std::mem::take(&mut **answer);
             // Boxed, to keep the common future small.
-            let switched =
-                upgrade::switched(conn, outgoing, &mut self.ends, upstream, spoken, record);
+            let switched = upgrade::switched(
+                conn,
+                outgoing,
+                &mut self.ends,
+                upstream,
+                answer,
+                spoken,
+                record,
+            );
             Box::pin(switched).await?;
             return Ok(Next::Close);
         }
@@ -264,7 +271,7 @@ impl<'p> Exchange<'_, 'p> {
             record,
             ..
         } = self;
-        let audited = (outgoing.plan, &conn.lane.outbox);
+        let (plan, outbox) = (outgoing.plan, &conn.lane.outbox);
         let (request, out) = (&outgoing.request, &mut *outgoing.out);
         let (mut reader, until_close) = answered.reader();
         let chunked = answered.chunked() && !request.is_http10;
@@ -272,11 +279,10 @@ impl<'p> Exchange<'_, 'p> {
         let (mut client, mut upstream) = (BothWays::of(client), BothWays::of(upstream));
         let (from_client, mut to_client) = client.split();
         let (mut from_upstream, to_upstream) = upstream.split();
-        let client_sends = (from_client, &mut **buffer);
         let mut responding = Responding {
             rest: match answered.uploaded {
                 true => None,
-                false => Some(Rest::of(upload, request, client_sends, to_upstream)),
+                false => Some(Rest::of(upload, request, from_client, buffer, to_upstream)),
             },
             deadlines,
             idle: request.idle,
@@ -288,7 +294,7 @@ impl<'p> Exchange<'_, 'p> {
                 match reader.next(front.rest()).map_err(|_| broken_off(told))? {
                     Piece::Data { data, consumed } => {
                         record.bytes_out += data.len() as u64;
-                        front.move_piece((data, consumed), out, chunked);
+                        front.move_piece(data, consumed, out, chunked);
                     }
                     Piece::NeedMore { consumed } | Piece::End { consumed } => front.take(consumed),
                 }
@@ -301,7 +307,7 @@ impl<'p> Exchange<'_, 'p> {
                     let end = put_last_chunk(out, reader.trailers(), may);
                     end.map_err(|_| broken_off(told))?;
                 }
-                persist(audited, record, told).await?;
+                persist(plan, outbox, record, told).await?;
             }
             let bytes_in = &mut record.bytes_in;
             responding.write(bytes_in, &mut to_client, out).await?;
@@ -314,7 +320,7 @@ impl<'p> Exchange<'_, 'p> {
             match responding.step(bytes_in, read).await? {
                 Ok(Ok(1..)) => {}
                 Ok(Ok(0)) if until_close => {
-                    persist(audited, record, told).await?;
+                    persist(plan, outbox, record, told).await?;
                     if chunked {
                         let bytes_in = &mut record.bytes_in;
                         let end = responding.write(bytes_in, &mut to_client, b"0\r\n\r\n");

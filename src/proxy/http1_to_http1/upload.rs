@@ -224,7 +224,7 @@ impl<'p> Upload<'p> {
                         .left
                         .checked_sub(data.len() as u64)
                         .ok_or(Rejection::BodyTooLarge)?;
-                    front.move_piece((data, consumed), &mut self.out, self.chunked);
+                    front.move_piece(data, consumed, &mut self.out, self.chunked);
                 }
                 Piece::NeedMore { consumed } | Piece::End { consumed } => front.take(consumed),
             }
@@ -292,7 +292,8 @@ impl<'a, 'p> Rest<'a, 'p> {
     pub(super) fn of(
         upload: &'a mut Upload<'p>,
         request: &'a Request,
-        (from_client, buffer): (Reading<'a, 'a>, &'a mut Vec<u8>),
+        from_client: Reading<'a, 'a>,
+        buffer: &'a mut Vec<u8>,
         to_upstream: Writing<'a, 'a>,
     ) -> Rest<'a, 'p> {
         upload.answered();
