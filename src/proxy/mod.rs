@@ -23,6 +23,7 @@ pub mod lane;
 mod outbox;
 mod outcome;
 mod outgoing;
+mod progress;
 mod quota;
 mod record;
 mod reply;

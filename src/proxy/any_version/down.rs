@@ -11,7 +11,7 @@ use h2::Reason;
 use h2::server::SendResponse;
 
 use super::parts::{Broken, Part, Sink, Source, keep};
-use super::up::{Progress, Uploading, while_moving};
+use super::up::{Uploading, while_moving};
 use crate::config::rewrite::HeaderChanges;
 use crate::http1::head::BodyLength;
 use crate::http1::response::ResponseHead;
@@ -25,6 +25,7 @@ use crate::proxy::interim::Interims;
 use crate::proxy::outbox::Outbox;
 use crate::proxy::outcome::{stalled, within_body};
 use crate::proxy::outgoing::Request;
+use crate::proxy::progress::Progress;
 use crate::proxy::record::Record;
 use crate::proxy::reply::Rejection;
 use crate::proxy::wire::{Deadlines, Elapsed};

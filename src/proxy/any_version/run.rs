@@ -1,7 +1,7 @@
 //! One request by one connection: the body goes up while the response's head is waited for, and the response comes back beside the
 //! rest of it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::pin;
 use std::task::Poll;
@@ -13,7 +13,7 @@ use super::down::{Back, Down, grpc_status};
 use super::kept::Body;
 use super::parts::{Sink, Source};
 use super::trying::Trying;
-use super::up::{Progress, Uploading, upload};
+use super::up::{Uploading, upload};
 use super::{Ended, Exchange};
 use crate::config::rewrite::HeaderChanges;
 use crate::http1::head::BodyLength;
@@ -23,6 +23,7 @@ use crate::proxy::exchange::{Answered, Failure, is_over};
 use crate::proxy::interim::Interims;
 use crate::proxy::outcome::{end_of_response, learn};
 use crate::proxy::outgoing::Request;
+use crate::proxy::progress::Progress;
 use crate::proxy::record::Record;
 use crate::proxy::reply::Rejection;
 use crate::proxy::retries::Point;
@@ -69,6 +70,8 @@ impl Exchange<'_, '_, '_> {
         } = upstream;
         record.sent = None;
         let progress = Progress::begin(trying.waited, record.probe.clone());
+        progress.made();
+        let bytes_in = Cell::new(0);
         let request = outgoing.request;
         let plan = outgoing.plan;
         let mut uploading = Uploading {
@@ -78,9 +81,10 @@ impl Exchange<'_, '_, '_> {
                 outgoing.route,
                 body,
                 sink,
-                &progress
+                &progress,
+                &bytes_in,
             ))),
-            progress: &progress,
+            bytes_in: &bytes_in,
             whole: false,
             refused: None,
         };
@@ -98,8 +102,7 @@ impl Exchange<'_, '_, '_> {
         trying.point = Point::of(progress.begun.get(), answer);
         let (head, mut body) = answered?;
         record.note_answered(head.status);
-        progress.answered.set(true);
-        progress.made();
+        progress.answer();
         let status = head.status;
         let answered = Answered {
             head,

@@ -4,6 +4,7 @@
 mod tries;
 mod upload;
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::task::Poll;
@@ -193,7 +194,7 @@ impl<'p> Exchange<'_, 'p> {
                 ends,
                 &mut writing,
                 &outgoing.out,
-                &mut upload.begun,
+                &upload.progress.begun,
             )
             .await
             .map_err(Failure::from)
@@ -366,7 +367,7 @@ async fn put(
     ends: &mut Ends<'_>,
     upstream: &mut Writing<'_, '_>,
     mut bytes: &[u8],
-    begun: &mut bool,
+    begun: &Cell<bool>,
 ) -> Result<(), Rejection> {
     let write = async {
         while !bytes.is_empty() {
@@ -374,7 +375,7 @@ async fn put(
                 Ok(written @ 1..) => bytes = &bytes[written..],
                 Ok(0) | Err(_) => return Err(Rejection::UpstreamBroken),
             }
-            *begun = true;
+            begun.set(true);
         }
         upstream
             .flush()

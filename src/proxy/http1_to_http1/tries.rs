@@ -73,9 +73,9 @@ impl<'p> Exchange<'_, 'p> {
             self.tell(picked, &tried);
             let over = Over {
                 came: tried.as_ref().map(|(_, answered)| answered.head.status),
-                point: Point::of(self.upload.begun, &self.answer),
+                point: Point::of(self.upload.progress.begun.get(), &self.answer),
                 is_kept: self.upload.can_begin_again(),
-                waited: self.upload.waited(),
+                waited: self.upload.progress.waited(),
             };
             let Some(wait) = tries.another(&self.outgoing.request, &over) else {
                 return tried;
@@ -113,7 +113,7 @@ impl<'p> Exchange<'_, 'p> {
     async fn ask_one(&mut self, tries: Option<&Tries<'_>>, picked: &Picked<'_>) -> Tried {
         let (pool, request) = (&picked.pool, &self.outgoing.request);
         let is_safe = request.is_safe;
-        let mut until = tries.map(|tries| tries.until(self.upload.waited()));
+        let mut until = tries.map(|tries| tries.until(self.upload.progress.waited()));
         let mut connected = match pool.idle(is_safe) {
             Some(connected) => connected,
             None => self.connect(pool, &mut until).await?,
@@ -132,7 +132,7 @@ impl<'p> Exchange<'_, 'p> {
                     self.upload.begin_again(None);
                     // Or the new one would wait for its place below the cap.
                     drop(connected);
-                    until = tries.map(|tries| tries.until(self.upload.waited()));
+                    until = tries.map(|tries| tries.until(self.upload.progress.waited()));
                     connected = self.connect(pool, &mut until).await?;
                 }
                 Err(failure) => return Err(failure),
@@ -141,7 +141,7 @@ impl<'p> Exchange<'_, 'p> {
     }
 
     fn is_stale(&self, failure: &Failure) -> bool {
-        let point = Point::of(self.upload.begun, &self.answer);
+        let point = Point::of(self.upload.progress.begun.get(), &self.answer);
         let can_repeat = self.outgoing.request.can_repeat;
         is_stale(failure, point, self.upload.can_begin_again(), can_repeat)
     }

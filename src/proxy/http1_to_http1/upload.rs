@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 
-use crate::clock;
 use crate::config::Route;
 use crate::http1::body::{BodyReader, Piece};
 use crate::http1::head::BodyLength;
@@ -17,6 +16,7 @@ use crate::proxy::framing::Front;
 use crate::proxy::headers::{may_trail_up, put_last_chunk};
 use crate::proxy::outcome::{leaves_response, stalled, within_body};
 use crate::proxy::outgoing::{Outgoing, Request};
+use crate::proxy::progress::Progress;
 use crate::proxy::reply::Rejection;
 use crate::proxy::retries::may_be_kept;
 use crate::proxy::trace::Renamed;
@@ -30,18 +30,13 @@ pub(super) struct Upload<'p> {
     chunked: bool,
     /// Bytes that the body may still have.
     left: u64,
-    /// For the client, so far.
-    waited: Duration,
+    /// Of all tries, but for what has `begun`.
+    pub progress: Progress,
     /// Whether the client was waited for when this was left.
     waits: bool,
-    /// When some of it last moved, by [`clock::mono`], once the response's head has come: what is left goes on for as long as
-    /// something moves, either way.
-    moved: Option<Duration>,
     /// Not sent yet, but for what is `written` of it.
     out: Vec<u8>,
     written: usize,
-    /// Whether the upstream has a byte of the request, by this try.
-    pub begun: bool,
     /// Whether it is gone from `out`.
     lost: bool,
     /// All that was taken so far, and the bytes of the body that may be kept so; `None` once they are too many.
@@ -49,8 +44,6 @@ pub(super) struct Upload<'p> {
     /// They say what must not come behind the body.
     plan: &'p Plan,
     route: &'p Route,
-    /// Where it is one: its time is the upstream's, but while the client is waited for.
-    probe: Option<Rc<Probe>>,
 }
 
 impl<'p> Upload<'p> {
@@ -63,27 +56,19 @@ impl<'p> Upload<'p> {
         };
         let fits = may_be_kept(request.body, keep);
         Upload {
-            begun: false,
             lost: false,
             kept: fits.then(|| (head.to_vec(), keep as u64)),
             reader: BodyReader::new(request.body),
             room: Room::new(),
             chunked: request.body == BodyLength::Chunked,
             left: request.max_body,
-            waited: Duration::ZERO,
+            progress: Progress::begin(Duration::ZERO, probe),
             waits: false,
-            moved: None,
             out,
             written: 0,
             plan: outgoing.plan,
             route: outgoing.route,
-            probe,
         }
-    }
-
-    /// For the client to send, so far.
-    pub(super) fn waited(&self) -> Duration {
-        self.waited
     }
 
     /// Whether the request can be sent again from its first byte.
@@ -99,22 +84,11 @@ impl<'p> Upload<'p> {
                 renamed.put(kept);
             }
         }
-        self.begun = false;
+        self.progress.begun.set(false);
         self.written = 0;
         if let (true, Some((kept, _))) = (self.lost, &self.kept) {
             self.out.clear();
             self.out.extend_from_slice(kept);
-        }
-    }
-
-    /// The response's head has come, and this goes on beside the rest.
-    fn answered(&mut self) {
-        self.moved = Some(clock::mono());
-    }
-
-    fn made(&mut self) {
-        if let Some(moved) = &mut self.moved {
-            *moved = clock::mono();
         }
     }
 
@@ -128,9 +102,9 @@ impl<'p> Upload<'p> {
         to_upstream: &mut Writing<'_, '_>,
         bytes_in: &mut u64,
     ) -> Result<(), Failure> {
-        let span = match self.moved {
-            None => request.within,
-            Some(_) => request.idle,
+        let span = match self.progress.answered.get() {
+            true => request.idle,
+            false => request.within,
         };
         self.waits = false;
         loop {
@@ -139,11 +113,7 @@ impl<'p> Upload<'p> {
                 match deadlines.within(span, write).await {
                     Ok(Ok(written @ 1..)) => {
                         self.written += written;
-                        self.begun = true;
-                        self.made();
-                        if let (Some(probe), None) = (&self.probe, self.moved) {
-                            probe.works(clock::mono());
-                        }
+                        self.progress.sent();
                     }
                     Ok(Ok(0) | Err(_)) => return Err(Rejection::UpstreamBroken.into()),
                     Err(Elapsed) => return Err(Rejection::UpstreamTimeout.into()),
@@ -184,17 +154,13 @@ impl<'p> Upload<'p> {
         buffer: &mut Vec<u8>,
         deadlines: &mut Deadlines,
     ) -> Result<(), Failure> {
-        let span = match self.moved {
-            None => {
-                let left = request.read_within.saturating_sub(self.waited);
-                request.idle.min(left)
-            }
-            Some(_) => request.idle,
+        let left = match self.progress.answered.get() {
+            true => Duration::MAX,
+            false => request.read_within.saturating_sub(self.progress.waited()),
         };
-        // Only the client's time counts, not that of an upstream which is slow to read.
-        let probe = self.probe.as_deref().filter(|_| self.moved.is_none());
+        let span = request.idle.min(left);
         self.waits = true;
-        let waiting = Waiting::begin(&mut self.waited, probe);
+        let waiting = self.progress.wait();
         let read = deadlines.within(span, self.room.read(from_client, buffer));
         let read = read.await;
         drop(waiting);
@@ -206,7 +172,7 @@ impl<'p> Upload<'p> {
             Ok(Err(_)) => return Err(Failure::ClientGone),
             Err(Elapsed) => return Err(Rejection::BodyTimeout.into()),
         }
-        self.made();
+        self.progress.made();
         Ok(())
     }
 
@@ -245,37 +211,6 @@ impl<'p> Upload<'p> {
     }
 }
 
-/// A wait, counted however it ends: who waits may be left for the upstream's answer.
-struct Waiting<'w> {
-    waited: &'w mut Duration,
-    probe: Option<&'w Probe>,
-    began: Duration,
-}
-
-impl<'w> Waiting<'w> {
-    fn begin(waited: &'w mut Duration, probe: Option<&'w Probe>) -> Waiting<'w> {
-        let began = clock::mono();
-        if let Some(probe) = probe {
-            probe.waits(began);
-        }
-        Waiting {
-            waited,
-            probe,
-            began,
-        }
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        let now = clock::mono();
-        *self.waited += now.saturating_sub(self.began);
-        if let Some(probe) = self.probe {
-            probe.works(now);
-        }
-    }
-}
-
 /// What is left of an upload when the response has begun.
 pub(super) struct Rest<'a, 'p> {
     upload: &'a mut Upload<'p>,
@@ -296,7 +231,7 @@ impl<'a, 'p> Rest<'a, 'p> {
         buffer: &'a mut Vec<u8>,
         to_upstream: Writing<'a, 'a>,
     ) -> Rest<'a, 'p> {
-        upload.answered();
+        upload.progress.answer();
         Rest {
             upload,
             request,
@@ -306,12 +241,6 @@ impl<'a, 'p> Rest<'a, 'p> {
             to_upstream,
             ended: false,
         }
-    }
-
-    /// What is left of the time in which something has to move.
-    fn left_of_idle(&self) -> Duration {
-        let moved = self.upload.moved.unwrap_or_default();
-        (moved + self.request.idle).saturating_sub(clock::mono())
     }
 }
 
@@ -344,10 +273,10 @@ impl Responding<'_, '_, '_> {
             if taken.is_ok() {
                 return Ok(taken);
             }
-            span = self
-                .rest
-                .as_ref()
-                .map_or(Duration::ZERO, Rest::left_of_idle);
+            span = match &self.rest {
+                Some(rest) => rest.upload.progress.left_of(self.idle),
+                None => Duration::ZERO,
+            };
             if span.is_zero() {
                 return Ok(taken);
             }
