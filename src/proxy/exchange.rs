@@ -1,5 +1,5 @@
 //! What an exchange is made of, whichever version of HTTP each side speaks: who asks, how the client's connection goes on, how an exchange fails,
-//! what the upstream has answered, and what all of that says of the endpoint. Does no I/O but through [`Ends`].
+//! and what the upstream has answered. Does no I/O but through [`Ends`].
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -9,7 +9,6 @@ use super::audit;
 use super::following::LaneView;
 use super::lane::Lane;
 use super::outbox::Outbox;
-use super::outgoing::{Request, end_of};
 use super::record::{Record, UPSTREAM_LEFT};
 use super::reply::Rejection;
 use super::wire::{Deadlines, Elapsed, write};
@@ -21,8 +20,6 @@ use crate::net::clients::Counted;
 use crate::net::stream::Stream;
 use crate::net::tls::ClientFacts;
 use crate::plan::Plan;
-use crate::store::breakers::End;
-use crate::upstream::{Fault, Outcome, Slot, Unreached};
 
 /// The longest body that weir answers without and reads away, in bytes.
 const MOST_SKIPPED: u32 = 64 * 1024;
@@ -227,7 +224,8 @@ impl Answered {
 
 /// Before the end of the response goes out; `told` once its head has.
 pub(super) async fn persist(
-    (plan, outbox): (&Plan, &Outbox),
+    plan: &Plan,
+    outbox: &Outbox,
     record: &mut Record,
     told: bool,
 ) -> Result<(), Failure> {
@@ -247,49 +245,4 @@ pub(super) fn is_over(answered: &Answered, answer: &[u8]) -> bool {
     };
     let whole = (answered.head.len as u64).saturating_add(body);
     answered.head.keep_alive && answered.uploaded && answer.len() as u64 == whole
-}
-
-/// What the endpoint made of the request; `None` where that is not known.
-pub(super) fn outcome(
-    tried: Result<u16, &Failure>,
-    request: &Request,
-    record: &Record,
-) -> Option<Outcome> {
-    let end = match (tried, record.grpc) {
-        (Ok(status @ 500..), _) | (Ok(status), None) => End::Status(status),
-        (Ok(_), Some(status)) => End::Grpc(status),
-        (Err(Failure::UpstreamGone), _) => End::Reset,
-        (Err(failure), _) => end_of(failure, request, record)?,
-    };
-    Some(match end {
-        End::Status(status @ 500..=599) => Outcome::Failed(Fault::Status(status)),
-        End::Grpc(status) if status.is_servers_fault() => Outcome::Failed(Fault::Grpc(status)),
-        End::ConnectFailed => Outcome::Failed(Fault::Unreached),
-        End::TimedOut => Outcome::Failed(Fault::TimedOut),
-        End::Reset => Outcome::Failed(Fault::Reset),
-        End::Status(_) | End::Grpc(_) => Outcome::Served,
-        // The client's patience says nothing of the endpoint.
-        End::Deadline => return None,
-    })
-}
-
-/// Learns from this try how many requests the upstream takes at a time, where it says something of that: a reset or a 5xx would pass for
-/// a quick answer, and one that did not come in time was that slow at least.
-pub(super) fn learn(slot: &Slot<'_>, tried: Result<u16, &Failure>, record: &Record) {
-    let tells = match tried {
-        Ok(status) => status < 500,
-        Err(failure) => matches!(failure, Failure::Reply(Rejection::UpstreamTimeout, _)),
-    };
-    if tells && let Some(took) = record.waited() {
-        slot.learn(took);
-    }
-}
-
-pub(super) fn unreached(unreached: Unreached) -> Rejection {
-    match unreached {
-        Unreached::Failed(cause) => Rejection::ConnectFailed(cause),
-        Unreached::TimedOut(stage) => Rejection::ConnectTimeout(stage),
-        Unreached::Insecure(trouble) => Rejection::UpstreamTls(trouble),
-        Unreached::Full => Rejection::Overloaded,
-    }
 }

@@ -1,4 +1,4 @@
-//! The life of a client's connection that speaks HTTP/1.1: heads are read, checked and handed to `forward`; what is refused is answered by
+//! The life of a client's connection that speaks HTTP/1.1: heads are read, checked and handed to `http1_to_http1`; what is refused is answered by
 //! `reply`. Each exchange says by `Next` whether the connection lives on.
 
 use std::io;
@@ -14,9 +14,9 @@ use super::draft;
 use super::drain::Drain;
 use super::exchange::{Conn, Ends, Failure, Next, Peer, answer_on_record, on_record};
 use super::following::LaneView;
-use super::forward;
 use super::greet::Guest;
 use super::headers;
+use super::http1_to_http1;
 use super::http2;
 use super::lane::Lane;
 use super::record::{Ongoing, Record};
@@ -237,7 +237,7 @@ async fn one(
 ) -> Result<Next, Failure> {
     match admit::admit(&view.plan, conn, ends.buffer, head, now, record).await {
         Ok(Way::Upstream(admitted)) => {
-            forward::send(conn, view, admitted, ends, head, record).await
+            http1_to_http1::send(conn, view, admitted, ends, head, record).await
         }
         Ok(Way::Answer(answer)) => by_itself(conn, view, answer, ends, head, record).await,
         Err(rejection) => {

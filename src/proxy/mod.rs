@@ -1,5 +1,5 @@
 //! The data plane: a request is served start to finish on one lane's thread. In the order of the calls: `lane` accepts, `greet` reads what comes before
-//! HTTP, `http1` or `http2` has the connection, `admit` asks the policies, `outgoing` makes the request that goes out, `forward` or
+//! HTTP, `http1` or `http2` has the connection, `admit` asks the policies, `outgoing` makes the request that goes out, `http1_to_http1` or
 //! `any_version` exchanges it with the upstream, and `record` tells of it. ARCHITECTURE.md has the whole way.
 
 mod admit;
@@ -11,16 +11,19 @@ mod drain;
 mod exchange;
 mod facts;
 mod following;
-mod forward;
+mod framing;
 mod gate;
 mod greet;
 mod headers;
 mod http1;
+mod http1_to_http1;
 mod http2;
 mod interim;
 pub mod lane;
 mod outbox;
+mod outcome;
 mod outgoing;
+mod progress;
 mod quota;
 mod record;
 mod reply;
@@ -29,8 +32,6 @@ mod sessions;
 mod shares;
 mod shed;
 mod trace;
-mod tries;
 mod upgrade;
-mod upload;
 mod verdicts;
 mod wire;

@@ -10,6 +10,7 @@ use super::admit::Admitted;
 use super::audit;
 use super::exchange::{Answered, Conn, Failure, Next};
 use super::headers;
+use super::outcome::{self, Client};
 use super::quota::Quota;
 use super::record::Record;
 use super::reply::Rejection;
@@ -24,7 +25,7 @@ use crate::http2::grpc;
 use crate::plan::Plan;
 use crate::policy::session::{Session, SessionId};
 use crate::store::breakers::{CallPermit, End};
-use crate::upstream::{Aim, Cause, authority_of};
+use crate::upstream::{Aim, authority_of};
 
 /// A checked request with its head as it goes out, and what its answer will need.
 pub(super) struct Outgoing<'p> {
@@ -206,7 +207,7 @@ impl<'p> Outgoing<'p> {
 
     /// The upstream's part is over, without a whole response.
     pub(super) fn failed(&mut self, failure: &Failure, record: &Record) {
-        match end_of(failure, &self.request, record) {
+        match outcome::end_of(failure, &self.request, record) {
             Some(end) => self.finish(end, record),
             None => {
                 if let Some(permit) = self.permit.take() {
@@ -221,71 +222,21 @@ impl<'p> Outgoing<'p> {
     /// where its body ends, of which so many bytes were `read`, and nothing of it is on its way.
     pub(super) fn in_order(&self, conn: &Conn<'_>, failure: Failure, read: Option<u64>) -> Failure {
         let may_live = self.keep_alive && !conn.is_to_end();
+        let client = outcome::client_after(&failure);
         let Failure::Reply(refused, next) = failure else {
             return failure;
         };
-        let never_set_out = matches!(
-            refused,
-            Rejection::Overloaded
-                | Rejection::NoEndpoint
-                | Rejection::ConnectFailed(_)
-                | Rejection::ConnectTimeout(_)
-                | Rejection::UpstreamTls(_)
-        );
-        let unanswered = matches!(
-            refused,
-            Rejection::UpstreamBroken | Rejection::UpstreamTimeout
-        );
-        let next = match (self.request.body, read) {
-            (BodyLength::None, _) if may_live && (never_set_out || unanswered) => Next::KeepAlive,
-            (BodyLength::Fixed(bytes), Some(read)) if may_live && never_set_out => {
+        let next = match (client, self.request.body, read) {
+            (Client::Lives | Client::LivesBehindNone, BodyLength::None, _) if may_live => {
+                Next::KeepAlive
+            }
+            (Client::Lives, BodyLength::Fixed(bytes), Some(read)) if may_live => {
                 Next::behind(bytes.saturating_sub(read))
             }
             _ => next,
         };
         Failure::Reply(refused, next)
     }
-
-    /// The upstream's part is over, after a response's head of this status.
-    pub(super) fn streamed<T>(&mut self, end: End, streamed: &Result<T, Failure>, record: &Record) {
-        match streamed {
-            // The upstream has answered, and the rest is the client's or weir's own.
-            Ok(_)
-            | Err(
-                Failure::ClientGone
-                | Failure::NotPersisted
-                | Failure::CutShort(_)
-                | Failure::Reply(Rejection::AuditUnavailable, _),
-            ) => self.finish(end, record),
-            Err(Failure::UpstreamGone | Failure::Reply(..)) => self.finish(End::Reset, record),
-        }
-    }
-}
-
-/// What a failed exchange says of the upstream; `None` when it says nothing.
-pub(super) fn end_of(failure: &Failure, request: &Request, record: &Record) -> Option<End> {
-    let Failure::Reply(rejection, _) = failure else {
-        return None;
-    };
-    // What weir lacks itself is not the upstream's fault.
-    if matches!(rejection, Rejection::ConnectFailed(Cause::Own)) {
-        return None;
-    }
-    if matches!(
-        rejection,
-        Rejection::ConnectFailed(_) | Rejection::ConnectTimeout(_) | Rejection::UpstreamTls(_)
-    ) {
-        return Some(End::ConnectFailed);
-    }
-    if matches!(rejection, Rejection::UpstreamTimeout) {
-        return Some(End::TimedOut);
-    }
-    if matches!(rejection, Rejection::DeadlineExceeded) {
-        return Some(End::Deadline);
-    }
-    // One that gives up on a body may have had its reason in the client's pace; calls of gRPC stream at whatever pace they like.
-    let is_its_own = record.sent.is_some() || request.grpc.is_some();
-    (is_its_own && matches!(rejection, Rejection::UpstreamBroken)).then_some(End::Reset)
 }
 
 /// A checked request as it goes out.

@@ -1,5 +1,5 @@
-//! Whether a request is tried again and when, whatever is spoken at either side. Owns why a try may be followed by another, for which bodies,
-//! and the count, the time and the budget of all of a request's tries; must not send it, nor wait.
+//! Whether a request is tried again and when, whatever is spoken at either side. Owns for which bodies, and the count, the time and the budget
+//! of all of a request's tries; which failures are a reason is `outcome`'s. Must not send it, nor wait.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -7,8 +7,8 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use super::exchange::Failure;
+use super::outcome;
 use super::outgoing::Request;
-use super::reply::Rejection;
 use crate::clock;
 use crate::config::upstreams::{Retries, RetryOn};
 use crate::http1::head::BodyLength;
@@ -62,30 +62,10 @@ impl Over<'_> {
     /// Whether it may be followed by another try. Where the upstream may have seen the request, that is for those alone to which it is
     /// `harmless`.
     fn is_reason(&self, on: &RetryOn, harmless: bool) -> bool {
-        let of_seen = match self.came {
-            Ok(status) => on.has_status(status),
-            Err(Failure::Reply(
-                Rejection::ConnectFailed(_)
-                | Rejection::ConnectTimeout(_)
-                | Rejection::UpstreamTls(_),
-                _,
-            )) => return on.connect_failure,
-            Err(Failure::Reply(Rejection::UpstreamBroken, _)) => match self.point {
-                Point::Unseen if on.reset_before_request => return true,
-                // Nor has a byte of the response come.
-                Point::Unseen | Point::Seen => on.reset,
-                Point::Answered => false,
-            },
-            Err(Failure::Reply(Rejection::UpstreamTimeout, _)) => on.timeout,
-            Err(
-                Failure::Reply(..)
-                | Failure::ClientGone
-                | Failure::UpstreamGone
-                | Failure::NotPersisted
-                | Failure::CutShort(_),
-            ) => false,
-        };
-        of_seen && harmless
+        match self.came {
+            Ok(status) => on.has_status(status) && harmless,
+            Err(failure) => outcome::is_reason(failure, self.point, on, harmless),
+        }
     }
 }
 
@@ -178,37 +158,5 @@ impl<'r> Tries<'r> {
         let next = self.upstream.pick(aim, &self.before).ok()?;
         self.upstream.shared.metrics.retried.inc();
         Some(next)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_was_not_seen_is_for_any_method_and_what_is_answered_for_none() {
-        let check = |on: &[&str], point, expected: (bool, bool)| {
-            let on = RetryOn {
-                reset_before_request: on.contains(&"reset_before_request"),
-                reset: on.contains(&"reset"),
-                timeout: on.contains(&"timeout"),
-                ..RetryOn::default()
-            };
-            let broken = Failure::from(Rejection::UpstreamBroken);
-            let over = Over {
-                came: Err(&broken),
-                point,
-                is_kept: true,
-                waited: Duration::ZERO,
-            };
-            let told = (over.is_reason(&on, false), over.is_reason(&on, true));
-            assert_eq!(told, expected, "{on:?} {point:?}");
-        };
-        check(&["reset_before_request"], Point::Unseen, (true, true));
-        check(&["reset_before_request"], Point::Seen, (false, false));
-        check(&["reset"], Point::Unseen, (false, true));
-        check(&["reset"], Point::Seen, (false, true));
-        check(&["reset"], Point::Answered, (false, false));
-        check(&["timeout"], Point::Unseen, (false, false));
     }
 }

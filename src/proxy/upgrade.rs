@@ -45,11 +45,12 @@ pub(super) async fn switched(
     conn: &Conn<'_>,
     outgoing: &Outgoing<'_>,
     ends: &mut Ends<'_>,
-    (upstream, answer): (&mut Stream, Vec<u8>),
+    upstream: &mut Stream,
+    answer: Vec<u8>,
     spoken: Spoken,
     record: &mut Record,
 ) -> Result<(), Failure> {
-    persist((outgoing.plan, &conn.lane.outbox), record, false).await?;
+    persist(outgoing.plan, &conn.lane.outbox, record, false).await?;
     ends.write(&outgoing.out, outgoing.request.idle).await?;
     let to_upstream = std::mem::take(ends.buffer);
     let (mut client, mut upstream) = (BothWays::of(ends.client), BothWays::of(upstream));
@@ -63,7 +64,8 @@ pub(super) async fn switched(
 pub(super) async fn switched_http2(
     conn: &Conn<'_>,
     outgoing: &Outgoing<'_>,
-    (body, respond): (&mut RecvStream, &mut SendResponse<Bytes>),
+    body: &mut RecvStream,
+    respond: &mut SendResponse<Bytes>,
     upstream: Side<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>,
     answer: Vec<u8>,
     record: &mut Record,
@@ -79,7 +81,7 @@ pub(super) async fn switched_http2(
         head.headers_mut().remove(gone);
     }
     record.status = head.status().as_u16();
-    persist((outgoing.plan, &conn.lane.outbox), record, false).await?;
+    persist(outgoing.plan, &conn.lane.outbox, record, false).await?;
     let writes = respond.send_response(head, false);
     let writes = TunnelWriting(writes.map_err(|_| Failure::ClientGone)?);
     let client = Side::of((TunnelReading::of(body), writes), answer);

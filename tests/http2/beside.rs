@@ -94,6 +94,68 @@ fn a_slow_reader_gets_what_it_reads() {
     });
 }
 
+/// Whom both bodies of a request wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Staller {
+    /// It sends no more of its body, for which the upstream may wait.
+    Client,
+    /// It reads no more.
+    Upstream,
+}
+
+/// Idle streams of clients must not trip the breaker of an upstream that listens.
+#[test]
+fn where_nothing_moves_whoever_is_waited_for_is_to_blame() {
+    let cases = PAIRINGS.map(|pairing| [(pairing, Staller::Client), (pairing, Staller::Upstream)]);
+    at_once(cases.into_iter().flatten(), |((asks, serves), staller)| {
+        run(async {
+            let origin = Origin::start(serves).await;
+            let lane = Lane::start(&format!(
+                "listeners: [{{address: '127.0.0.1:0', timeouts: {{stream_idle: 2s}}}}]\n\
+                 upstreams: {{app: {{endpoints: ['http://{}'], protocol: {}, circuit_breaker: b}}}}\n\
+                 circuit_breakers: {{b: {{consecutive_failures: 1, open_for: 1h}}}}\n",
+                origin.address,
+                serves.name()
+            ));
+            let client = Client::connect(asks, lane.address).await;
+            let mut world = World {
+                lane,
+                client,
+                origin,
+                asks,
+                serves,
+            };
+            let mut call = world.client.call("POST", "/", &[], Length::Unknown).await;
+            call.body.send(b"abc").await.unwrap();
+            let mut asked = world.origin.asked().await;
+            asked.body.expect(b"abc").await;
+            let mut out = asked.reply(200, &[], Length::Unknown).await;
+            out.send(b"abc").await.unwrap();
+            let mut answer = call.answer().await;
+            answer.body.expect(b"abc").await;
+            let (reason, state) = match staller {
+                Staller::Client => ("body_timeout", "closed"),
+                Staller::Upstream => {
+                    answer.sent.pour().await;
+                    ("upstream_aborted", "open")
+                }
+            };
+            let broken = timeout(SOON, answer.body.rest()).await;
+            assert_eq!(
+                broken,
+                Ok(Err(Broken)),
+                "{asks:?} to {serves:?}, {staller:?}"
+            );
+            world.ends(reason, 1).await;
+            assert_eq!(
+                world.lane.state(),
+                state,
+                "{asks:?} to {serves:?}, {staller:?}"
+            );
+        });
+    });
+}
+
 /// Why a body that is sent beside its response is one no more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {

@@ -377,7 +377,7 @@ fn a_client_that_leaves_while_it_waits_for_its_turn_is_noticed() {
 #[test]
 fn a_client_that_leaves_within_the_answer_is_told_upstream() {
     on_each_patient_pairing(async |mut world| {
-        // Between two parts of a response only HTTP/2 tells that the client has left: `forward` hears it as it writes.
+        // Between two parts of a response only HTTP/2 tells that the client has left: `http1_to_http1` hears it as it writes.
         let silent = (world.asks, world.serves) != (Version::One, Version::One);
         let call = world.client.get("/").await;
         let mut asked = world.origin.asked().await;

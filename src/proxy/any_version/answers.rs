@@ -11,7 +11,7 @@ use h2::{Reason, RecvStream};
 use crate::http1::response::ResponseHead;
 use crate::http2::head::{Answering, downgrade_response};
 use crate::net::stream::Reading;
-use crate::proxy::forward::read_head;
+use crate::proxy::framing::read_head;
 use crate::proxy::outgoing::Request;
 use crate::proxy::reply::Rejection;
 

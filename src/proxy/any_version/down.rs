@@ -11,7 +11,7 @@ use h2::Reason;
 use h2::server::SendResponse;
 
 use super::parts::{Broken, Part, Sink, Source, keep};
-use super::up::{Progress, Uploading, while_moving};
+use super::up::{Uploading, while_moving};
 use crate::config::rewrite::HeaderChanges;
 use crate::http1::head::BodyLength;
 use crate::http1::response::ResponseHead;
@@ -23,11 +23,12 @@ use crate::proxy::exchange::{Failure, persist};
 use crate::proxy::headers;
 use crate::proxy::interim::Interims;
 use crate::proxy::outbox::Outbox;
+use crate::proxy::outcome::{stalled, within_body};
 use crate::proxy::outgoing::Request;
+use crate::proxy::progress::Progress;
 use crate::proxy::record::Record;
 use crate::proxy::reply::Rejection;
 use crate::proxy::wire::{Deadlines, Elapsed};
-use crate::store::breakers::End;
 
 /// The field that says how a call of gRPC went.
 const GRPC_STATUS: &str = "grpc-status";
@@ -148,7 +149,8 @@ pub(super) struct Down<'r, 'c> {
     pub chunked: bool,
     /// Once the head is on its way.
     pub sink: Option<Sink<'c>>,
-    pub audited: (&'r Plan, &'r Outbox),
+    pub plan: &'r Plan,
+    pub outbox: &'r Outbox,
     pub request: &'r Request,
     /// Of the route, to what is told.
     pub changes: &'r HeaderChanges,
@@ -299,23 +301,14 @@ impl<'c> Down<'_, 'c> {
                     return Ok(Err(Some(Rejection::DeadlineExceeded)));
                 }
                 Err(Elapsed) if !progress.left_of(request.idle).is_zero() => {}
-                Err(Elapsed) => return Ok(Err(None)),
+                Err(Elapsed) => return Ok(Err(stalled(progress.waits()))),
             }
-        }
-    }
-
-    /// What the end of a response of this `status` says of the upstream.
-    pub(super) fn end(&self, status: u16, streamed: &Result<(), Failure>) -> End {
-        match (streamed, self.grpc) {
-            (Err(Failure::CutShort(_)), Some(GrpcStatus::DEADLINE_EXCEEDED)) => End::Deadline,
-            (_, Some(status)) => End::Grpc(status),
-            (_, None) => End::Status(status),
         }
     }
 
     /// Before the end of the response goes out.
     async fn safe(&mut self, record: &mut Record) -> Result<(), Failure> {
-        let safe = persist(self.audited, record, self.sink.is_some()).await;
+        let safe = persist(self.plan, self.outbox, record, self.sink.is_some()).await;
         if safe.is_err() {
             self.abort();
         }
@@ -325,10 +318,7 @@ impl<'c> Down<'_, 'c> {
     /// The response is not whole and its head is out: trailers tell a gRPC client why, and others only an abort. `ours`: where
     /// it is not the upstream that broke off.
     async fn cut_short(&mut self, ours: Option<Rejection>, record: &mut Record) -> Failure {
-        let failure = match &ours {
-            Some(rejection) => Failure::CutShort(rejection.reason()),
-            None => Failure::UpstreamGone,
-        };
+        let failure = within_body(ours.as_ref());
         if self.request.grpc.is_none() {
             self.abort();
             return failure;

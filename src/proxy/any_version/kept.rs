@@ -40,7 +40,8 @@ impl<'r, 'a, 's> Body<'r, 'a, 's> {
     /// A body of this `length`, of which up to `keep` bytes are kept; `is_lost` comes to say whether it cannot be sent again.
     pub(super) fn new(
         source: &'r mut Source<'a, 's>,
-        (length, keep): (BodyLength, usize),
+        length: BodyLength,
+        keep: usize,
         is_lost: &'r Cell<bool>,
     ) -> Body<'r, 'a, 's> {
         Body {

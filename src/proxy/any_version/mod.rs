@@ -1,5 +1,5 @@
 //! One exchange with the upstream, whichever version of HTTP each side speaks: the checked request goes out, the response comes back,
-//! both streamed, trailers included. Where both are known to speak HTTP/1.1 it is `forward`, which does the same in six tenths
+//! both streamed, trailers included. Where both are known to speak HTTP/1.1 it is `http1_to_http1`, which does the same in six tenths
 //! of the instructions. Must not decide policy.
 
 mod answers;
@@ -18,12 +18,13 @@ use h2::server::SendResponse;
 use http::{Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::exchange::{Conn, Ends, Failure, Next, learn, unreached};
+use super::exchange::{Conn, Ends, Failure, Next};
 use super::following::LaneView;
+use super::outcome::{is_stale, learn, unreached, waited_in_vain};
 use super::outgoing::Outgoing;
 use super::record::Record;
 use super::reply::Rejection;
-use super::retries::Point;
+use super::retries::{Point, Tries};
 use super::upgrade::{self, Side};
 use crate::config::Protocol;
 use crate::http1::body::BodyReader;
@@ -158,10 +159,10 @@ impl Exchange<'_, '_, '_> {
             let picked = upstream.pick(outgoing.aim, &[]);
             let picked = picked.map_err(|_| Rejection::NoEndpoint)?;
             record.note_target(&picked.pool);
-            let to = (slot, picked);
-            let mut trying = Trying::new(upstream, to, (retries, within), &is_lost);
+            let tries = retries.map(|retries| Tries::new(upstream, retries, within));
+            let mut trying = Trying::new(slot, picked, tries, &is_lost);
             let length = outgoing.request.body;
-            let mut body = Body::new(source, (length, outgoing.keep()), &is_lost);
+            let mut body = Body::new(source, length, outgoing.keep(), &is_lost);
             loop {
                 let attempt = self.attempt(&mut body, &mut trying).await;
                 let Exchange {
@@ -263,6 +264,12 @@ impl Exchange<'_, '_, '_> {
         Err(Rejection::UpstreamBroken.into())
     }
 
+    fn is_stale(&self, failure: &Failure, point: Point, body: &Body<'_, '_, '_>) -> bool {
+        let can_repeat = self.outgoing.request.can_repeat;
+        // Once the head of a response is on its way there is no other.
+        self.record.status == 0 && is_stale(failure, point, !body.is_lost(), can_repeat)
+    }
+
     async fn by_http1(
         &mut self,
         pool: &Pool,
@@ -284,15 +291,7 @@ impl Exchange<'_, '_, '_> {
         };
         let reused = connected.reused;
         let ran = match self.run(body, upstream, &mut answer).await {
-            Err(Failure::Reply(Rejection::UpstreamBroken, _))
-                if reused
-                    && self.record.status == 0
-                    && match trying.point {
-                        Point::Unseen => !body.is_lost(),
-                        Point::Seen => self.outgoing.request.can_repeat,
-                        Point::Answered => false,
-                    } =>
-            {
+            Err(failure) if reused && self.is_stale(&failure, trying.point, body) => {
                 return Ok(Used::Stale);
             }
             ran => ran?,
@@ -329,8 +328,8 @@ impl Exchange<'_, '_, '_> {
         let (Source::Http2 { stream: body, .. }, Back::Http2(respond)) = (source, back) else {
             return Err(Rejection::UpstreamBroken.into());
         };
-        let client = (&mut **body, &mut **respond);
-        let switched = upgrade::switched_http2(conn, outgoing, client, upstream, answer, record);
+        let switched =
+            upgrade::switched_http2(conn, outgoing, body, respond, upstream, answer, record);
         // Boxed, to keep the common future small.
         Box::pin(switched).await?;
         Ok(Used::Ended(Ended::Whole(Next::Close)))
@@ -375,7 +374,7 @@ impl Exchange<'_, '_, '_> {
         let ran = self.run(body, upstream, &mut answer).await;
         match &ran {
             Ok(_) => place.answered(),
-            Err(failure) if waited_in_vain(failure, self.record) => place.doubt(),
+            Err(failure) if waited_in_vain(failure, self.record.status != 0) => place.doubt(),
             Err(_) => {}
         }
         trying.point = match fate.get() {
@@ -384,13 +383,14 @@ impl Exchange<'_, '_, '_> {
             // Whatever of it is no good.
             Fate::Seen | Fate::Lost => Point::of(true, &answer),
         };
-        if let Err(Failure::Reply(Rejection::UpstreamBroken, _)) = ran
-            && self.record.status == 0
-            && match fate.get() {
-                Fate::Seen | Fate::Answered => false,
-                Fate::Unseen => !body.is_lost(),
-                Fate::Lost => place.reused && self.outgoing.request.can_repeat,
-            }
+        let was_closed = match fate.get() {
+            Fate::Seen | Fate::Answered => false,
+            Fate::Unseen => true,
+            Fate::Lost => place.reused,
+        };
+        if let Err(failure) = &ran
+            && was_closed
+            && self.is_stale(failure, trying.point, body)
         {
             return Ok(Used::Stale);
         }
@@ -403,19 +403,5 @@ impl Exchange<'_, '_, '_> {
             }
             (Ran::Switched(_), _) => Err(Rejection::UpstreamBroken.into()),
         }
-    }
-}
-
-/// Whether a request that failed so may have waited for a connection that is gone without a word.
-fn waited_in_vain(failure: &Failure, record: &Record) -> bool {
-    match failure {
-        Failure::Reply(rejection, _) => matches!(
-            rejection,
-            Rejection::UpstreamTimeout | Rejection::DeadlineExceeded
-        ),
-        Failure::UpstreamGone | Failure::CutShort(_) => true,
-        // That may have been its reason, unless it was answered.
-        Failure::ClientGone => record.status == 0,
-        Failure::NotPersisted => false,
     }
 }

@@ -12,7 +12,7 @@ use http::HeaderMap;
 use crate::http1::body::{BodyReader, Piece};
 use crate::http1::trailers;
 use crate::net::stream::{Reading, Writing};
-use crate::proxy::upload::{Front, put_piece};
+use crate::proxy::framing::{Front, put_piece};
 use crate::proxy::wire::{read_some, write_in_parts};
 
 /// Bytes that are worth a write.

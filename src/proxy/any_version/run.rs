@@ -1,7 +1,7 @@
 //! One request by one connection: the body goes up while the response's head is waited for, and the response comes back beside the
 //! rest of it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::pin;
 use std::task::Poll;
@@ -13,15 +13,17 @@ use super::down::{Back, Down, grpc_status};
 use super::kept::Body;
 use super::parts::{Sink, Source};
 use super::trying::Trying;
-use super::up::{Progress, Uploading, upload};
+use super::up::{Uploading, upload};
 use super::{Ended, Exchange};
 use crate::config::rewrite::HeaderChanges;
 use crate::http1::head::BodyLength;
 use crate::http1::response::{ResponseBody, ResponseHead};
 use crate::http1::websocket;
-use crate::proxy::exchange::{Answered, Failure, is_over, learn};
+use crate::proxy::exchange::{Answered, Failure, is_over};
 use crate::proxy::interim::Interims;
+use crate::proxy::outcome::{end_of_response, learn};
 use crate::proxy::outgoing::Request;
+use crate::proxy::progress::Progress;
 use crate::proxy::record::Record;
 use crate::proxy::reply::Rejection;
 use crate::proxy::retries::Point;
@@ -68,29 +70,39 @@ impl Exchange<'_, '_, '_> {
         } = upstream;
         record.sent = None;
         let progress = Progress::begin(trying.waited, record.probe.clone());
+        progress.made();
+        let bytes_in = Cell::new(0);
         let request = outgoing.request;
         let plan = outgoing.plan;
         let mut uploading = Uploading {
             rest: Some(pin!(upload(
                 &request,
-                (plan, outgoing.route),
+                plan,
+                outgoing.route,
                 body,
                 sink,
-                &progress
+                &progress,
+                &bytes_in,
             ))),
-            progress: &progress,
+            bytes_in: &bytes_in,
             whole: false,
             refused: None,
         };
-        let how = (&request, &outgoing.route.response_headers);
-        let answered = await_head(how, &mut uploading, &mut answers, back, answer, record);
+        let answered = await_head(
+            &request,
+            &outgoing.route.response_headers,
+            &mut uploading,
+            &mut answers,
+            back,
+            answer,
+            record,
+        );
         let answered = answered.await;
         trying.waited = progress.waited();
         trying.point = Point::of(progress.begun.get(), answer);
         let (head, mut body) = answered?;
         record.note_answered(head.status);
-        progress.answered.set(true);
-        progress.made();
+        progress.answer();
         let status = head.status;
         let answered = Answered {
             head,
@@ -133,7 +145,8 @@ impl Exchange<'_, '_, '_> {
             head: std::mem::take(&mut *outgoing.out),
             chunked: answered.chunked() && !request.is_http10,
             sink: None,
-            audited: (plan, &conn.lane.outbox),
+            plan,
+            outbox: &conn.lane.outbox,
             request: &request,
             changes: &outgoing.route.response_headers,
             progress: &progress,
@@ -143,7 +156,7 @@ impl Exchange<'_, '_, '_> {
         let streamed = down.stream(has_body.then_some(&mut body), &mut uploading, back, record);
         let streamed = streamed.await;
         record.grpc = record.grpc.or(down.grpc);
-        outgoing.streamed(down.end(status, &streamed), &streamed, record);
+        outgoing.finish(end_of_response(status, down.grpc, &streamed), record);
         streamed?;
         Ok(Ran::Ended {
             ended: Ended::Whole(next),
@@ -157,7 +170,8 @@ type Head = (ResponseHead, Option<RecvStream>);
 
 /// Uploads while it waits for the response's head, which comes to stand at the front of `answer`, and tells the client of interim ones.
 async fn await_head<F: Future<Output = Result<(), Failure>>>(
-    (request, changes): (&Request, &HeaderChanges),
+    request: &Request,
+    changes: &HeaderChanges,
     uploading: &mut Uploading<'_, F>,
     answers: &mut Answers<'_>,
     back: &mut Back<'_, '_>,

@@ -6,12 +6,12 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::down::Back;
-use crate::config::upstreams::Retries;
-use crate::proxy::exchange::{Failure, outcome};
+use crate::proxy::exchange::Failure;
+use crate::proxy::outcome::of_endpoint;
 use crate::proxy::outgoing::{Outgoing, Request};
 use crate::proxy::record::Record;
 use crate::proxy::retries::{Over, Point, Tries};
-use crate::upstream::{LaneUpstream, Picked, Slot, Until};
+use crate::upstream::{Picked, Slot, Until};
 
 /// A request whose response has not begun.
 pub(super) struct Trying<'r> {
@@ -25,7 +25,7 @@ pub(super) struct Trying<'r> {
     pub point: Point,
     /// For the client to send, in all tries.
     pub waited: Duration,
-    /// `None` where the upstream has no retries.
+    /// Where the upstream has retries.
     tries: Option<Tries<'r>>,
     /// Whether some of the request's body can be sent no more.
     is_lost: &'r Cell<bool>,
@@ -33,9 +33,9 @@ pub(super) struct Trying<'r> {
 
 impl<'r> Trying<'r> {
     pub(super) fn new(
-        upstream: &'r LaneUpstream,
-        (slot, picked): (Slot<'r>, Picked<'r>),
-        (retries, within): (Option<&'r Retries>, Duration),
+        slot: Slot<'r>,
+        picked: Picked<'r>,
+        tries: Option<Tries<'r>>,
         is_lost: &'r Cell<bool>,
     ) -> Trying<'r> {
         Trying {
@@ -44,7 +44,7 @@ impl<'r> Trying<'r> {
             told: false,
             point: Point::Unseen,
             waited: Duration::ZERO,
-            tries: retries.map(|retries| Tries::new(upstream, retries, within)),
+            tries,
             is_lost,
         }
     }
@@ -58,7 +58,7 @@ impl<'r> Trying<'r> {
     /// Says what the endpoint made of the request, once.
     pub(super) fn tell(&mut self, came: Result<u16, &Failure>, request: &Request, record: &Record) {
         if !self.told
-            && let Some(outcome) = outcome(came, request, record)
+            && let Some(outcome) = of_endpoint(came, request, record)
         {
             self.picked.tell(outcome);
         }

@@ -3,7 +3,6 @@
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
-use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -12,104 +11,27 @@ use h2::Reason;
 
 use super::kept::Body;
 use super::parts::{Broken, Part, Sink, keep};
-use crate::clock;
 use crate::config::Route;
 use crate::http1::head::BodyLength;
 use crate::plan::Plan;
 use crate::proxy::exchange::Failure;
 use crate::proxy::headers;
+use crate::proxy::outcome::leaves_response;
 use crate::proxy::outgoing::Request;
+use crate::proxy::progress::Progress;
 use crate::proxy::reply::Rejection;
 use crate::proxy::wire::{Deadlines, Elapsed};
-use crate::store::breakers::Probe;
 
 /// A request's body on its way, which may go on beside the response.
 pub(super) struct Uploading<'a, F> {
     /// Until it is done.
     pub rest: Option<Pin<&'a mut F>>,
-    pub progress: &'a Progress,
+    /// What of it has come, in bytes.
+    pub bytes_in: &'a Cell<u64>,
     /// Whether all of it is sent.
     pub whole: bool,
     /// Why it ended beside the response, and that with it.
     pub refused: Option<Rejection>,
-}
-
-/// How far the bodies of an exchange have come.
-#[derive(Debug)]
-pub(super) struct Progress {
-    /// Bytes of the request's body.
-    pub bytes_in: Cell<u64>,
-    /// For the client to send, without the wait that goes on.
-    waited: Cell<Duration>,
-    /// Since when it is waited for now, by [`clock::mono`].
-    waiting: Cell<Option<Duration>>,
-    /// When something last moved, either way, by [`clock::mono`].
-    moved: Cell<Duration>,
-    /// Whether an upstream of HTTP/1.1 has a byte of the request, by this try.
-    pub begun: Cell<bool>,
-    /// Whether the response's head has come: what is left goes on for as long as something moves.
-    pub answered: Cell<bool>,
-    /// Where it is one: its time is the upstream's, but while the client is waited for.
-    probe: Option<Rc<Probe>>,
-}
-
-impl Progress {
-    /// Of a try; in those before it the client was waited for so long.
-    pub(super) fn begin(waited: Duration, probe: Option<Rc<Probe>>) -> Progress {
-        Progress {
-            bytes_in: Cell::new(0),
-            waited: Cell::new(waited),
-            waiting: Cell::new(None),
-            moved: Cell::new(clock::mono()),
-            begun: Cell::new(false),
-            answered: Cell::new(false),
-            probe,
-        }
-    }
-
-    pub(super) fn made(&self) {
-        self.moved.set(clock::mono());
-    }
-
-    /// Some of the request went out.
-    fn sent(&self) {
-        self.begun.set(true);
-        self.made();
-        self.works();
-    }
-
-    /// The upstream's time begins anew.
-    fn works(&self) {
-        if let (Some(probe), false) = (&self.probe, self.answered.get()) {
-            probe.works(clock::mono());
-        }
-    }
-
-    /// For the client to send, so far.
-    pub(super) fn waited(&self) -> Duration {
-        let since = self.waiting.get();
-        let now = since.map(|since| clock::mono().saturating_sub(since));
-        self.waited.get() + now.unwrap_or_default()
-    }
-
-    fn begin_waiting(&self) {
-        let now = clock::mono();
-        self.waiting.set(Some(now));
-        if let (Some(probe), false) = (&self.probe, self.answered.get()) {
-            probe.waits(now);
-        }
-    }
-
-    fn end_waiting(&self) {
-        self.waited.set(self.waited());
-        self.waiting.set(None);
-        self.works();
-    }
-
-    /// What is left of `idle` since something moved.
-    pub(super) fn left_of(&self, idle: Duration) -> Duration {
-        (self.moved.get() + idle).saturating_sub(clock::mono())
-    }
 }
 
 impl<F: Future<Output = Result<(), Failure>>> Uploading<'_, F> {
@@ -124,7 +46,7 @@ impl<F: Future<Output = Result<(), Failure>>> Uploading<'_, F> {
             return Poll::Pending;
         };
         let polled = rest.as_mut().poll(cx);
-        *bytes_in = self.progress.bytes_in.get();
+        *bytes_in = self.bytes_in.get();
         let Poll::Ready(ended) = polled else {
             return Poll::Pending;
         };
@@ -146,10 +68,8 @@ impl<F: Future<Output = Result<(), Failure>>> Uploading<'_, F> {
                 return Poll::Ready(Ok(output));
             }
             match self.poll(cx, bytes_in) {
-                Poll::Pending
-                | Poll::Ready(Ok(()) | Err(Failure::Reply(Rejection::UpstreamBroken, _))) => {
-                    Poll::Pending
-                }
+                Poll::Pending | Poll::Ready(Ok(())) => Poll::Pending,
+                Poll::Ready(Err(failure)) if leaves_response(&failure) => Poll::Pending,
                 Poll::Ready(Err(Failure::Reply(rejection, _))) => {
                     let failure = Failure::CutShort(rejection.reason());
                     self.refused = Some(rejection);
@@ -165,15 +85,17 @@ impl<F: Future<Output = Result<(), Failure>>> Uploading<'_, F> {
 /// Sends the whole body, if there is where to.
 pub(super) async fn upload(
     request: &Request,
-    may: (&Plan, &Route),
+    plan: &Plan,
+    route: &Route,
     body: &mut Body<'_, '_, '_>,
     sink: Option<Sink<'_>>,
     progress: &Progress,
+    bytes_in: &Cell<u64>,
 ) -> Result<(), Failure> {
     let Some(mut sink) = sink else {
         return Ok(());
     };
-    let sent = send(request, may, body, &mut sink, progress).await;
+    let sent = send(request, plan, route, body, &mut sink, progress, bytes_in).await;
     match sent {
         Ok(()) | Err(Failure::Reply(Rejection::UpstreamBroken, _)) => {}
         // A stream whose response goes on would else never end.
@@ -184,10 +106,12 @@ pub(super) async fn upload(
 
 async fn send(
     request: &Request,
-    (plan, route): (&Plan, &Route),
+    plan: &Plan,
+    route: &Route,
     body: &mut Body<'_, '_, '_>,
     sink: &mut Sink<'_>,
     progress: &Progress,
+    bytes_in: &Cell<u64>,
 ) -> Result<(), Failure> {
     let mut deadlines = Deadlines::new();
     if request.body == BodyLength::None {
@@ -206,10 +130,9 @@ async fn send(
                         let flushed = sink.flush(|| progress.sent());
                         taken(&mut deadlines, request, progress, flushed).await?;
                     }
-                    // Only the client's time counts, not that of an upstream which is slow to read.
-                    progress.begin_waiting();
+                    let waiting = progress.wait();
                     let read = unless_late(&mut deadlines, request, progress, next).await;
-                    progress.end_waiting();
+                    drop(waiting);
                     read.map_err(|Elapsed| Rejection::BodyTimeout)?
                 }
             }
@@ -223,9 +146,9 @@ async fn send(
         })?;
         match part {
             Part::Data { bytes, last } => {
-                let sent = progress.bytes_in.get() + bytes.len() as u64;
-                progress.bytes_in.set(sent);
-                if sent > request.max_body {
+                let came = bytes_in.get() + bytes.len() as u64;
+                bytes_in.set(came);
+                if came > request.max_body {
                     return Err(Rejection::BodyTooLarge.into());
                 }
                 let put = sink.put(bytes, last, || progress.sent());

@@ -1,26 +1,26 @@
 //! A request's body on its way to the upstream, which may go on beside the response.
 
-use std::io::Write as _;
-use std::ops::Range;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 
-use super::exchange::Failure;
-use super::headers::{may_trail_up, put_last_chunk};
-use super::outgoing::{Outgoing, Request};
-use super::reply::Rejection;
-use super::retries::may_be_kept;
-use super::trace::Renamed;
-use super::wire::{Deadlines, Elapsed, Room};
-use crate::clock;
 use crate::config::Route;
 use crate::http1::body::{BodyReader, Piece};
 use crate::http1::head::BodyLength;
 use crate::net::stream::{Reading, Writing};
 use crate::plan::Plan;
+use crate::proxy::exchange::Failure;
+use crate::proxy::framing::Front;
+use crate::proxy::headers::{may_trail_up, put_last_chunk};
+use crate::proxy::outcome::{leaves_response, stalled, within_body};
+use crate::proxy::outgoing::{Outgoing, Request};
+use crate::proxy::progress::Progress;
+use crate::proxy::reply::Rejection;
+use crate::proxy::retries::may_be_kept;
+use crate::proxy::trace::Renamed;
+use crate::proxy::wire::{Deadlines, Elapsed, Room};
 use crate::store::breakers::Probe;
 
 /// A request with a body on its way up. It may be left at any wait and gone on with: what is not sent yet is kept here.
@@ -30,16 +30,13 @@ pub(super) struct Upload<'p> {
     chunked: bool,
     /// Bytes that the body may still have.
     left: u64,
-    /// For the client, so far.
-    waited: Duration,
-    /// When some of it last moved, by [`clock::mono`], once the response's head has come: what is left goes on for as long as
-    /// something moves, either way.
-    moved: Option<Duration>,
+    /// Of all tries, but for what has `begun`.
+    pub progress: Progress,
+    /// Whether the client was waited for when this was left.
+    waits: bool,
     /// Not sent yet, but for what is `written` of it.
     out: Vec<u8>,
     written: usize,
-    /// Whether the upstream has a byte of the request, by this try.
-    pub begun: bool,
     /// Whether it is gone from `out`.
     lost: bool,
     /// All that was taken so far, and the bytes of the body that may be kept so; `None` once they are too many.
@@ -47,8 +44,6 @@ pub(super) struct Upload<'p> {
     /// They say what must not come behind the body.
     plan: &'p Plan,
     route: &'p Route,
-    /// Where it is one: its time is the upstream's, but while the client is waited for.
-    probe: Option<Rc<Probe>>,
 }
 
 impl<'p> Upload<'p> {
@@ -61,26 +56,19 @@ impl<'p> Upload<'p> {
         };
         let fits = may_be_kept(request.body, keep);
         Upload {
-            begun: false,
             lost: false,
             kept: fits.then(|| (head.to_vec(), keep as u64)),
             reader: BodyReader::new(request.body),
             room: Room::new(),
             chunked: request.body == BodyLength::Chunked,
             left: request.max_body,
-            waited: Duration::ZERO,
-            moved: None,
+            progress: Progress::begin(Duration::ZERO, probe),
+            waits: false,
             out,
             written: 0,
             plan: outgoing.plan,
             route: outgoing.route,
-            probe,
         }
-    }
-
-    /// For the client to send, so far.
-    pub(super) fn waited(&self) -> Duration {
-        self.waited
     }
 
     /// Whether the request can be sent again from its first byte.
@@ -96,22 +84,11 @@ impl<'p> Upload<'p> {
                 renamed.put(kept);
             }
         }
-        self.begun = false;
+        self.progress.begun.set(false);
         self.written = 0;
         if let (true, Some((kept, _))) = (self.lost, &self.kept) {
             self.out.clear();
             self.out.extend_from_slice(kept);
-        }
-    }
-
-    /// The response's head has come, and this goes on beside the rest.
-    fn answered(&mut self) {
-        self.moved = Some(clock::mono());
-    }
-
-    fn made(&mut self) {
-        if let Some(moved) = &mut self.moved {
-            *moved = clock::mono();
         }
     }
 
@@ -125,21 +102,18 @@ impl<'p> Upload<'p> {
         to_upstream: &mut Writing<'_, '_>,
         bytes_in: &mut u64,
     ) -> Result<(), Failure> {
-        let span = match self.moved {
-            None => request.within,
-            Some(_) => request.idle,
+        let span = match self.progress.answered.get() {
+            true => request.idle,
+            false => request.within,
         };
+        self.waits = false;
         loop {
             while self.written < self.out.len() {
                 let write = to_upstream.write(&self.out[self.written..]);
                 match deadlines.within(span, write).await {
                     Ok(Ok(written @ 1..)) => {
                         self.written += written;
-                        self.begun = true;
-                        self.made();
-                        if let (Some(probe), None) = (&self.probe, self.moved) {
-                            probe.works(clock::mono());
-                        }
+                        self.progress.sent();
                     }
                     Ok(Ok(0) | Err(_)) => return Err(Rejection::UpstreamBroken.into()),
                     Err(Elapsed) => return Err(Rejection::UpstreamTimeout.into()),
@@ -180,19 +154,17 @@ impl<'p> Upload<'p> {
         buffer: &mut Vec<u8>,
         deadlines: &mut Deadlines,
     ) -> Result<(), Failure> {
-        let span = match self.moved {
-            None => {
-                let left = request.read_within.saturating_sub(self.waited);
-                request.idle.min(left)
-            }
-            Some(_) => request.idle,
+        let left = match self.progress.answered.get() {
+            true => Duration::MAX,
+            false => request.read_within.saturating_sub(self.progress.waited()),
         };
-        // Only the client's time counts, not that of an upstream which is slow to read.
-        let probe = self.probe.as_deref().filter(|_| self.moved.is_none());
-        let waiting = Waiting::begin(&mut self.waited, probe);
+        let span = request.idle.min(left);
+        self.waits = true;
+        let waiting = self.progress.wait();
         let read = deadlines.within(span, self.room.read(from_client, buffer));
         let read = read.await;
         drop(waiting);
+        self.waits = false;
         match read {
             Ok(Ok(1..)) => {}
             // It may still read.
@@ -200,7 +172,7 @@ impl<'p> Upload<'p> {
             Ok(Err(_)) => return Err(Failure::ClientGone),
             Err(Elapsed) => return Err(Rejection::BodyTimeout.into()),
         }
-        self.made();
+        self.progress.made();
         Ok(())
     }
 
@@ -218,7 +190,7 @@ impl<'p> Upload<'p> {
                         .left
                         .checked_sub(data.len() as u64)
                         .ok_or(Rejection::BodyTooLarge)?;
-                    front.move_piece((data, consumed), &mut self.out, self.chunked);
+                    front.move_piece(data, consumed, &mut self.out, self.chunked);
                 }
                 Piece::NeedMore { consumed } | Piece::End { consumed } => front.take(consumed),
             }
@@ -239,37 +211,6 @@ impl<'p> Upload<'p> {
     }
 }
 
-/// A wait, counted however it ends: who waits may be left for the upstream's answer.
-struct Waiting<'w> {
-    waited: &'w mut Duration,
-    probe: Option<&'w Probe>,
-    began: Duration,
-}
-
-impl<'w> Waiting<'w> {
-    fn begin(waited: &'w mut Duration, probe: Option<&'w Probe>) -> Waiting<'w> {
-        let began = clock::mono();
-        if let Some(probe) = probe {
-            probe.waits(began);
-        }
-        Waiting {
-            waited,
-            probe,
-            began,
-        }
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        let now = clock::mono();
-        *self.waited += now.saturating_sub(self.began);
-        if let Some(probe) = self.probe {
-            probe.works(now);
-        }
-    }
-}
-
 /// What is left of an upload when the response has begun.
 pub(super) struct Rest<'a, 'p> {
     upload: &'a mut Upload<'p>,
@@ -286,10 +227,11 @@ impl<'a, 'p> Rest<'a, 'p> {
     pub(super) fn of(
         upload: &'a mut Upload<'p>,
         request: &'a Request,
-        (from_client, buffer): (Reading<'a, 'a>, &'a mut Vec<u8>),
+        from_client: Reading<'a, 'a>,
+        buffer: &'a mut Vec<u8>,
         to_upstream: Writing<'a, 'a>,
     ) -> Rest<'a, 'p> {
-        upload.answered();
+        upload.progress.answer();
         Rest {
             upload,
             request,
@@ -299,12 +241,6 @@ impl<'a, 'p> Rest<'a, 'p> {
             to_upstream,
             ended: false,
         }
-    }
-
-    /// What is left of the time in which something has to move.
-    fn left_of_idle(&self) -> Duration {
-        let moved = self.upload.moved.unwrap_or_default();
-        (moved + self.request.idle).saturating_sub(clock::mono())
     }
 }
 
@@ -318,6 +254,12 @@ pub(super) struct Responding<'d, 'a, 'p> {
 }
 
 impl Responding<'_, '_, '_> {
+    /// Why the response ends, of which nothing has come for too long.
+    pub(super) fn stalled(&self) -> Failure {
+        let rest = self.rest.as_ref().filter(|rest| !rest.ended);
+        within_body(stalled(rest.is_some_and(|rest| rest.upload.waits)).as_ref())
+    }
+
     /// What a `step` of the response gives. It is taken anew after each stall that the upload did not share.
     pub(super) async fn step<T>(
         &mut self,
@@ -331,10 +273,10 @@ impl Responding<'_, '_, '_> {
             if taken.is_ok() {
                 return Ok(taken);
             }
-            span = self
-                .rest
-                .as_ref()
-                .map_or(Duration::ZERO, Rest::left_of_idle);
+            span = match &self.rest {
+                Some(rest) => rest.upload.progress.left_of(self.idle),
+                None => Duration::ZERO,
+            };
             if span.is_zero() {
                 return Ok(taken);
             }
@@ -388,67 +330,9 @@ async fn beside<F: Future>(
     };
     going.ended = true;
     match ended {
-        // It no longer reads, and may have answered before that.
-        Ok(()) | Err(Failure::Reply(Rejection::UpstreamBroken | Rejection::UpstreamTimeout, _)) => {
-            Ok(response.await)
-        }
+        Ok(()) => Ok(response.await),
+        Err(failure) if leaves_response(&failure) => Ok(response.await),
         Err(Failure::Reply(rejection, _)) => Err(Failure::CutShort(rejection.reason())),
         Err(failure) => Err(failure),
-    }
-}
-
-/// A buffer whose pieces are taken one by one from its front. They leave it at once, when this is dropped: each time, all that
-/// is behind moves up, which for thousands of small chunks would be most of the work.
-pub(super) struct Front<'b> {
-    buffer: &'b mut Vec<u8>,
-    taken: usize,
-}
-
-impl<'b> Front<'b> {
-    pub(super) fn of(buffer: &'b mut Vec<u8>) -> Front<'b> {
-        Front { buffer, taken: 0 }
-    }
-
-    /// What is not taken.
-    pub(super) fn rest(&self) -> &[u8] {
-        &self.buffer[self.taken..]
-    }
-
-    /// Takes so many bytes of the rest.
-    pub(super) fn take(&mut self, consumed: usize) {
-        self.taken += consumed;
-    }
-
-    /// Moves a piece of a body, `data` of the rest, behind what is in `out`, and takes what is `consumed` with it: without a copy,
-    /// where it is all that both have.
-    pub(super) fn move_piece(
-        &mut self,
-        (data, consumed): (Range<usize>, usize),
-        out: &mut Vec<u8>,
-        chunked: bool,
-    ) {
-        if out.is_empty() && !chunked && self.taken == 0 && data == (0..self.buffer.len()) {
-            std::mem::swap(self.buffer, out);
-        } else {
-            put_piece(out, &self.rest()[data], chunked);
-            self.take(consumed);
-        }
-    }
-}
-
-impl Drop for Front<'_> {
-    fn drop(&mut self) {
-        self.buffer.drain(..self.taken);
-    }
-}
-
-/// Puts a piece of a body behind others, as a chunk where those are.
-pub(super) fn put_piece(out: &mut Vec<u8>, data: &[u8], chunked: bool) {
-    if chunked {
-        let _ = write!(out, "{:x}\r\n", data.len());
-    }
-    out.extend_from_slice(data);
-    if chunked {
-        out.extend_from_slice(b"\r\n");
     }
 }

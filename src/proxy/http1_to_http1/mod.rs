@@ -1,6 +1,10 @@
 //! One exchange with the upstream between two sides of HTTP/1.1: the checked request goes out, the response comes back, both streamed.
 //! Where HTTP/2 is spoken, or may be agreed on, it hands over to `any_version`.
 
+mod tries;
+mod upload;
+
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::task::Poll;
@@ -11,34 +15,35 @@ use super::admit::Admitted;
 use super::any_version;
 use super::exchange::{Answered, Conn, Ends, Failure, Next, persist};
 use super::following::LaneView;
+use super::framing::{Front, read_head};
 use super::headers::{self, put_last_chunk};
 use super::interim::Interims;
+use super::outcome::end_of_response;
 use super::outgoing::{Outgoing, Request, prepare};
 use super::record::Record;
 use super::reply::Rejection;
 use super::upgrade;
-use super::upload::{Front, Responding, Rest, Upload};
-use super::wire::{Buffer, Deadlines, Elapsed, Room, read_some};
+use super::wire::{Buffer, Deadlines, Elapsed, Room};
 use crate::config::Protocol;
 use crate::http1::body::Piece;
-use crate::http1::head::{BodyLength, HeadLimits, RequestHead};
-use crate::http1::response::{ResponseHead, parse_response};
+use crate::http1::head::{BodyLength, RequestHead};
+use crate::http1::response::ResponseHead;
 use crate::net::stream::{BothWays, Reading, Stream, Writing};
-use crate::net::tls::Trouble;
 use crate::store::breakers::End;
 use crate::upstream::LaneUpstream;
+use upload::{Responding, Rest, Upload};
 
 /// A request between two sides of HTTP/1.1, from its first try to the end of its response.
-pub(super) struct Exchange<'x, 'p> {
+struct Exchange<'x, 'p> {
     conn: &'x Conn<'x>,
-    pub upstream: &'p LaneUpstream,
-    pub outgoing: &'x mut Outgoing<'p>,
+    upstream: &'p LaneUpstream,
+    outgoing: &'x mut Outgoing<'p>,
     /// The client's side.
     ends: Ends<'x>,
-    pub upload: Upload<'p>,
+    upload: Upload<'p>,
     /// What the upstream has answered, as far as it was read and not used.
-    pub answer: Buffer<'p>,
-    pub record: &'x mut Record,
+    answer: Buffer<'p>,
+    record: &'x mut Record,
 }
 
 /// Sends the request whose head stands at the front of the client's buffer and streams the response back. On return the
@@ -129,16 +134,23 @@ impl<'p> Exchange<'_, 'p> {
         let upstream = &mut answerer.connected.stream;
         if status == 101 {
             outgoing.finish(End::Status(101), record);
-            let upstream = (upstream, std::mem::take(&mut **answer));
+            let answer = std::mem::take(&mut **answer);
             // Boxed, to keep the common future small.
-            let switched =
-                upgrade::switched(conn, outgoing, &mut self.ends, upstream, spoken, record);
+            let switched = upgrade::switched(
+                conn,
+                outgoing,
+                &mut self.ends,
+                upstream,
+                answer,
+                spoken,
+                record,
+            );
             Box::pin(switched).await?;
             return Ok(Next::Close);
         }
         let streamed = self.stream_back(&answered, upstream).await;
-        let end = End::Status(status);
-        self.outgoing.streamed(end, &streamed, self.record);
+        let end = end_of_response(status, None, &streamed);
+        self.outgoing.finish(end, self.record);
         reset_if_cut(&self.outgoing.request, self.ends.client, &streamed);
         let reusable = streamed?;
         if reusable {
@@ -151,10 +163,7 @@ impl<'p> Exchange<'_, 'p> {
     }
 
     /// What `waited` gives, before the request has gone out; unless the client leaves.
-    pub(super) async fn unless_left<T>(
-        &mut self,
-        waited: impl Future<Output = T>,
-    ) -> Result<T, Failure> {
+    async fn unless_left<T>(&mut self, waited: impl Future<Output = T>) -> Result<T, Failure> {
         let Ends { client, buffer, .. } = &mut self.ends;
         let output = unless_gone(client, buffer, waited).await;
         output.ok_or_else(|| {
@@ -165,7 +174,7 @@ impl<'p> Exchange<'_, 'p> {
 
     /// Uploads the request while it waits for the response's head, and tells the client of interim ones. When the head comes early, what is
     /// left of the upload goes on beside the response.
-    pub(super) async fn both_ways(&mut self, upstream: &mut Stream) -> Result<Answered, Failure> {
+    async fn both_ways(&mut self, upstream: &mut Stream) -> Result<Answered, Failure> {
         let Exchange {
             outgoing,
             ends,
@@ -185,7 +194,7 @@ impl<'p> Exchange<'_, 'p> {
                 ends,
                 &mut writing,
                 &outgoing.out,
-                &mut upload.begun,
+                &upload.progress.begun,
             )
             .await
             .map_err(Failure::from)
@@ -263,7 +272,7 @@ impl<'p> Exchange<'_, 'p> {
             record,
             ..
         } = self;
-        let audited = (outgoing.plan, &conn.lane.outbox);
+        let (plan, outbox) = (outgoing.plan, &conn.lane.outbox);
         let (request, out) = (&outgoing.request, &mut *outgoing.out);
         let (mut reader, until_close) = answered.reader();
         let chunked = answered.chunked() && !request.is_http10;
@@ -271,11 +280,10 @@ impl<'p> Exchange<'_, 'p> {
         let (mut client, mut upstream) = (BothWays::of(client), BothWays::of(upstream));
         let (from_client, mut to_client) = client.split();
         let (mut from_upstream, to_upstream) = upstream.split();
-        let client_sends = (from_client, &mut **buffer);
         let mut responding = Responding {
             rest: match answered.uploaded {
                 true => None,
-                false => Some(Rest::of(upload, request, client_sends, to_upstream)),
+                false => Some(Rest::of(upload, request, from_client, buffer, to_upstream)),
             },
             deadlines,
             idle: request.idle,
@@ -287,7 +295,7 @@ impl<'p> Exchange<'_, 'p> {
                 match reader.next(front.rest()).map_err(|_| broken_off(told))? {
                     Piece::Data { data, consumed } => {
                         record.bytes_out += data.len() as u64;
-                        front.move_piece((data, consumed), out, chunked);
+                        front.move_piece(data, consumed, out, chunked);
                     }
                     Piece::NeedMore { consumed } | Piece::End { consumed } => front.take(consumed),
                 }
@@ -300,7 +308,7 @@ impl<'p> Exchange<'_, 'p> {
                     let end = put_last_chunk(out, reader.trailers(), may);
                     end.map_err(|_| broken_off(told))?;
                 }
-                persist(audited, record, told).await?;
+                persist(plan, outbox, record, told).await?;
             }
             let bytes_in = &mut record.bytes_in;
             responding.write(bytes_in, &mut to_client, out).await?;
@@ -313,7 +321,7 @@ impl<'p> Exchange<'_, 'p> {
             match responding.step(bytes_in, read).await? {
                 Ok(Ok(1..)) => {}
                 Ok(Ok(0)) if until_close => {
-                    persist(audited, record, told).await?;
+                    persist(plan, outbox, record, told).await?;
                     if chunked {
                         let bytes_in = &mut record.bytes_in;
                         let end = responding.write(bytes_in, &mut to_client, b"0\r\n\r\n");
@@ -322,7 +330,8 @@ impl<'p> Exchange<'_, 'p> {
                     return Ok(false);
                 }
                 // Cut short: only an abort tells the client, since the head is out.
-                Ok(Ok(0) | Err(_)) | Err(Elapsed) => return Err(Failure::UpstreamGone),
+                Ok(Ok(0) | Err(_)) => return Err(Failure::UpstreamGone),
+                Err(Elapsed) => return Err(responding.stalled()),
             }
         }
         Ok(answered.head.keep_alive && answered.uploaded && answer.is_empty())
@@ -358,7 +367,7 @@ async fn put(
     ends: &mut Ends<'_>,
     upstream: &mut Writing<'_, '_>,
     mut bytes: &[u8],
-    begun: &mut bool,
+    begun: &Cell<bool>,
 ) -> Result<(), Rejection> {
     let write = async {
         while !bytes.is_empty() {
@@ -366,7 +375,7 @@ async fn put(
                 Ok(written @ 1..) => bytes = &bytes[written..],
                 Ok(0) | Err(_) => return Err(Rejection::UpstreamBroken),
             }
-            *begun = true;
+            begun.set(true);
         }
         upstream
             .flush()
@@ -395,37 +404,6 @@ async fn early_head(
         interims
             .tell_within(request.idle, &mut Deadlines::new(), client)
             .await?;
-    }
-}
-
-/// The next head, interim or final. What was read of it stays in `answer`, so that it can be called again.
-pub(super) async fn read_head(
-    request: &Request,
-    upstream: &mut Reading<'_, '_>,
-    answer: &mut Vec<u8>,
-) -> Result<ResponseHead, Rejection> {
-    loop {
-        let parsed = match answer.is_empty() {
-            true => None,
-            false => parse_response(answer, request.is_head, HeadLimits::default())
-                .map_err(|_| Rejection::UpstreamBroken)?,
-        };
-        match parsed {
-            // A switch that no one asked for is nonsense.
-            Some(head) if head.status == 101 && !request.upgrade => {
-                return Err(Rejection::UpstreamBroken);
-            }
-            Some(head) => return Ok(head),
-            None => {}
-        }
-        match read_some(upstream, answer).await {
-            Ok(1..) => {}
-            // With TLS 1.3 the handshake is over by the time that a server refuses the certificate that it is shown.
-            Err(error) if Trouble::within(&error) == Some(Trouble::Distrusted) => {
-                return Err(Rejection::UpstreamTls(Trouble::Distrusted));
-            }
-            Ok(0) | Err(_) => return Err(Rejection::UpstreamBroken),
-        }
     }
 }
 

@@ -7,11 +7,12 @@
 
 use tokio::time::sleep;
 
-use super::exchange::{Answered, Failure, is_over, learn, outcome, unreached};
-use super::forward::Exchange;
-use super::reply::Rejection;
-use super::retries::{Over, Point, Tries};
+use super::Exchange;
 use crate::config::upstreams::Retries;
+use crate::proxy::exchange::{Answered, Failure, is_over};
+use crate::proxy::outcome::{is_stale, learn, of_endpoint, unreached};
+use crate::proxy::reply::Rejection;
+use crate::proxy::retries::{Over, Point, Tries};
 use crate::upstream::{Connected, Picked, Pool, Slot, Until};
 
 /// The endpoint that has answered, over this connection.
@@ -72,9 +73,9 @@ impl<'p> Exchange<'_, 'p> {
             self.tell(picked, &tried);
             let over = Over {
                 came: tried.as_ref().map(|(_, answered)| answered.head.status),
-                point: Point::of(self.upload.begun, &self.answer),
+                point: Point::of(self.upload.progress.begun.get(), &self.answer),
                 is_kept: self.upload.can_begin_again(),
-                waited: self.upload.waited(),
+                waited: self.upload.progress.waited(),
             };
             let Some(wait) = tries.another(&self.outgoing.request, &over) else {
                 return tried;
@@ -102,7 +103,7 @@ impl<'p> Exchange<'_, 'p> {
     /// Says what the endpoint made of the request, where that is known.
     fn tell(&self, picked: &Picked<'_>, tried: &Tried) {
         let status = tried.as_ref().map(|(_, answered)| answered.head.status);
-        if let Some(outcome) = outcome(status, &self.outgoing.request, self.record) {
+        if let Some(outcome) = of_endpoint(status, &self.outgoing.request, self.record) {
             picked.tell(outcome);
         }
     }
@@ -111,8 +112,8 @@ impl<'p> Exchange<'_, 'p> {
     /// leave, but for what the client takes to send.
     async fn ask_one(&mut self, tries: Option<&Tries<'_>>, picked: &Picked<'_>) -> Tried {
         let (pool, request) = (&picked.pool, &self.outgoing.request);
-        let (is_safe, can_repeat) = (request.is_safe, request.can_repeat);
-        let mut until = tries.map(|tries| tries.until(self.upload.waited()));
+        let is_safe = request.is_safe;
+        let mut until = tries.map(|tries| tries.until(self.upload.progress.waited()));
         let mut connected = match pool.idle(is_safe) {
             Some(connected) => connected,
             None => self.connect(pool, &mut until).await?,
@@ -126,20 +127,23 @@ impl<'p> Exchange<'_, 'p> {
                 Ok(answered) => return Ok((connected, answered)),
                 // The upstream may have closed the idle connection just as the request came; it is sent again only where that
                 // can do no harm, since the upstream may have seen it.
-                Err(Failure::Reply(Rejection::UpstreamBroken, _))
-                    if connected.reused
-                        && (can_repeat || !self.upload.begun)
-                        && self.answer.is_empty() =>
-                {
+                Err(failure) if connected.reused && self.is_stale(&failure) => {
+                    self.answer.clear();
                     self.upload.begin_again(None);
                     // Or the new one would wait for its place below the cap.
                     drop(connected);
-                    until = tries.map(|tries| tries.until(self.upload.waited()));
+                    until = tries.map(|tries| tries.until(self.upload.progress.waited()));
                     connected = self.connect(pool, &mut until).await?;
                 }
                 Err(failure) => return Err(failure),
             }
         }
+    }
+
+    fn is_stale(&self, failure: &Failure) -> bool {
+        let point = Point::of(self.upload.progress.begun.get(), &self.answer);
+        let can_repeat = self.outgoing.request.can_repeat;
+        is_stale(failure, point, self.upload.can_begin_again(), can_repeat)
     }
 
     async fn connect(
