@@ -32,6 +32,7 @@ on_both_stores! {
     a_log_in_gives_a_cookie_that_opens_and_a_log_out_ends_it,
     all_sessions_of_a_user_end_at_the_admin_port_however_the_name_is_written,
     the_audit_says_who_had_the_most_sessions_already,
+    the_audit_names_whoever_logs_in_and_whoever_is_refused,
     what_starts_or_ends_a_session_is_kept_by_no_cache,
     identity_headers_of_clients_never_reach_the_upstream,
     a_new_log_in_ends_the_session_before_it,
@@ -323,6 +324,49 @@ fn the_audit_says_who_had_the_most_sessions_already(store: Store) {
         let found: Value = serde_json::from_str(&found).unwrap();
         found["events"][0]["user"] == "ann"
     });
+}
+
+fn the_audit_names_whoever_logs_in_and_whoever_is_refused(store: Store) {
+    let (app, folder) = (app(), tempfile::tempdir().unwrap());
+    let text = format!(
+        "upstreams:\n  app: {{endpoints: ['{}'], trust_session_headers: true}}\n\
+         \x20 gone: {{endpoints: ['http://127.0.0.1:1'], circuit_breaker: b}}\n\
+         circuit_breakers: {{b: {{scope: local, consecutive_failures: 1, open_for: 1h}}}}\nsessions: {{web: {{}}}}\n\
+         routes:\n  - {{match: {{path: /admin}}, upstream: app, session: {{use: web, claims: {{role: admin}}}}}}\n\
+         \x20 - {{match: {{path: /gone}}, upstream: gone, session: {{use: web}}}}\n\
+         \x20 - {{upstream: app, session: {{use: web, require: false}}}}\naudit: {{sqlite: {{path: '{}'}}}}\n",
+        app.url(),
+        folder.path().join("audit.db").display()
+    );
+    let weir = start(store, &text);
+    let mut client = weir.client();
+    let cookie = cookie_of(&client.get("/login/ann"));
+    let mut status = |path| get(&mut client, path, &[&cookie]).status;
+    assert_eq!(
+        ["/admin", "/gone", "/gone"].map(&mut status),
+        [403, 502, 503]
+    );
+    let mut admin = weir.admin();
+    let mut asked = |query: &str| {
+        let path = format!("/v1/audit?{query}");
+        let found = admin.send("GET", &path, &[LOCAL], "").body;
+        let found: Value = serde_json::from_str(&found).unwrap();
+        let events = found["events"].as_array().unwrap().iter();
+        let mut told: Vec<_> = events
+            .map(|event| (event["status"].to_string(), event["label"].to_string()))
+            .collect();
+        told.sort();
+        told
+    };
+    harness::eventually(|| asked("").len() == 4);
+    let expected = [
+        ("200", "null"),
+        ("403", "\"forbidden\""),
+        ("502", "\"connect_failed\""),
+        ("503", "\"circuit_open\""),
+    ];
+    let expected = expected.map(|(status, label)| (status.to_owned(), label.to_owned()));
+    assert_eq!(asked("user=ann"), expected);
 }
 
 fn an_idle_session_is_over(store: Store) {
