@@ -42,6 +42,7 @@ on_both_stores! {
     tokens_are_taken_as_bearer_and_header_too,
     a_user_at_the_maximum_is_refused_or_loses_the_oldest,
     an_idle_session_is_over,
+    a_session_in_use_is_over_in_the_end,
     a_start_that_cannot_be_read_is_a_502_and_starts_nothing,
     an_upstream_that_is_not_trusted_starts_nothing,
     a_session_header_that_is_ignored_leaves_caches_alone,
@@ -379,6 +380,24 @@ fn an_idle_session_is_over(store: Store) {
         std::thread::sleep(Duration::from_millis(60));
         get(&mut client, "/me", &[&cookie]).status == 401
     });
+}
+
+fn a_session_in_use_is_over_in_the_end(store: Store) {
+    let app = app();
+    let times = "idle_timeout: 900ms, touch_every: 50ms, absolute_timeout: 1s";
+    let weir = weir(store, &app, &format!("{{{times}, cache: {{ttl: 10ms}}}}"));
+    let mut client = weir.client();
+    let began = weir::clock::now();
+    let cookie = cookie_of(&client.get("/login/ann"));
+    assert_eq!(get(&mut client, "/me", &[&cookie]).status, 200);
+    harness::eventually(|| get(&mut client, "/me", &[&cookie]).status == 401);
+    assert!(began.elapsed() >= Duration::from_secs(1));
+    let kept = weir
+        .admin()
+        .send("GET", "/v1/sessions?user=ann", &[LOCAL], "")
+        .body;
+    let kept: Value = serde_json::from_str(&kept).unwrap();
+    assert_eq!(kept["sessions"].as_array().map(Vec::len), Some(0), "{kept}");
 }
 
 fn a_start_that_cannot_be_read_is_a_502_and_starts_nothing(store: Store) {
