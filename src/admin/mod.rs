@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{
     ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, ORIGIN,
@@ -40,6 +40,7 @@ use tracing::{info, warn};
 
 use crate::clock;
 use crate::config::show;
+use crate::net::body;
 use crate::net::places::{Place, Places};
 use crate::plan::Plan;
 use crate::policy::session::bearer;
@@ -301,13 +302,11 @@ async fn asked(
     parts: &Parts,
     body: Incoming,
 ) -> Answer {
-    let body = Limited::new(body, MAX_BODY).collect().await;
-    let body = body.map_err(|_| {
+    let body = body::whole(body, MAX_BODY).await.map_err(|_| {
         Problem::bad(format!(
             "body is larger than {MAX_BODY} bytes, or cut short"
         ))
     })?;
-    let body = body.to_bytes();
     if !body.is_empty() && !is_json(parts.headers.get(CONTENT_TYPE)) {
         return Err(Problem::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,

@@ -1,6 +1,7 @@
 //! Connections as bytes: what carries them is no matter to those who speak HTTP over them.
 
 pub mod any;
+pub mod body;
 pub mod clients;
 pub mod gather;
 pub mod listen;
