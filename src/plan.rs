@@ -382,4 +382,24 @@ mod tests {
         let again = next(&slots, "limit: 8/m, algorithm: fixed_window");
         assert_eq!(set(&again), None);
     }
+
+    #[test]
+    fn a_lease_takes_what_the_file_says() {
+        let text = "listen: 127.0.0.1:1\nupstream: http://x:1\nredis: {urls: ['redis://h:1']}\nrate_limit_defaults: {lease: {ttl: 70ms, max_share: 30%}}\n\
+                    rate_limits: {a: {limit: 9/m, by: constant}}\n";
+        let config = check::parse(text, &|_| None).unwrap();
+        let redis = config.redis.as_ref().unwrap();
+        let process = Process {
+            fleet: Some(Fleet::new(redis, &Metrics::default()).unwrap()),
+            ..Process::default()
+        };
+        let plan = Plan::first(config, Secured::default(), process);
+        let rules = override_rules(&plan.config.limits[0], "9/m");
+        let rules = rules.unwrap().unwrap();
+        let Some(SharedAsk::Tokens(ask)) = plan.shared_ask(0, &[], &rules, 1) else {
+            panic!("it is shared")
+        };
+        let lease = (ask.terms.ttl, ask.terms.share, ask.terms.strict);
+        assert_eq!(lease, (Duration::from_millis(70), 0.3, false));
+    }
 }

@@ -8,6 +8,7 @@ is_there() {
         nftables) command -v nft >/dev/null ;;
         nginx) PATH=$PATH:/usr/sbin command -v nginx >/dev/null ;;
         iproute2) command -v ip >/dev/null ;;
+        python3-venv) python3 -c 'import ensurepip, venv' 2>/dev/null ;;
         nghttp2-client) command -v h2load >/dev/null ;;
         *) command -v "$1" >/dev/null ;;
     esac

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{
     ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, ORIGIN,
@@ -41,6 +41,7 @@ use tracing::{info, warn};
 
 use crate::clock;
 use crate::config::show;
+use crate::net::body;
 use crate::net::places::{Place, Places};
 use crate::plan::Plan;
 use crate::policy::session::bearer;
@@ -63,7 +64,8 @@ const LAST_ANSWER: Duration = Duration::from_secs(40);
 const LOGGED: usize = 200;
 
 /// What operators ask for.
-const V1: &str = "/v1/config /v1/limits /v1/breakers /v1/upstreams /v1/sessions /v1/audit /v1/drain";
+const V1: &str =
+    "/v1/config /v1/limits /v1/breakers /v1/upstreams /v1/sessions /v1/audit /v1/drain";
 
 /// What the admin port sees of the process.
 #[derive(Debug)]
@@ -305,13 +307,11 @@ async fn asked(
     parts: &Parts,
     body: Incoming,
 ) -> Answer {
-    let body = Limited::new(body, MAX_BODY).collect().await;
-    let body = body.map_err(|_| {
+    let body = body::whole(body, MAX_BODY).await.map_err(|_| {
         Problem::bad(format!(
             "body is larger than {MAX_BODY} bytes, or cut short"
         ))
     })?;
-    let body = body.to_bytes();
     if !body.is_empty() && !is_json(parts.headers.get(CONTENT_TYPE)) {
         return Err(Problem::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,

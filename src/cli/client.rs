@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
+use http_body_util::Full;
 use hyper::client::conn::http1;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper::{Method, Request};
@@ -16,9 +16,13 @@ use tokio::time::timeout;
 
 use super::{load, parsed, text};
 use crate::config::{Admin, Secret, check};
+use crate::net::body;
 
 /// All of a call, from the connection to the answer's last byte, unless the caller has less time.
 pub(super) const WITHIN: Duration = Duration::from_secs(5);
+
+/// Bytes of an answer, at most; a page of sessions has far fewer.
+const MAX_ANSWER: usize = 64 << 20;
 
 /// How the admin token is given to a command.
 pub(super) const MEND_OF_401: &str = "; here by -c FILE, --token or WEIR_ADMIN_TOKEN";
@@ -144,7 +148,8 @@ async fn exchange(stream: TcpStream, call: Call<'_>) -> anyhow::Result<(u16, Str
     let request = request.body(Full::<Bytes>::from(call.body))?;
     let response = sender.send_request(request).await?;
     let status = response.status().as_u16();
-    let body = response.into_body().collect().await?.to_bytes();
+    let body = body::whole(response.into_body(), MAX_ANSWER).await;
+    let body = body.map_err(anyhow::Error::from_boxed)?;
     Ok((status, String::from_utf8_lossy(&body).into_owned()))
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{Full, LengthLimitError};
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
@@ -33,10 +33,10 @@ use crate::config::listeners::ListenerProtocol;
 use crate::config::tls::{Certificate, ClientAuth, ListenerTls, Version};
 use crate::config::units::TimeLength;
 use crate::inject::review::{NoReview, OnUnfit, Reviewer, Verdict};
-use crate::net;
 use crate::net::places::Places;
 use crate::net::taken::Taken;
 use crate::net::tls::{TlsError, server::ServerTls};
+use crate::net::{self, body};
 use crate::telemetry::metrics::format;
 use crate::telemetry::metrics::webhook::WebhookMetrics;
 
@@ -269,13 +269,13 @@ impl Webhook {
             let taken = self.bodies.take().await;
             let (place, left) = taken.map_err(|_| unavailable("no reviews are made any more"))?;
             let body = tokio::select! {
-                body = Limited::new(request.into_body(), MAX_BODY).collect() => body,
+                body = body::whole(request.into_body(), MAX_BODY) => body,
                 Ok(()) = left => return Err(unavailable("the review made room for others before it was here")),
             };
             match body {
                 Ok(body) => {
                     place.heard();
-                    Ok((body.to_bytes(), place))
+                    Ok((body, place))
                 }
                 Err(error) if error.is::<LengthLimitError>() => {
                     let why = format!("the review is larger than {MAX_BODY} bytes");

@@ -2,6 +2,7 @@
 //! them; must not know what is said.
 
 pub mod any;
+pub mod body;
 pub mod clients;
 pub mod gather;
 pub mod listen;

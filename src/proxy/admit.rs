@@ -122,8 +122,9 @@ pub(super) async fn admit<'p>(
     quota.ask(&route.limits, &facts, now, record).await?;
     let lines = head.lines(buffer);
     let waited = &mut quota.waited;
-    let identified = sessions::identify(plan, conn.lane, route, lines, now.mono, waited).await;
-    let session = identified.inspect_err(|_| {
+    let draft = record.draft.as_deref_mut();
+    let identified = sessions::identify(plan, conn.lane, route, lines, now.mono, draft, waited);
+    let session = identified.await.inspect_err(|_| {
         quota.give_back(now, quota::is_common);
         quota.count_admitted();
     })?;
@@ -138,9 +139,6 @@ pub(super) async fn admit<'p>(
     let entered = enter(plan, route.upstream().filter(|_| !ends_here), now, record);
     let permit = entered.inspect_err(|_| quota.give_back(now, |_| true))?;
     facts.session = session.as_deref();
-    if let (Some(draft), Some(session)) = (&mut record.draft, &session) {
-        draft.set_user(&session.user);
-    }
     let limits = &route.session_limits;
     let asked = quota.ask(limits, &facts, now, record).await;
     asked.inspect_err(|_| quota.give_back(now, |_| true))?;

@@ -1,7 +1,7 @@
 //! What a route answers by itself: a redirect or a fixed reply, once every policy lets the request pass. Refuses nothing and does no I/O.
 
 use super::quota::Quota;
-use super::reply::{Asker, Date, put_head_end};
+use super::reply::{Asker, Date, put_head_end, put_length};
 use crate::config::Route;
 use crate::config::rewrite::{Redirect, Reply};
 
@@ -67,10 +67,7 @@ impl<'p> Answer<'p> {
         for part in ["HTTP/1.1 ", number.format(self.status), " \r\n"] {
             out.extend_from_slice(part.as_bytes());
         }
-        // RFC 9110 section 8.6 forbids a length in a 204, and one in a 304 would be that of another response.
-        if !matches!(self.status, 204 | 304) {
-            put(out, "Content-Length", number.format(self.body.len()));
-        }
+        put_length(out, self.status, self.body.len());
         out.extend_from_slice(&date.field());
         let changes = &self.route.response_headers;
         let content_type = (!self.body.is_empty()).then_some(("Content-Type", self.content_type));

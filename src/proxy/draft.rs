@@ -67,7 +67,10 @@ pub(super) struct Draft {
     pub user_agent: Option<Text>,
     /// The path that the upstream is asked for, where it is another and spans tell of it.
     pub sent_path: Option<Text>,
+    /// Of the session, or who logs in.
     pub user: Option<Text>,
+    /// Whether the request came with a session.
+    pub session: bool,
     pub headers: Vec<(Text, Text)>,
     pub limits: SmallVec<[&'static str; 4]>,
     pub breaker: Option<&'static str>,
@@ -94,7 +97,13 @@ impl Draft {
         &self.texts[text.clone()]
     }
 
-    /// The request belongs to the session of this user, or was to begin one.
+    /// The request belongs to the session of this user.
+    pub(super) fn set_session(&mut self, user: &str) {
+        self.session = true;
+        self.set_user(user);
+    }
+
+    /// The request is to begin a session of this user.
     pub(super) fn set_user(&mut self, user: &str) {
         self.user = Some(put(&mut self.texts, user));
     }
@@ -210,6 +219,7 @@ fn draft(
         user_agent: None,
         sent_path: None,
         user: None,
+        session: false,
         headers: Vec::new(),
         limits: SmallVec::new(),
         breaker: None,

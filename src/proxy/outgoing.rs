@@ -205,8 +205,15 @@ impl<'p> Outgoing<'p> {
         }
     }
 
-    /// The upstream's part is over, without a whole response.
+    /// The upstream's part is over, without a whole response. What never set out is refused by weir, and costs no quota.
     pub(super) fn failed(&mut self, failure: &Failure, record: &Record) {
+        let refused = matches!(
+            failure,
+            Failure::Reply(Rejection::Overloaded | Rejection::NoEndpoint, _)
+        );
+        if refused && record.reached.is_none() {
+            self.quota.give_back(clock::moment(), |_| true);
+        }
         match outcome::end_of(failure, &self.request, record) {
             Some(end) => self.finish(end, record),
             None => {

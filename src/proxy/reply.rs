@@ -191,14 +191,16 @@ impl Rejection {
             self.put_problem(body, status, title);
         }
         let mut number = itoa::Buffer::new();
-        for part in ["HTTP/1.1 ", number.format(status), " ", title] {
+        for part in ["HTTP/1.1 ", number.format(status), " ", title, "\r\n"] {
             out.extend_from_slice(part.as_bytes());
         }
-        for part in ["\r\nContent-Type: ", content_type, "\r\nContent-Length: "] {
-            out.extend_from_slice(part.as_bytes());
+        if !body.is_empty() {
+            for part in ["Content-Type: ", content_type, "\r\n"] {
+                out.extend_from_slice(part.as_bytes());
+            }
         }
-        out.extend_from_slice(number.format(body.len()).as_bytes());
-        let status_parts = ["\r\nProxy-Status: weir; error=", told.error, "; details=\""];
+        put_length(out, status, body.len());
+        let status_parts = ["Proxy-Status: weir; error=", told.error, "; details=\""];
         for part in status_parts.into_iter().chain([told.label, "\"\r\n"]) {
             out.extend_from_slice(part.as_bytes());
         }
@@ -277,6 +279,17 @@ impl Rejection {
             Rejection::CircuitOpen(open) => Some(open.retry_after),
             _ => told.passes_soon.then_some(Duration::from_secs(1)),
         }
+    }
+}
+
+/// RFC 9110 section 8.6 forbids a length in a 204, and one in a 304 would be that of another response.
+pub(super) fn put_length(out: &mut Vec<u8>, status: u16, bytes: usize) {
+    if matches!(status, 204 | 304) {
+        return;
+    }
+    let mut number = itoa::Buffer::new();
+    for part in ["Content-Length: ", number.format(bytes), "\r\n"] {
+        out.extend_from_slice(part.as_bytes());
     }
 }
 

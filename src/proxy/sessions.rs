@@ -34,13 +34,15 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const TOKENS: usize = 16;
 
 /// The session of a request to `route`: `None` where the route asks for none, or takes a request without. Waits for Redis
-/// alone, only where this process does not know, and for what is left of the request's time once it has `waited` so long.
+/// alone, only where this process does not know, and for what is left of the request's time once it has `waited` so long. `draft` is
+/// told whose it is, though the route may want another.
 pub(super) async fn identify<'a>(
     plan: &Plan,
     lane: &Lane,
     route: &Route,
     fields: impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
     now: Duration,
+    draft: Option<&mut Draft>,
     waited: &mut Duration,
 ) -> Result<Option<Arc<Session>>, Rejection> {
     let Some(asks) = &route.session else {
@@ -77,7 +79,11 @@ pub(super) async fn identify<'a>(
     let Some(session) = found else {
         return nobody();
     };
-    match judge(&session, &asks.claims, now) {
+    let verdict = judge(&session, &asks.claims, now);
+    if let (Some(draft), Verdict::Valid | Verdict::ClaimMissing { .. }) = (draft, &verdict) {
+        draft.set_session(&session.user);
+    }
+    match verdict {
         Verdict::Valid => {
             live.metrics.valid.inc();
             Ok(Some(session))
@@ -197,7 +203,7 @@ pub(super) fn others<'a>(
 /// Starts or ends a session, where the response's session headers say so and the upstream may, and gives the fields that tell the client of
 /// it; `None` where nothing was done. `current` is the request's own session, `others` are those of [`others`]. A log-in or log-out that Redis does not answer is refused, and
 /// leaves the client with what it has: it must not believe that a session has ended which has not. It waits for what is left of the
-/// request's time to wait for Redis. `draft` is told whose log-in was refused.
+/// request's time to wait for Redis. `draft` is told who logs in.
 pub(super) async fn start_or_end(
     plan: &Plan,
     lane: &Lane,
@@ -281,12 +287,10 @@ async fn start(
         });
         Rejection::UpstreamBroken
     })?;
-    let user = start.user.clone();
-    let created = live.create(start.user, start.claims, reach).await;
-    if let (Err(_), Some(draft)) = (&created, draft) {
-        // Who was refused is in no session.
-        draft.set_user(&user);
+    if let Some(draft) = draft {
+        draft.set_user(&start.user);
     }
+    let created = live.create(start.user, start.claims, reach).await;
     let created = created.map_err(|error| match error {
         CreateError::MaxReached => Rejection::TooManySessions,
         CreateError::Full | CreateError::Random(_) => {

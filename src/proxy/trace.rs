@@ -76,6 +76,7 @@ impl Trace {
             secure: self.secure,
             grpc: record.grpc.map(|status| status.0),
             sent_path: text(&draft.sent_path),
+            session: draft.session,
             calls: before.chain(last).collect(),
         }
     }

@@ -30,6 +30,8 @@ pub struct Traced {
     pub grpc: Option<u8>,
     /// The path that the upstream was asked for, where it is another.
     pub sent_path: Option<String>,
+    /// Whether it came with a session.
+    pub session: bool,
     /// In their order.
     pub calls: Vec<Call>,
 }
@@ -117,7 +119,7 @@ fn server_span(traced: &Traced) -> SpanData {
         put("user_agent.original", agent.clone().into());
     }
     put("weir.request_id", event.request_id().into_owned().into());
-    put("weir.session", event.user.is_some().into());
+    put("weir.session", traced.session.into());
     if let Some(upstream) = &event.upstream {
         put("weir.upstream", upstream.clone().into());
     }
@@ -359,6 +361,7 @@ pub(super) mod tests {
             secure: false,
             grpc: None,
             sent_path: Some("/v2/x".to_owned()),
+            session: true,
             calls: vec![Call {
                 span_id: [3; 8],
                 after: Micros(100),

@@ -134,10 +134,10 @@ fn check_reads_the_files_of_tls_as_run_does() {
     authority.issue("b", "DNS:b.test");
     let pem = |name: &str| authority.path(name).display().to_string();
     std::fs::write(authority.path("empty"), "").unwrap();
-    let check = |cert: &str, key: &str, ca: &str| {
+    let check_with = |(cert, key, ca): (&str, &str, &str), more: &str| {
         let config = file(&format!(
             "listeners:\n  - address: 127.0.0.1:0\n    tls:\n      certificates: [{{cert: {}, key: {}}}]\n\
-             upstreams: {{app: {{endpoints: 'https://x:1', tls: {{ca: {}}}}}}}\n",
+             upstreams: {{app: {{endpoints: 'https://x:1', tls: {{ca: {}}}}}}}\n{more}",
             pem(cert),
             pem(key),
             pem(ca)
@@ -149,6 +149,7 @@ fn check_reads_the_files_of_tls_as_run_does() {
         assert_eq!(output.status.success(), said.is_empty(), "{said}");
         said
     };
+    let check = |cert: &str, key: &str, ca: &str| check_with((cert, key, ca), "");
     assert_eq!(check("a.crt", "a.key", "ca.crt"), "");
     let says = |said: String, parts: &[&str]| {
         for part in parts {
@@ -162,6 +163,16 @@ fn check_reads_the_files_of_tls_as_run_does() {
             "line 4, column 29: listeners[0].tls.certificates[0].cert: cannot read ",
             ": listeners[0].tls.certificates[0].key: cannot read ",
             "line 5, column 55: upstreams.app.tls.ca: cannot read ",
+        ],
+    );
+    let more = "admin: {adress: '127.0.0.1:0'}\nroutes: [{upstream: app, rate_limits: [none]}]\n";
+    says(
+        check_with(("no.crt", "a.key", "ca.crt"), more),
+        &[
+            "3 mistakes in ",
+            "line 4, column 29: listeners[0].tls.certificates[0].cert: cannot read ",
+            "admin.adress: ",
+            "unknown limit \"none\"",
         ],
     );
     says(

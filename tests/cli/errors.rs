@@ -9,6 +9,7 @@ use std::thread;
 
 use super::harness::postgres::Database;
 use super::harness::process::{Echo, Running, file};
+use super::harness::raw;
 use super::harness::redis::Server;
 use weir::clock;
 use weir::store::sqlite::Writer;
@@ -202,6 +203,18 @@ fn a_port_that_is_not_weir_s_admin_port_is_told() {
             check(&at(address), 1, &[address, "is it weir's admin port?"]);
         }
     }
+}
+
+#[test]
+fn an_answer_without_an_end_is_read_in_part() {
+    let endless = raw::scripted(|mut stream| {
+        raw::read_head(&mut stream);
+        let head = "HTTP/1.1 200 OK\r\nContent-Length: 1000000000000\r\n\r\n";
+        let _ = stream.write_all(head.as_bytes());
+        while stream.write_all(&[b'a'; 1 << 16]).is_ok() {}
+    });
+    let command = format!("session list --address {endless}");
+    check(&command, 1, &["length limit exceeded"]);
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod harness;
 
 mod commands;
 mod errors;
+mod figures;
 mod readme;
 mod reference;
 mod reload;

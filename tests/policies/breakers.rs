@@ -151,6 +151,37 @@ fn a_fallback_is_told_in_place_of_the_503() {
 }
 
 #[test]
+fn a_fallback_without_a_body_leaves_the_connection_in_order() {
+    for status in [204, 205, 304] {
+        let (lane, _upstream) = guarded(
+            "",
+            &format!(
+                "{{consecutive_failures: 1, open_for: 1h, fallback: {{status: {status}, body: ''}}}}"
+            ),
+            Arc::new(AtomicBool::new(true)),
+        );
+        assert_eq!(lane.connect().get("/").status, 500);
+        let asked = "GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        let told = harness::raw::send(lane.address, asked.as_bytes()).text;
+        let heads: Vec<_> = told.split_terminator("\r\n\r\n").collect();
+        assert_eq!(heads.len(), 2, "{told}");
+        for head in heads {
+            assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{told}");
+            let length = head
+                .lines()
+                .find(|line| line.starts_with("Content-Length:"));
+            // A reader takes a 205 for as long as it says (RFC 9110 section 15.3.6).
+            assert_eq!(
+                length,
+                (status == 205).then_some("Content-Length: 0"),
+                "{told}"
+            );
+            assert!(!head.contains("Content-Type"), "{told}");
+        }
+    }
+}
+
+#[test]
 fn a_shadow_breaker_refuses_no_one() {
     on_each_store(|store| {
         let failing = Arc::new(AtomicBool::new(true));

@@ -3,6 +3,7 @@
 use super::harness;
 use std::net::SocketAddr;
 
+use super::harness::versions::{self, Version, field, run};
 use super::harness::{Client, DEADLINE, Lane, Store, Upstream, eventually_within};
 use socket2::{Domain, Socket, Type};
 
@@ -27,6 +28,7 @@ crate::on_each_store!(
     a_route_is_counted_by_what_it_matches_wherever_it_stands,
     what_connection_takes_from_the_upstream_is_no_key_and_no_cost,
     what_another_policy_refuses_costs_no_quota,
+    what_never_set_out_costs_no_quota,
     a_limit_has_admitted_what_no_other_refuses,
     a_refusal_tells_what_is_left_of_limits_that_did_not_refuse,
 );
@@ -651,6 +653,52 @@ fn what_another_policy_refuses_costs_no_quota(store: Store) {
         // A limit that tells clients apart bounds how often one can try.
         let tried = [(); 4].map(|()| status("/tried", "X-A: b"));
         assert_eq!(tried, [401, 401, 401, 429], "{algorithm}");
+    }
+}
+
+fn what_never_set_out_costs_no_quota(store: Store) {
+    for algorithm in ["token_bucket", "sliding_window", "fixed_window"] {
+        for version in [Version::One, Version::Two] {
+            let (held, app) = (Upstream::held(), Upstream::answering(""));
+            let lane = Lane::start(&format!(
+                "listen: 127.0.0.1:0\nupstreams:\n  app: {{endpoints: ['{}']}}\n\
+                 \x20 held: {{endpoints: ['{}'], concurrency: {{max: 1, pending: 0}}}}\n\
+                 \x20 down: {{endpoints: ['http://127.0.0.1:1', 'http://127.0.0.2:1'], panic_threshold: 0%, \
+                 health: {{path: /, interval: 20ms, unhealthy_after: 1}}}}\n\
+                 rate_limits: {{all: {{limit: 4/h, algorithm: {algorithm}, by: constant}}}}\n\
+                 routes:\n- {{match: {{path: /held}}, upstream: held, rate_limits: [all]}}\n\
+                 - {{match: {{path: /down}}, upstream: down, rate_limits: [all]}}\n- {{upstream: app, rate_limits: [all]}}\n{}",
+                app.url(),
+                held.url(),
+                store.block()
+            ));
+            eventually_within(DEADLINE, || {
+                let plan = lane.plan.borrow();
+                let mut upstreams = plan.upstreams.iter();
+                let down = upstreams.find(|it| it.name == "down").unwrap();
+                down.live.counts().up == 0
+            });
+            let mut first = lane.connect();
+            first.begin("GET", "/held", &[], "");
+            held.wait_for_request();
+            let asked = format!("{algorithm}, {version:?}");
+            let check = |path: &str, reason: &str| {
+                let answer = run(async {
+                    let mut client = versions::Client::connect(version, lane.address).await;
+                    client.get(path).await.answer().await
+                });
+                let told = field(&answer.fields, "proxy-status").unwrap_or_default();
+                assert!(told.contains(reason), "{asked}: {:?}", answer.fields);
+            };
+            for _ in 0..6 {
+                check("/held", "overloaded");
+                check("/down", "no_endpoint");
+            }
+            held.answer("");
+            assert_eq!(first.finish().status, 200);
+            let left = [(); 4].map(|()| lane.connect().get("/").status);
+            assert_eq!(left, [200, 200, 200, 429], "{asked}");
+        }
     }
 }
 

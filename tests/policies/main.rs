@@ -12,3 +12,4 @@ mod adaptive;
 mod breakers;
 mod limits;
 mod sessions;
+mod told;

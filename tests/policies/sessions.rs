@@ -32,6 +32,7 @@ on_both_stores! {
     a_log_in_gives_a_cookie_that_opens_and_a_log_out_ends_it,
     all_sessions_of_a_user_end_at_the_admin_port_however_the_name_is_written,
     the_audit_says_who_had_the_most_sessions_already,
+    the_audit_names_whoever_logs_in_and_whoever_is_refused,
     what_starts_or_ends_a_session_is_kept_by_no_cache,
     identity_headers_of_clients_never_reach_the_upstream,
     a_new_log_in_ends_the_session_before_it,
@@ -42,6 +43,7 @@ on_both_stores! {
     a_user_at_the_maximum_is_refused_or_loses_the_oldest,
     an_idle_session_is_over,
     shorter_timeouts_hold_for_sessions_that_live,
+    a_session_in_use_is_over_in_the_end,
     a_start_that_cannot_be_read_is_a_502_and_starts_nothing,
     an_upstream_that_is_not_trusted_starts_nothing,
     a_session_header_that_is_ignored_leaves_caches_alone,
@@ -357,6 +359,49 @@ fn the_audit_says_who_had_the_most_sessions_already(store: Store) {
     });
 }
 
+fn the_audit_names_whoever_logs_in_and_whoever_is_refused(store: Store) {
+    let (app, folder) = (app(), tempfile::tempdir().unwrap());
+    let text = format!(
+        "upstreams:\n  app: {{endpoints: ['{}'], trust_session_headers: true}}\n\
+         \x20 gone: {{endpoints: ['http://127.0.0.1:1'], circuit_breaker: b}}\n\
+         circuit_breakers: {{b: {{scope: local, consecutive_failures: 1, open_for: 1h}}}}\nsessions: {{web: {{}}}}\n\
+         routes:\n  - {{match: {{path: /admin}}, upstream: app, session: {{use: web, claims: {{role: admin}}}}}}\n\
+         \x20 - {{match: {{path: /gone}}, upstream: gone, session: {{use: web}}}}\n\
+         \x20 - {{upstream: app, session: {{use: web, require: false}}}}\naudit: {{sqlite: {{path: '{}'}}}}\n",
+        app.url(),
+        folder.path().join("audit.db").display()
+    );
+    let weir = start(store, &text);
+    let mut client = weir.client();
+    let cookie = cookie_of(&client.get("/login/ann"));
+    let mut status = |path| get(&mut client, path, &[&cookie]).status;
+    assert_eq!(
+        ["/admin", "/gone", "/gone"].map(&mut status),
+        [403, 502, 503]
+    );
+    let mut admin = weir.admin();
+    let mut asked = |query: &str| {
+        let path = format!("/v1/audit?{query}");
+        let found = admin.send("GET", &path, &[LOCAL], "").body;
+        let found: Value = serde_json::from_str(&found).unwrap();
+        let events = found["events"].as_array().unwrap().iter();
+        let mut told: Vec<_> = events
+            .map(|event| (event["status"].to_string(), event["label"].to_string()))
+            .collect();
+        told.sort();
+        told
+    };
+    harness::eventually(|| asked("").len() == 4);
+    let expected = [
+        ("200", "null"),
+        ("403", "\"forbidden\""),
+        ("502", "\"connect_failed\""),
+        ("503", "\"circuit_open\""),
+    ];
+    let expected = expected.map(|(status, label)| (status.to_owned(), label.to_owned()));
+    assert_eq!(asked("user=ann"), expected);
+}
+
 fn an_idle_session_is_over(store: Store) {
     let app = app();
     let weir = weir(store, &app, "{idle_timeout: 50ms}");
@@ -393,6 +438,24 @@ fn shorter_timeouts_hold_for_sessions_that_live(store: Store) {
         let listed: Value = serde_json::from_str(&listed.body).unwrap();
         assert_eq!(listed["sessions"], json!([]), "{timeout}");
     }
+}
+
+fn a_session_in_use_is_over_in_the_end(store: Store) {
+    let app = app();
+    let times = "idle_timeout: 900ms, touch_every: 50ms, absolute_timeout: 1s";
+    let weir = weir(store, &app, &format!("{{{times}, cache: {{ttl: 10ms}}}}"));
+    let mut client = weir.client();
+    let began = weir::clock::now();
+    let cookie = cookie_of(&client.get("/login/ann"));
+    assert_eq!(get(&mut client, "/me", &[&cookie]).status, 200);
+    harness::eventually(|| get(&mut client, "/me", &[&cookie]).status == 401);
+    assert!(began.elapsed() >= Duration::from_secs(1));
+    let kept = weir
+        .admin()
+        .send("GET", "/v1/sessions?user=ann", &[LOCAL], "")
+        .body;
+    let kept: Value = serde_json::from_str(&kept).unwrap();
+    assert_eq!(kept["sessions"].as_array().map(Vec::len), Some(0), "{kept}");
 }
 
 fn a_start_that_cannot_be_read_is_a_502_and_starts_nothing(store: Store) {

@@ -304,6 +304,51 @@ fn a_collector_gets_a_request_and_its_call_with_what_was_decided() {
     assert_eq!(counted(&weir, "dropped"), 0);
 }
 
+#[test]
+fn a_span_says_whether_the_request_had_a_session() {
+    let collector = Collector::start(None);
+    let app = Upstream::replying(|head| {
+        let begins = head.starts_with("GET /in ");
+        let field = "X-Weir-Session-Start: {\"user\": \"ann\"}\r\n";
+        let field = if begins { field } else { "" };
+        format!("HTTP/1.1 200 OK\r\n{field}Content-Length: 0\r\n\r\n")
+    });
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nruntime: {{lanes: 1}}\n\
+         telemetry: {{traces: {{otlp: '{}', sample: 100%}}}}\n\
+         upstreams:\n  app: {{endpoints: ['{}'], trust_session_headers: true}}\n\
+         \x20 gone: {{endpoints: ['http://127.0.0.1:1'], circuit_breaker: b}}\n\
+         circuit_breakers: {{b: {{consecutive_failures: 1, open_for: 1h}}}}\n\
+         sessions: {{web: {{max_per_user: 1, on_max: reject_new, cookie: {{secure: false}}}}}}\n\
+         routes:\n  - {{match: {{path: /admin}}, upstream: app, session: {{use: web, claims: {{role: admin}}}}}}\n\
+         \x20 - {{match: {{path: /gone}}, upstream: gone, session: {{use: web}}}}\n\
+         \x20 - {{upstream: app, session: {{use: web, require: false}}}}\n",
+        collector.url(),
+        app.url()
+    ));
+    let weir = Running::start(config.path());
+    let set = weir.client().get("/in");
+    let cookie = set.field("set-cookie").unwrap().split(';').next().unwrap();
+    let cookie = format!("Cookie: {cookie}");
+    let check = |(server, status, session): (Value, u16, bool)| {
+        let told =
+            ["http.response.status_code", "weir.session"].map(|key| &server["attributes"][key]);
+        assert_eq!(told, [&json!(status), &json!(session)], "{server}");
+    };
+    check((pair(&collector).0, 200, false));
+    let status = |path| weir.client().send("GET", path, &[&cookie], "").status;
+    assert_eq!(weir.client().get("/in").status, 403);
+    check((pair(&collector).0, 403, false));
+    assert_eq!(status("/admin"), 403);
+    check((collector.span(), 403, true));
+    assert_eq!(status("/gone"), 502);
+    check((pair(&collector).0, 502, true));
+    assert_eq!(status("/gone"), 503);
+    check((collector.span(), 503, true));
+    assert_eq!(status("/"), 200);
+    check((pair(&collector).0, 200, true));
+}
+
 /// The span that a request names as its parent.
 fn named(asked: &Asked) -> String {
     let told = asked.fields.iter();

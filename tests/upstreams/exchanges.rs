@@ -3,13 +3,13 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::harness::raw::{self, End, Wire, scripted, unchunk};
-use super::harness::{Lane, eventually, ok};
+use super::harness::{DEADLINE, Lane, eventually, ok};
 use socket2::{Domain, SockRef, Socket, Type};
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
@@ -609,4 +609,26 @@ fn an_upstream_that_answers_while_it_reads_gets_the_whole_body() {
     sender.join().unwrap();
     let body = got.windows(4).position(|end| end == b"\r\n\r\n").unwrap() + 4;
     assert_eq!(got.len() - body, 400_000);
+}
+
+#[test]
+fn an_upstream_of_no_idle_time_keeps_no_connection() {
+    let (said, ends) = mpsc::channel();
+    let upstream = scripted(move |mut stream| {
+        while raw::read_head(&mut stream).is_some() {
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+            let _ = said.send("answered");
+        }
+        let _ = said.send("closed");
+    });
+    let lane = Lane::start(&format!(
+        "listen: 127.0.0.1:0\nupstreams: {{app: {{endpoints: ['http://{upstream}'], idle_timeout: 0s}}}}\n"
+    ));
+    let mut client = lane.connect();
+    for _ in 0..3 {
+        assert_eq!(client.get("/").status, 200);
+        for step in ["answered", "closed"] {
+            assert_eq!(ends.recv_timeout(DEADLINE), Ok(step));
+        }
+    }
 }

@@ -166,13 +166,11 @@ impl Checker {
     }
 
     fn fallback(&mut self, raw: raw::Fallback) -> Option<Fallback> {
-        let status = raw.status.map_or(Some(503), |at| match at.value? {
-            status @ 200..=599 => Some(status),
-            status => {
-                let message = format!("{status} is not a final status: use 200 to 599");
-                self.say(&at.place, message);
-                None
-            }
+        let body = raw.body.value?;
+        let status = raw.status.map_or(Some(503), |at| {
+            let status = at.value?;
+            self.final_status(&at.place, status, &body);
+            Some(status)
         })?;
         let content_type =
             raw.content_type
@@ -187,7 +185,7 @@ impl Checker {
                 })?;
         Some(Fallback {
             status,
-            body: raw.body.value?,
+            body,
             content_type,
         })
     }
@@ -286,6 +284,10 @@ mod tests {
                 "circuit_breakers.b.failure_on[0]: \"5xz\" is not a kind of failure",
             ),
             ("{fallback: {status: 99, body: x}}", "use 200 to 599"),
+            (
+                "{fallback: {status: 204, body: x}}",
+                "circuit_breakers.b.fallback.status: 204 has no body",
+            ),
             (
                 "{half_open: {probe_timeout: 0s}}",
                 "circuit_breakers.b.half_open.probe_timeout: 0s is over at once",

@@ -42,8 +42,6 @@ pub struct Checked {
     pub config: Config,
     /// What weir does as the file says, and what is hardly meant; a file is no worse a file for it.
     pub warnings: Vec<Mistake>,
-    /// Every one that the file names; none is read here.
-    pub pem_files: Vec<PemFile>,
 }
 
 /// Reads the text of a file; `lookup` gives environment variables.
@@ -53,10 +51,18 @@ pub fn parse(text: &str, lookup: Lookup<'_>) -> Result<Config, Vec<Mistake>> {
 
 /// Likewise, with the warnings.
 pub fn checked(text: &str, lookup: Lookup<'_>) -> Result<Checked, Vec<Mistake>> {
+    with_pem_files(text, lookup).0
+}
+
+/// Likewise; and right or wrong with every PEM file that the file names, of which none is read here.
+pub fn with_pem_files(
+    text: &str,
+    lookup: Lookup<'_>,
+) -> (Result<Checked, Vec<Mistake>>, Vec<PemFile>) {
     let (file, mut of_form, brought_in) = yaml::parse::<raw::File>(text, lookup);
     tell_other_proxies(text, &mut of_form);
     let Some(file) = file else {
-        return Err(of_form);
+        return (Err(of_form), Vec::new());
     };
     let mut checker = Checker {
         of_form,
@@ -69,15 +75,14 @@ pub fn checked(text: &str, lookup: Lookup<'_>) -> Result<Checked, Vec<Mistake>> 
         said
     };
     checker.mistakes.append(&mut checker.of_form);
-    if checker.mistakes.is_empty() {
-        let warnings = in_order(checker.warnings);
-        return Ok(Checked {
+    let read = match checker.mistakes.is_empty() {
+        true => Ok(Checked {
             config,
-            warnings,
-            pem_files: checker.pem_files,
-        });
-    }
-    Err(in_order(checker.mistakes))
+            warnings: in_order(checker.warnings),
+        }),
+        false => Err(in_order(checker.mistakes)),
+    };
+    (read, checker.pem_files)
 }
 
 /// Says where help is to those who give a file of another proxy.

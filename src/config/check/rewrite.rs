@@ -127,17 +127,7 @@ impl Checker {
             && let Some(status) = at.value
         {
             reply.status = status;
-            let message = match status {
-                // RFC 9110 sections 15.3.5, 15.3.6 and 15.4.5.
-                204 | 205 | 304 if !reply.body.is_empty() => {
-                    Some(format!("{status} has no body: take out the body"))
-                }
-                200..=599 => None,
-                _ => Some(format!("{status} is not a final status: use 200 to 599")),
-            };
-            if let Some(message) = message {
-                self.say(&at.place, message);
-            }
+            self.final_status(&at.place, status, &reply.body);
         }
         if let Some(at) = raw.content_type {
             let told = self.read(at, field_value);
@@ -151,6 +141,19 @@ impl Checker {
         }
         reply.headers = self.fields(raw.headers, Message::Response);
         reply
+    }
+
+    /// Of a reply that the file words, with this body.
+    pub(super) fn final_status(&mut self, place: &Position, status: u16, body: &str) {
+        let message = match status {
+            // RFC 9110 sections 15.3.5, 15.3.6 and 15.4.5.
+            204 | 205 | 304 if !body.is_empty() => {
+                format!("{status} has no body: leave the body empty")
+            }
+            200..=599 => return,
+            _ => format!("{status} is not a final status: use 200 to 599"),
+        };
+        self.say(place, message);
     }
 
     pub(super) fn rewrite(&mut self, raw: raw::Rewrite) -> Rewrite {
