@@ -7,14 +7,16 @@ use std::time::Duration;
 use super::answer::Answer;
 use super::audit;
 use super::following::LaneView;
+use super::headers;
 use super::lane::Lane;
 use super::outbox::Outbox;
+use super::outgoing::Request;
 use super::record::{Record, UPSTREAM_LEFT};
 use super::reply::Rejection;
 use super::wire::{Deadlines, Elapsed, write};
 use crate::config::Listener;
 use crate::http1::body::BodyReader;
-use crate::http1::head::BodyLength;
+use crate::http1::head::{BodyLength, values};
 use crate::http1::response::{ResponseBody, ResponseHead};
 use crate::net::clients::Counted;
 use crate::net::stream::Stream;
@@ -205,6 +207,11 @@ pub(super) struct Answered {
 }
 
 impl Answered {
+    /// Whether the upstream's connection is this client's own from here on.
+    pub(super) fn binds(&self, request: &Request, answer: &[u8]) -> bool {
+        request.binds || headers::bind(values(answer, &self.head.fields, "www-authenticate"))
+    }
+
     /// Whether the body goes out in chunks, to a client that knows them.
     pub(super) fn chunked(&self) -> bool {
         match self.head.body {

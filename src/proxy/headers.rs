@@ -128,6 +128,20 @@ pub(super) fn upgrade(buffer: &[u8], head: &RequestHead) -> Option<Vec<u8>> {
         .then(|| protocols.to_vec())
 }
 
+/// Whether one of these values of `Authorization` or `WWW-Authenticate` has a part in saying who the client is for as long as a connection
+/// lives, and not for one request: NTLM, and Negotiate (RFC 4559 section 6).
+pub(super) fn bind<'v>(mut values: impl Iterator<Item = &'v [u8]>) -> bool {
+    let binds = |challenge: &[u8]| {
+        let scheme = challenge
+            .trim_ascii_start()
+            .split(|byte| *byte == b' ')
+            .next();
+        let is = |name: &[u8]| scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(name));
+        is(b"ntlm") || is(b"negotiate")
+    };
+    values.any(|value| value.split(|byte| *byte == b',').any(binds))
+}
+
 /// Neither h2c nor TLS, which would hide HTTP (RFC 2817).
 fn is_other_than_http(protocol: &[u8]) -> bool {
     let protocol = protocol.trim_ascii().to_ascii_lowercase();

@@ -261,6 +261,8 @@ pub(super) struct Request {
     pub may_be_retried: bool,
     /// Whether a switch of protocols was asked for.
     pub upgrade: bool,
+    /// Whether it says who the client is for as long as the upstream's connection lives, as [`headers::bind`] knows.
+    pub binds: bool,
     /// Whether the client speaks HTTP/1.0, which has no chunks.
     pub is_http10: bool,
     pub max_body: u64,
@@ -304,6 +306,7 @@ impl Request {
             may_be_retried: retries
                 .is_some_and(|it| it.methods.iter().any(|it| it.as_bytes() == method)),
             upgrade: false,
+            binds: headers::bind(head.values(buffer, "authorization")),
             is_http10: head.minor_version == 0,
             max_body: conn.listener.max_body,
             within: route.timeout.unwrap_or(settings.timeout),

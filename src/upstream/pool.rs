@@ -53,6 +53,8 @@ pub struct Pool {
 pub struct Connected {
     pub stream: Stream,
     pub reused: bool,
+    /// Whether the upstream may go by who its client is: then it serves no other.
+    pub is_bound: bool,
     /// Whether its last request was a HEAD: then a body may come that is no response's.
     after_head: bool,
     /// Since when it takes no new requests.
@@ -221,6 +223,7 @@ impl Pool {
         Ok(Connected {
             stream,
             reused: false,
+            is_bound: false,
             after_head: false,
             old_at: clock::old_at(self.max_age),
             place,
@@ -291,8 +294,12 @@ impl Pool {
         until.map_or(most, |until| most.min(until.left()))
     }
 
-    /// Keeps a connection for the next request; only one whose last response was read to its end. `after_head`: that was one to a HEAD.
+    /// Keeps a connection for the next request, unless it is bound; only one whose last response was read to its end. `after_head`: that
+    /// was one to a HEAD.
     pub fn give_back(&self, connected: Connected, after_head: bool) {
+        if connected.is_bound {
+            return;
+        }
         // One that is kept is of no use to those who wait for a new one.
         if self.caps.as_ref().is_some_and(|caps| caps.is_short()) {
             return;
@@ -352,6 +359,7 @@ mod tests {
         let mut connected = Connected {
             stream: Stream::from(near),
             reused: true,
+            is_bound: false,
             after_head: true,
             old_at: Duration::MAX,
             place: None,

@@ -14,6 +14,7 @@ mod connections;
 mod crowds;
 mod deadlines;
 mod failures;
+mod identity;
 mod messages;
 mod records;
 mod streams;

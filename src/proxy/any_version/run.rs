@@ -109,11 +109,12 @@ impl Exchange<'_, '_, '_> {
             uploaded: uploading.whole,
         };
         let by_http2 = matches!(answers, Answers::Http2(..));
+        let is_bound = answered.binds(&request, answer);
         if let Some(wait) = trying.another(&request, Ok(status)) {
             // Boxed, to keep the common future small.
             let gone_on = Box::pin(trying.go_on(wait, Ok(status), outgoing, back, record));
             if gone_on.await? {
-                let reusable = !by_http2 && is_over(&answered, answer);
+                let reusable = !by_http2 && !is_bound && is_over(&answered, answer);
                 answer.clear();
                 return Ok(Ran::Ended {
                     ended: Ended::Again,
@@ -160,7 +161,7 @@ impl Exchange<'_, '_, '_> {
         streamed?;
         Ok(Ran::Ended {
             ended: Ended::Whole(next),
-            reusable: keep_alive && uploading.whole && body.is_spent(),
+            reusable: keep_alive && !is_bound && uploading.whole && body.is_spent(),
         })
     }
 }

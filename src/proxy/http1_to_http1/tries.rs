@@ -124,7 +124,10 @@ impl<'p> Exchange<'_, 'p> {
                 self.outgoing.request.within = until.left();
             }
             match self.both_ways(&mut connected.stream).await {
-                Ok(answered) => return Ok((connected, answered)),
+                Ok(answered) => {
+                    connected.is_bound |= answered.binds(&self.outgoing.request, &self.answer);
+                    return Ok((connected, answered));
+                }
                 // The upstream may have closed the idle connection just as the request came; it is sent again only where that
                 // can do no harm, since the upstream may have seen it.
                 Err(failure) if connected.reused && self.is_stale(&failure) => {
