@@ -1,6 +1,7 @@
 //! What an exchange is made of, whichever version of HTTP each side speaks: who asks, how the client's connection goes on, how an exchange fails,
 //! and what the upstream has answered. Does no I/O but through [`Ends`].
 
+use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use crate::net::clients::Counted;
 use crate::net::stream::Stream;
 use crate::net::tls::ClientFacts;
 use crate::plan::Plan;
+use crate::upstream::Bound;
 
 /// The longest body that weir answers without and reads away, in bytes.
 const MOST_SKIPPED: u32 = 64 * 1024;
@@ -115,6 +117,8 @@ pub(super) struct Peer {
     pub old_at: Duration,
     /// [`crate::plan::Listener::admission`], when it was let in.
     pub admission: u64,
+    /// The upstream's connection that is its own, since who it is was said there; of a client of HTTP/1.1.
+    pub bound: Cell<Option<Box<Bound>>>,
     /// Where connections are counted by client.
     pub counted: Option<Box<Counted>>,
     /// Where the connection is under TLS.
@@ -141,6 +145,7 @@ impl Peer {
             text: ip.to_string(),
             old_at,
             admission,
+            bound: Cell::default(),
             counted: None,
             tls: None,
             redirected: None,

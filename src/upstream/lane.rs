@@ -13,7 +13,7 @@ use tokio::task::AbortHandle;
 
 use super::caps::{Caps, Full, Turn};
 use super::live::{Endpoint, LiveUpstream, Outcome, Snapshot};
-use super::pool::Pool;
+use super::pool::{Bound, Pool};
 use crate::clock;
 use crate::config::upstreams::Balancing;
 use crate::policy::balance;
@@ -113,11 +113,7 @@ impl LaneUpstream {
             return Ok(self.pick_original(original));
         }
         if self.shared.is_lone {
-            let pool = self.view.borrow().pools[0].clone();
-            return Ok(Picked {
-                pool,
-                upstream: self,
-            });
+            return Ok(self.picked(self.view.borrow().pools[0].clone()));
         }
         let view = self.view();
         let snapshot = &view.snapshot;
@@ -137,12 +133,36 @@ impl LaneUpstream {
             false => untried.as_slice(),
         };
         let index = self.choose(snapshot, among, key).ok_or(NoEndpoint)?;
-        let pool = view.pools[index].clone();
-        pool.endpoint.under_way.fetch_add(1, Ordering::Relaxed);
-        Ok(Picked {
+        Ok(self.picked(view.pools[index].clone()))
+    }
+
+    fn picked(&self, pool: Rc<Pool>) -> Picked<'_> {
+        if !self.shared.is_lone {
+            pool.endpoint.under_way.fetch_add(1, Ordering::Relaxed);
+        }
+        Picked {
             pool,
             upstream: self,
-        })
+        }
+    }
+
+    /// The endpoint that a bound connection is of; none where it is not to be asked any more, or is of another upstream.
+    pub fn pick_bound(&self, aim: Aim, bound: &Bound) -> Option<Picked<'_>> {
+        let is_it = |pool: &Rc<Pool>| Rc::ptr_eq(pool, &bound.pool);
+        match aim.original {
+            Some(original) => drop(
+                self.originals
+                    .borrow()
+                    .get(&original)
+                    .filter(|it| is_it(it))?,
+            ),
+            None => {
+                let view = self.view();
+                let index = view.pools.iter().position(is_it)?;
+                view.snapshot.usable.binary_search(&index).ok()?;
+            }
+        }
+        Some(self.picked(bound.pool.clone()))
     }
 
     /// Closes connections that have been idle for too long, or whose endpoints are gone. Requests do so in passing; without any, none
@@ -177,13 +197,7 @@ impl LaneUpstream {
         let pool = originals
             .entry(original)
             .or_insert_with(|| Rc::new(self.shared.original(original)));
-        if !self.shared.is_lone {
-            pool.endpoint.under_way.fetch_add(1, Ordering::Relaxed);
-        }
-        Picked {
-            pool: pool.clone(),
-            upstream: self,
-        }
+        self.picked(pool.clone())
     }
 
     fn choose(&self, snapshot: &Snapshot, among: &[usize], key: Option<u64>) -> Option<usize> {

@@ -21,5 +21,5 @@ pub use live::{
     Counts, Endpoint, EndpointState, Fault, LiveUpstream, Outcome, Retrying, SessionLines,
     authority_of,
 };
-pub use pool::{Connected, Pool, Reached, Until};
+pub use pool::{Bound, Connected, Pool, Reached, Until};
 pub use reach::{Cause, Stage, Unreached};

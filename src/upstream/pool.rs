@@ -4,6 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fmt::Display;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,6 +47,37 @@ pub struct Pool {
     /// With when each was given back, by [`clock::coarse`], the oldest first.
     idle: RefCell<VecDeque<(Duration, Connected)>>,
     multiplexed: Multiplexed,
+}
+
+/// A bound connection of a client's between its requests.
+#[derive(Debug)]
+pub struct Bound {
+    pub pool: Rc<Pool>,
+    connected: Connected,
+    /// By [`clock::coarse`].
+    since: Duration,
+}
+
+impl Bound {
+    /// `after_head` as for [`Pool::give_back`]; none where others wait for its place.
+    pub fn keep(pool: Rc<Pool>, connected: Connected, after_head: bool) -> Option<Bound> {
+        let connected = Connected {
+            reused: true,
+            after_head,
+            ..connected
+        };
+        let since = clock::coarse();
+        (!pool.is_short()).then_some(Bound {
+            pool,
+            connected,
+            since,
+        })
+    }
+
+    /// The connection, where it may serve another request; `is_safe` as for [`Pool::idle`].
+    pub fn take(self, is_safe: bool) -> Option<Connected> {
+        self.pool.if_fit(self.since, self.connected, is_safe)
+    }
 }
 
 /// A connection, and whether it served a request before: then the upstream may have closed it unseen.
@@ -196,14 +228,28 @@ impl Pool {
     /// the kernel is asked whether it is open; otherwise it is enough that nothing was heard of its end.
     pub fn idle(&self, is_safe: bool) -> Option<Connected> {
         loop {
-            let (since, mut connected) = self.idle.borrow_mut().pop_back()?;
-            // Its own idle time must end before the upstream's, or a request could meet the upstream's close on its way.
-            let now = clock::coarse();
-            let is_fresh = now.saturating_sub(since) < self.idle_timeout && !connected.is_old(now);
-            if is_fresh && connected.is_silent(is_safe) {
+            let (since, connected) = self.idle.borrow_mut().pop_back()?;
+            if let Some(connected) = self.if_fit(since, connected, is_safe) {
                 return Some(connected);
             }
         }
+    }
+
+    fn if_fit(
+        &self,
+        since: Duration,
+        mut connected: Connected,
+        is_safe: bool,
+    ) -> Option<Connected> {
+        // Its own idle time must end before the upstream's, or a request could meet the upstream's close on its way.
+        let now = clock::coarse();
+        let is_fresh = now.saturating_sub(since) < self.idle_timeout && !connected.is_old(now);
+        (is_fresh && connected.is_silent(is_safe)).then_some(connected)
+    }
+
+    /// Whether others wait for the place of a connection.
+    fn is_short(&self) -> bool {
+        self.caps.as_ref().is_some_and(|caps| caps.is_short())
     }
 
     async fn open(&self, offer: Offer, until: &mut Option<Until>) -> Result<Connected, Unreached> {
@@ -297,11 +343,8 @@ impl Pool {
     /// Keeps a connection for the next request, unless it is bound; only one whose last response was read to its end. `after_head`: that
     /// was one to a HEAD.
     pub fn give_back(&self, connected: Connected, after_head: bool) {
-        if connected.is_bound {
-            return;
-        }
         // One that is kept is of no use to those who wait for a new one.
-        if self.caps.as_ref().is_some_and(|caps| caps.is_short()) {
+        if connected.is_bound || self.is_short() {
             return;
         }
         let mut idle = self.idle.borrow_mut();

@@ -2,10 +2,12 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::harness::raw::{self, scripted};
 use super::harness::versions::{Client, Length, Version, run};
-use super::harness::{Lane, at_once, ok};
+use super::harness::{self, Lane, at_once, eventually, ok};
 
 fn lane(endpoints: &[SocketAddr], keys: &str) -> Lane {
     let endpoints: Vec<_> = endpoints
@@ -59,5 +61,95 @@ fn a_connection_on_which_it_was_said_who_asks_serves_no_other_client() {
                 assert_eq!(got, expected, "{version:?} {path} {said}");
             });
         });
+    }
+}
+
+/// A server of NTLM: whoever has answered its challenge on a connection is known on that. It says who, and by which of its connections.
+fn ntlm() -> (SocketAddr, Arc<AtomicUsize>) {
+    let open = Arc::<AtomicUsize>::default();
+    let counted = open.clone();
+    let server = scripted(move |mut stream| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        let (mut challenged, mut user) = (false, None);
+        while let Some(head) = raw::read_head(&mut stream) {
+            let said = head
+                .lines()
+                .find_map(|it| it.strip_prefix("Authorization: NTLM "));
+            match said {
+                Some("hello") => challenged = true,
+                Some(name) if challenged => user = Some(name.to_owned()),
+                Some(_) | None => {}
+            }
+            let _ = match &user {
+                Some(user) => stream.write_all(ok(user).as_bytes()),
+                None => {
+                    let more = if challenged { " challenge" } else { "" };
+                    let fields = format!("WWW-Authenticate: NTLM{more}\r\nContent-Length: 0\r\n");
+                    stream.write_all(format!("HTTP/1.1 401 Who\r\n{fields}\r\n").as_bytes())
+                }
+            };
+            if head.starts_with("GET /last ") {
+                break;
+            }
+        }
+        counted.fetch_sub(1, Ordering::Relaxed);
+    });
+    (server, open)
+}
+
+/// The three steps of NTLM.
+fn sign_in(client: &mut harness::Client, name: &str) {
+    let said = |said: &str| format!("Authorization: NTLM {said}");
+    assert_eq!(client.get("/").status, 401);
+    let challenged = client.send("GET", "/", &[&said("hello")], "");
+    assert_eq!(challenged.field("www-authenticate"), Some("NTLM challenge"));
+    assert_eq!(client.send("GET", "/", &[&said(name)], "").body, name);
+}
+
+#[test]
+fn a_client_of_http1_keeps_the_connection_on_which_it_said_who_it_is() {
+    for keys in ["", "retries: {attempts: 2, retry_on: [reset]}"] {
+        let servers = [ntlm(), ntlm()];
+        let lane = lane(&servers.each_ref().map(|it| it.0), keys);
+        let open = || {
+            servers
+                .iter()
+                .map(|it| it.1.load(Ordering::Relaxed))
+                .sum::<usize>()
+        };
+        let (mut alice, mut bob) = (lane.connect(), lane.connect());
+        sign_in(&mut alice, "alice");
+        assert_eq!(bob.get("/").status, 401, "{keys}");
+        sign_in(&mut bob, "bob");
+        for _ in 0..4 {
+            assert_eq!(lane.connect().get("/").status, 401, "{keys}");
+            assert_eq!(alice.get("/").body, "alice", "{keys}");
+            assert_eq!(bob.get("/").body, "bob", "{keys}");
+        }
+        drop(bob);
+        eventually(|| open() == 1);
+        // The server's end of it is the end of what it knew.
+        assert_eq!(alice.get("/last").body, "alice");
+        eventually(|| open() == 0);
+        assert_eq!(alice.get("/").status, 401);
+        sign_in(&mut alice, "alice");
+    }
+}
+
+/// Elsewhere it has another.
+#[test]
+fn what_a_client_said_of_itself_is_for_one_upstream() {
+    let (secret, _) = ntlm();
+    let lane = Lane::start(&format!(
+        "listeners: [{{address: '127.0.0.1:0'}}]\n\
+         upstreams: {{app: {{endpoints: ['http://{secret}']}}, other: {{endpoints: ['http://{}']}}}}\n\
+         routes: [{{match: {{path: /other}}, upstream: other}}, {{upstream: app}}]\n",
+        counting()
+    ));
+    let mut alice = lane.connect();
+    sign_in(&mut alice, "alice");
+    for count in ["1", "2"] {
+        assert_eq!(alice.get("/other").body, count);
+        assert_eq!(alice.get("/").body, "alice");
     }
 }

@@ -30,7 +30,7 @@ use crate::http1::head::{BodyLength, RequestHead};
 use crate::http1::response::ResponseHead;
 use crate::net::stream::{BothWays, Reading, Stream, Writing};
 use crate::store::breakers::End;
-use crate::upstream::LaneUpstream;
+use crate::upstream::{Bound, LaneUpstream};
 use upload::{Responding, Rest, Upload};
 
 /// A request between two sides of HTTP/1.1, from its first try to the end of its response.
@@ -41,6 +41,8 @@ struct Exchange<'x, 'p> {
     /// The client's side.
     ends: Ends<'x>,
     upload: Upload<'p>,
+    /// The client's own connection to the endpoint that was picked.
+    bound: Option<Box<Bound>>,
     /// What the upstream has answered, as far as it was read and not used.
     answer: Buffer<'p>,
     record: &'x mut Record,
@@ -85,6 +87,7 @@ pub(super) async fn send(
         conn,
         upstream: &view.upstreams[index],
         upload: Upload::new(&outgoing, record.probe.clone()),
+        bound: None,
         outgoing: &mut outgoing,
         ends: Ends {
             client: ends.client,
@@ -154,7 +157,7 @@ impl<'p> Exchange<'_, 'p> {
         reset_if_cut(&self.outgoing.request, self.ends.client, &streamed);
         let reusable = streamed?;
         if reusable {
-            answerer.give_back(self.outgoing.request.is_head);
+            answerer.give_back(self.conn.peer, self.outgoing.request.is_head);
         }
         Ok(match answered.uploaded {
             true => next,

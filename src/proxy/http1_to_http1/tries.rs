@@ -9,11 +9,11 @@ use tokio::time::sleep;
 
 use super::Exchange;
 use crate::config::upstreams::Retries;
-use crate::proxy::exchange::{Answered, Failure, is_over};
+use crate::proxy::exchange::{Answered, Failure, Peer, is_over};
 use crate::proxy::outcome::{is_stale, learn, of_endpoint, unreached};
 use crate::proxy::reply::Rejection;
 use crate::proxy::retries::{Over, Point, Tries};
-use crate::upstream::{Connected, Picked, Pool, Slot, Until};
+use crate::upstream::{Bound, Connected, Picked, Pool, Slot, Until};
 
 /// The endpoint that has answered, over this connection.
 pub(super) struct Answerer<'p> {
@@ -26,9 +26,16 @@ pub(super) struct Answerer<'p> {
 type Tried = Result<(Connected, Answered), Failure>;
 
 impl Answerer<'_> {
-    /// Keeps the connection for another request.
-    pub(super) fn give_back(self, after_head: bool) {
-        self.picked.pool.give_back(self.connected, after_head);
+    /// Keeps the connection for another request, of this client's alone where it is bound.
+    pub(super) fn give_back(self, client: &Peer, after_head: bool) {
+        let (pool, connected) = (&self.picked.pool, self.connected);
+        match connected.is_bound {
+            true => {
+                let bound = Bound::keep(pool.clone(), connected, after_head);
+                client.bound.set(bound.map(Box::new));
+            }
+            false => pool.give_back(connected, after_head),
+        }
     }
 }
 
@@ -41,8 +48,13 @@ impl<'p> Exchange<'_, 'p> {
         let slot = self.unless_left(upstream.enter()).await?;
         let mut slot = slot.map_err(|_| Rejection::Overloaded)?;
         self.record.note_working();
-        let picked = upstream.pick(self.outgoing.aim, &[]);
-        let mut picked = picked.map_err(|_| Rejection::NoEndpoint)?;
+        let mut picked = match self.pick_bound() {
+            Some(picked) => picked,
+            None => {
+                let picked = upstream.pick(self.outgoing.aim, &[]);
+                picked.map_err(|_| Rejection::NoEndpoint)?
+            }
+        };
         self.record.note_target(&picked.pool);
         let tried = match &self.outgoing.settings().retries {
             None => {
@@ -63,6 +75,18 @@ impl<'p> Exchange<'_, 'p> {
             _slot: slot,
         };
         Ok((answerer, answered))
+    }
+
+    /// The endpoint of the client's own connection, which is taken along.
+    fn pick_bound(&mut self) -> Option<Picked<'p>> {
+        let own = &self.conn.peer.bound;
+        let bound = own.take()?;
+        let picked = self.upstream.pick_bound(self.outgoing.aim, &bound);
+        match picked {
+            Some(_) => self.bound = Some(bound),
+            None => own.set(Some(bound)),
+        }
+        picked
     }
 
     /// Tries an endpoint, and others, until one serves the request or there is no more to be tried.
@@ -114,7 +138,8 @@ impl<'p> Exchange<'_, 'p> {
         let (pool, request) = (&picked.pool, &self.outgoing.request);
         let is_safe = request.is_safe;
         let mut until = tries.map(|tries| tries.until(self.upload.progress.waited()));
-        let mut connected = match pool.idle(is_safe) {
+        let bound = self.bound.take().and_then(|bound| bound.take(is_safe));
+        let mut connected = match bound.or_else(|| pool.idle(is_safe)) {
             Some(connected) => connected,
             None => self.connect(pool, &mut until).await?,
         };
