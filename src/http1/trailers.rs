@@ -58,6 +58,12 @@ pub fn parse(section: &[u8]) -> Result<Fields, BodyError> {
         .collect())
 }
 
+/// Whether a field may come behind the messages of a call of gRPC, and go on to the next hop there: what an application says at the end is
+/// read as such, whatever it is named.
+pub fn may_end_a_call(name: &[u8]) -> bool {
+    !is_hop_by_hop(name) && !name.eq_ignore_ascii_case(b"content-length")
+}
+
 /// Whether a field may come behind a body, and go on to the next hop there.
 pub fn may_follow_a_body(name: &[u8]) -> bool {
     !is_hop_by_hop(name)

@@ -351,6 +351,11 @@ pub(super) fn may_trail_down(name: &[u8], changes: &HeaderChanges) -> bool {
     may_follow_a_body(name) && !is_session_header(name) && !changes.drops(name)
 }
 
+/// The same of a call of gRPC.
+pub(super) fn may_end_a_call(name: &[u8], changes: &HeaderChanges) -> bool {
+    trailers::may_end_a_call(name) && !is_session_header(name) && !changes.drops(name)
+}
+
 /// Appends the end of a body in chunks (RFC 9112 section 7.1), with those fields of a trailer `section` that `may` follow it.
 pub(super) fn put_last_chunk(
     out: &mut Vec<u8>,

@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
+use super::harness::at_once;
 use super::harness::raw;
 use super::harness::raw::End;
 use super::harness::versions::{Client, Incoming, Length, Origin, Outgoing, Version, field, run};
@@ -194,6 +195,44 @@ fn trailers_arrive_but_for_those_that_decide() {
         let (body, mut trailers) = answer.body.rest().await.unwrap();
         trailers.sort();
         assert_eq!((&*body, &*trailers), (&b"def"[..], &arrived[..]));
+    });
+}
+
+/// What a server of gRPC says behind its messages is for the application, whatever it is named.
+#[test]
+fn what_ends_a_call_arrives_but_for_what_is_of_the_hop_or_weir() {
+    at_once([Version::One, Version::Two], |serves| {
+        run(async {
+            let mut world = World::new(Version::Two, serves).await;
+            let asks = [("content-type", "application/grpc"), ("te", "trailers")];
+            let call = world.client.call("POST", "/", &asks, Length::None).await;
+            let mut asked = world.origin.asked().await;
+            let mut out = asked.reply(200, &asks[..1], Length::Unknown).await;
+            out.send(b"def").await.unwrap();
+            let arrive = [
+                "age",
+                "date",
+                "expires",
+                "grpc-status",
+                "location",
+                "retry-after",
+                "vary",
+                "warning",
+                "x-t",
+            ];
+            let never = [
+                "content-length",
+                "x-weir-session-start",
+                "x-weir-session-end",
+            ];
+            let names = arrive.iter().chain(&never);
+            let fields: Vec<_> = names.map(|name| (*name, "6")).collect();
+            out.end(&fields).await.unwrap();
+            let (_, mut trailers) = call.answer().await.body.rest().await.unwrap();
+            trailers.sort();
+            let names: Vec<_> = trailers.iter().map(|(name, _)| &**name).collect();
+            assert_eq!(names, arrive, "{serves:?}");
+        });
     });
 }
 

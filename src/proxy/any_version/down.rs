@@ -245,8 +245,9 @@ impl<'c> Down<'_, 'c> {
                     if let (Some(_), Some(status)) = (request.grpc, trailers.get(GRPC_STATUS)) {
                         self.grpc = Some(GrpcStatus::parse(status.as_bytes()));
                     }
-                    keep(&mut trailers, |name| {
-                        headers::may_trail_down(name, self.changes)
+                    keep(&mut trailers, |name| match request.grpc {
+                        Some(_) => headers::may_end_a_call(name, self.changes),
+                        None => headers::may_trail_down(name, self.changes),
                     });
                     self.safe(record).await?;
                     let ended = !told && trailers.is_empty();
