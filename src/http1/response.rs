@@ -5,7 +5,7 @@ use std::ops::Range;
 use thiserror::Error;
 
 use super::head::{BodyLength, FieldRoom, HeadLimits, decimal};
-use super::hygiene::Connection;
+use super::hygiene::{Connection, MAX_CONNECTION_OPTIONS};
 
 /// A well-formed response head, as places in the buffer it was read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,10 +32,42 @@ pub enum ResponseBody {
     UntilClose,
 }
 
-/// Why an upstream's head is refused.
+/// Why an upstream's response is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("upstream's response head is malformed, too large or ambiguously framed")]
-pub struct BadResponse;
+pub enum BadResponse {
+    #[error("its version is not HTTP/1.0 or HTTP/1.1")]
+    Version,
+    #[error("its status line is malformed, or its status below 100")]
+    Status,
+    #[error("a field name is malformed, or white space stands before its colon")]
+    FieldName,
+    #[error("a field value has a bare CR, a NUL or another control character")]
+    FieldValue,
+    #[error("a line does not end in CR LF")]
+    LineEnd,
+    #[error("it is larger than {0} bytes")]
+    TooLarge(usize),
+    #[error("it has more than {0} fields")]
+    TooManyFields(usize),
+    #[error("Content-Length is not a decimal number")]
+    ContentLength,
+    #[error("Content-Length is given more than once")]
+    ContentLengthRepeated,
+    #[error("both Content-Length and Transfer-Encoding are given")]
+    LengthAndCoding,
+    #[error("Transfer-Encoding is not exactly \"chunked\"")]
+    TransferCoding,
+    #[error("Transfer-Encoding is sent with HTTP/1.0")]
+    CodingInHttp10,
+    #[error("Connection names more than {MAX_CONNECTION_OPTIONS} options")]
+    ConnectionOptions,
+    #[error("it switches to a protocol that nobody asked for")]
+    Switch,
+    #[error("too many interim responses come before it")]
+    Interim,
+    #[error("it breaks the rules of HTTP/2")]
+    Http2,
+}
 
 /// Parses the head at the start of `bytes`: `Ok(None)` until it is whole. `to_head` says whether the request was a HEAD.
 pub fn parse_response(
@@ -53,39 +85,44 @@ pub fn parse_response(
     let len = match parsed {
         Ok(httparse::Status::Complete(len)) if len <= limits.max_bytes => len,
         Ok(httparse::Status::Partial) if bytes.len() < limits.max_bytes => return Ok(None),
-        Ok(_) | Err(_) => return Err(BadResponse),
+        Ok(_) => return Err(BadResponse::TooLarge(limits.max_bytes)),
+        Err(error) => return Err(from_httparse(error, limits)),
     };
     let place = |part: &[u8]| {
         let start = part.as_ptr() as usize - bytes.as_ptr() as usize;
         start..start + part.len()
     };
     let (Some(status), Some(minor)) = (response.code, response.version) else {
-        return Err(BadResponse);
+        return Err(BadResponse::Status);
     };
     // RFC 9110 section 15: the first digit is the class, and there is no class 0.
     if status < 100 {
-        return Err(BadResponse);
+        return Err(BadResponse::Status);
     }
     let (mut length, mut chunked) = (None, false);
     let mut connection = Connection::default();
     for field in response.headers.iter() {
         if field.name.eq_ignore_ascii_case("content-length") {
             if length.is_some() {
-                return Err(BadResponse);
+                return Err(BadResponse::ContentLengthRepeated);
             }
-            length = Some(decimal(field.value).ok_or(BadResponse)?);
+            length = Some(decimal(field.value).ok_or(BadResponse::ContentLength)?);
         } else if field.name.eq_ignore_ascii_case("transfer-encoding") {
-            if chunked || minor == 0 || !field.value.eq_ignore_ascii_case(b"chunked") {
-                return Err(BadResponse);
+            if minor == 0 {
+                return Err(BadResponse::CodingInHttp10);
+            }
+            if chunked || !field.value.eq_ignore_ascii_case(b"chunked") {
+                return Err(BadResponse::TransferCoding);
             }
             chunked = true;
         } else if field.name.eq_ignore_ascii_case("connection") {
-            connection.hear(field.value).map_err(|_| BadResponse)?;
+            let heard = connection.hear(field.value);
+            heard.map_err(|_| BadResponse::ConnectionOptions)?;
         }
     }
     let bodiless = to_head || status < 200 || status == 204 || status == 304;
     let body = match (chunked, length) {
-        (true, Some(_)) => return Err(BadResponse),
+        (true, Some(_)) => return Err(BadResponse::LengthAndCoding),
         _ if bodiless => ResponseBody::Length(BodyLength::None),
         (true, None) => ResponseBody::Length(BodyLength::Chunked),
         (false, Some(0)) => ResponseBody::Length(BodyLength::None),
@@ -110,6 +147,17 @@ pub fn parse_response(
         body,
         keep_alive: keep_alive && body != ResponseBody::UntilClose,
     }))
+}
+
+fn from_httparse(error: httparse::Error, limits: HeadLimits) -> BadResponse {
+    match error {
+        httparse::Error::HeaderName => BadResponse::FieldName,
+        httparse::Error::HeaderValue => BadResponse::FieldValue,
+        httparse::Error::NewLine => BadResponse::LineEnd,
+        httparse::Error::TooManyHeaders => BadResponse::TooManyFields(limits.max_fields),
+        httparse::Error::Version => BadResponse::Version,
+        httparse::Error::Token | httparse::Error::Status => BadResponse::Status,
+    }
 }
 
 #[cfg(test)]
@@ -162,18 +210,19 @@ mod tests {
 
     #[test]
     fn ambiguous_framing_is_refused() {
-        let refused = |fields: &str| {
-            check(
-                &format!("HTTP/1.1 200 OK\r\n{fields}\r\n"),
-                false,
-                Err(BadResponse),
-            )
-        };
-        refused("Content-Length: 1\r\nContent-Length: 1\r\n");
-        refused("Content-Length: 1\r\nTransfer-Encoding: chunked\r\n");
-        refused("Transfer-Encoding: gzip\r\n");
-        refused("Content-Length: +1\r\n");
-        refused("A : b\r\n");
+        let refused =
+            |fields: &str, why| check(&format!("HTTP/1.1 200 OK\r\n{fields}\r\n"), false, Err(why));
+        refused(
+            "Content-Length: 1\r\nContent-Length: 1\r\n",
+            BadResponse::ContentLengthRepeated,
+        );
+        refused(
+            "Content-Length: 1\r\nTransfer-Encoding: chunked\r\n",
+            BadResponse::LengthAndCoding,
+        );
+        refused("Transfer-Encoding: gzip\r\n", BadResponse::TransferCoding);
+        refused("Content-Length: +1\r\n", BadResponse::ContentLength);
+        refused("A : b\r\n", BadResponse::FieldName);
     }
 
     #[test]
@@ -184,7 +233,7 @@ mod tests {
         };
         let none = ResponseBody::Length(BodyLength::None);
         check(&head(32), false, Ok((none, false)));
-        check(&head(33), false, Err(BadResponse));
+        check(&head(33), false, Err(BadResponse::ConnectionOptions));
     }
 
     #[test]
@@ -209,7 +258,7 @@ mod tests {
             check(
                 &format!("HTTP/1.1 {status} OK\r\n\r\n"),
                 false,
-                Err(BadResponse),
+                Err(BadResponse::Status),
             );
         }
     }

@@ -216,7 +216,7 @@ pub fn downgrade_response(
     let status = parts.status;
     // A switch of protocols is none of HTTP/2's (RFC 9113 section 8.6).
     if status == StatusCode::SWITCHING_PROTOCOLS {
-        return Err(BadResponse);
+        return Err(BadResponse::Switch);
     }
     put_line(out, &[b"HTTP/1.1 ", status.as_str().as_bytes(), b" "]);
     for (name, value) in &parts.headers {
@@ -231,7 +231,8 @@ pub fn downgrade_response(
         }
     }
     out.extend_from_slice(b"\r\n");
-    let mut head = parse_response(out, how.to_head, HeadLimits::default())?.ok_or(BadResponse)?;
+    let parsed = parse_response(out, how.to_head, HeadLimits::default())?;
+    let mut head = parsed.ok_or(BadResponse::TooLarge(HeadLimits::default().max_bytes))?;
     if how.ended {
         head.body = ResponseBody::Length(BodyLength::None);
     }

@@ -7,7 +7,7 @@ use super::outgoing::Request;
 use super::reply::Rejection;
 use super::wire::read_some;
 use crate::http1::head::HeadLimits;
-use crate::http1::response::{ResponseHead, parse_response};
+use crate::http1::response::{BadResponse, ResponseHead, parse_response};
 use crate::net::stream::Reading;
 use crate::net::tls::Trouble;
 
@@ -21,12 +21,12 @@ pub(super) async fn read_head(
         let parsed = match answer.is_empty() {
             true => None,
             false => parse_response(answer, request.is_head, HeadLimits::default())
-                .map_err(|_| Rejection::UpstreamBroken)?,
+                .map_err(Rejection::BadResponse)?,
         };
         match parsed {
             // A switch that no one asked for is nonsense.
             Some(head) if head.status == 101 && !request.upgrade => {
-                return Err(Rejection::UpstreamBroken);
+                return Err(Rejection::BadResponse(BadResponse::Switch));
             }
             Some(head) => return Ok(head),
             None => {}

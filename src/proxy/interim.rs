@@ -12,7 +12,7 @@ use super::outgoing::Request;
 use super::reply::Rejection;
 use super::wire::{Deadlines, Elapsed};
 use crate::config::rewrite::HeaderChanges;
-use crate::http1::response::ResponseHead;
+use crate::http1::response::{BadResponse, ResponseHead};
 
 /// Interim responses taken before the final one; more is a flood.
 const MAX_INTERIM: usize = 16;
@@ -50,7 +50,7 @@ impl<'r> Interims<'r> {
             return Ok(false);
         }
         if self.came == MAX_INTERIM {
-            return Err(Rejection::UpstreamBroken);
+            return Err(Rejection::BadResponse(BadResponse::Interim));
         }
         self.came += 1;
         // All but the answer to an expectation, which was weir's own.

@@ -71,7 +71,7 @@ impl Met {
             )
             | Rejection::ConnectTimeout(_)
             | Rejection::UpstreamTls(_) => Met::NoConnection,
-            Rejection::UpstreamBroken => Met::Broken,
+            Rejection::UpstreamBroken | Rejection::BadResponse(_) => Met::Broken,
             Rejection::UpstreamTimeout => Met::TimedOut,
             Rejection::DeadlineExceeded => Met::Deadline,
             Rejection::BadHead(_)
@@ -289,6 +289,7 @@ pub(super) fn unreached(unreached: Unreached) -> Rejection {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http1::response::BadResponse;
     use crate::net::tls::Trouble;
     use crate::upstream::Stage;
 
@@ -377,10 +378,14 @@ mod tests {
             let told = "ConnectFailed | Unreached | connect_failure | Lives | ";
             refused(none, told);
         }
-        refused(
+        for none in [
             Rejection::UpstreamBroken,
-            "Reset if its own | Reset | reset | LivesBehindNone | stale, response stands",
-        );
+            Rejection::BadResponse(BadResponse::Version),
+        ] {
+            let told =
+                "Reset if its own | Reset | reset | LivesBehindNone | stale, response stands";
+            refused(none, told);
+        }
         refused(
             Rejection::UpstreamTimeout,
             "TimedOut | TimedOut | timeout | LivesBehindNone | slow, response stands, doubt",

@@ -18,6 +18,7 @@ use crate::clock;
 use crate::config::breakers::Fallback;
 use crate::http1::head::HeadError;
 use crate::http1::path::PathError;
+use crate::http1::response::BadResponse;
 use crate::http2::grpc::GrpcStatus;
 use crate::net::tls::Trouble;
 use crate::policy::shed::Strain;
@@ -79,6 +80,8 @@ pub(super) enum Rejection {
     UpstreamTls(Trouble),
     /// The upstream closed, reset or sent nonsense before its head was whole.
     UpstreamBroken,
+    /// The upstream answered, and what is no head that weir passes on.
+    BadResponse(BadResponse),
     UpstreamTimeout,
     /// The time that a gRPC client gave its call.
     DeadlineExceeded,
@@ -154,6 +157,9 @@ impl Rejection {
         match self {
             Rejection::BadHead(error) => Cow::Owned(error.to_string()),
             Rejection::BadPath(error) => Cow::Owned(error.to_string()),
+            Rejection::BadResponse(why) => {
+                Cow::Owned(format!("upstream's response cannot be read: {why}"))
+            }
             Rejection::Forbidden(claim) => Cow::Owned(format!(
                 "the session has not the \"{claim}\" that this needs"
             )),

@@ -10,12 +10,14 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 use tokio::task::AbortHandle;
+use tracing::warn;
 
 use super::caps::{Caps, Full, Turn};
 use super::live::{Endpoint, LiveUpstream, Outcome, Snapshot};
 use super::pool::{Bound, Pool};
 use crate::clock;
 use crate::config::upstreams::Balancing;
+use crate::http1::response::BadResponse;
 use crate::policy::balance;
 
 /// Original destinations that a lane keeps idle connections to.
@@ -333,6 +335,16 @@ impl Picked<'_> {
     /// What the endpoint made of the request.
     pub fn tell(&self, outcome: Outcome) {
         self.upstream.shared.tell(&self.pool.endpoint, outcome);
+    }
+
+    /// Tells of a response that cannot be read in the log, now and then.
+    pub fn note_refused(&self, why: BadResponse) {
+        let upstream = &self.upstream.shared;
+        if let Some(left_out) = upstream.lines.refused.lock().next(clock::mono()) {
+            let (upstream, endpoint) = (&upstream.settings.name, &self.pool.endpoint.place);
+            let left_out = (left_out > 0).then_some(left_out);
+            warn!(upstream, endpoint, %why, left_out, "a response was refused");
+        }
     }
 }
 

@@ -51,12 +51,14 @@ pub struct LiveUpstream {
     /// Requests under way by lane; each is written by its lane alone, so that lanes do not wait for each other's counts.
     lanes: Mutex<Vec<Arc<AtomicU32>>>,
     pub metrics: UpstreamMetrics,
-    pub lines: SessionLines,
+    pub lines: ResponseLines,
 }
 
-/// The lines that session headers of its responses can make the log say, each one now and then.
+/// The lines that its responses can make the log say, each one now and then; most by their session headers.
 #[derive(Debug, Default)]
-pub struct SessionLines {
+pub struct ResponseLines {
+    /// One cannot be read.
+    pub(super) refused: Mutex<LogRateLimit>,
     pub ignored: Mutex<LogRateLimit>,
     pub several: Mutex<LogRateLimit>,
     pub unread: Mutex<LogRateLimit>,
@@ -254,7 +256,7 @@ impl LiveUpstream {
             settings,
             tls,
             metrics,
-            lines: SessionLines::default(),
+            lines: ResponseLines::default(),
         };
         let mut members = live.members.lock();
         live.gather(&mut members, old.is_some());

@@ -174,6 +174,63 @@ fn assert_problem(name: &str, reply: &Wire, status: u16) {
 }
 
 #[test]
+fn a_reply_says_what_is_wrong_with_the_upstream_s_head() {
+    let with = |fields: &str| format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\n");
+    for (bytes, why) in [
+        (
+            "nonsense\r\n\r\n".to_owned(),
+            "its version is not HTTP/1.0 or HTTP/1.1",
+        ),
+        (
+            "HTTP/1.1 099 Low\r\n\r\n".to_owned(),
+            "its status line is malformed, or its status below 100",
+        ),
+        (
+            with("A : 1"),
+            "a field name is malformed, or white space stands before its colon",
+        ),
+        (
+            with("A: \x01"),
+            "a field value has a bare CR, a NUL or another control character",
+        ),
+        (
+            with("Content-Length: +5"),
+            "Content-Length is not a decimal number",
+        ),
+        (
+            with("Content-Length: 5\r\nContent-Length: 5"),
+            "Content-Length is given more than once",
+        ),
+        (
+            with("Content-Length: 5\r\nTransfer-Encoding: chunked"),
+            "both Content-Length and Transfer-Encoding are given",
+        ),
+        (
+            with("Transfer-Encoding: gzip"),
+            "Transfer-Encoding is not exactly \\\"chunked\\\"",
+        ),
+        (
+            with(&format!("A: {}", "a".repeat(70_000))),
+            "it is larger than 65536 bytes",
+        ),
+        (with(&"A: 1\r\n".repeat(101)), "it has more than 100 fields"),
+        (
+            "HTTP/1.1 101 Switching Protocols\r\n\r\n".to_owned(),
+            "it switches to a protocol that nobody asked for",
+        ),
+    ] {
+        let lane = before(move |_, stream| {
+            let _ = stream.write_all(bytes.as_bytes());
+            stall(stream);
+        });
+        let reply = ask(why, &lane, GET);
+        let detail = format!("\"detail\":\"upstream's response cannot be read: {why}\"");
+        assert!(reply.text.contains(&detail), "{why}: {reply:?}");
+        assert!(reply.text.contains("upstream_broken"), "{why}: {reply:?}");
+    }
+}
+
+#[test]
 fn a_connection_broken_before_the_head_is_a_502() {
     for (name, bytes) in [
         ("at once", ""),

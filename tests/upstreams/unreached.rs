@@ -196,3 +196,22 @@ fn the_client_s_connection_outlives_an_upstream_that_does_not_answer() {
         assert_eq!(reply.field("connection"), Some("close"), "{name}");
     }
 }
+
+#[test]
+fn the_log_says_why_a_response_is_refused() {
+    let address = scripted(|mut stream| {
+        while raw::read_head(&mut stream).is_some() {
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nA : 1\r\n\r\n");
+        }
+    });
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nupstream: 'http://{address}'\nadmin: {{address: '127.0.0.1:0'}}\n"
+    ));
+    let weir = Running::start(config.path());
+    assert_eq!(weir.client().get("/").status, 502);
+    let line = weir.log_until("a response was refused");
+    let why = "why=a field name is malformed, or white space stands before its colon";
+    for part in [&address.to_string(), why] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+}

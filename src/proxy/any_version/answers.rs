@@ -8,7 +8,7 @@ use std::task::{Poll, ready};
 use h2::client::ResponseFuture;
 use h2::{Reason, RecvStream};
 
-use crate::http1::response::ResponseHead;
+use crate::http1::response::{BadResponse, ResponseHead};
 use crate::http2::head::{Answering, downgrade_response};
 use crate::net::stream::Reading;
 use crate::proxy::framing::read_head;
@@ -81,13 +81,16 @@ impl Answers<'_> {
                 .await
                 .map_err(|error| {
                     fate.set(Fate::of(&error));
-                    Rejection::UpstreamBroken
+                    match fate.get() {
+                        Fate::Answered => Rejection::BadResponse(BadResponse::Http2),
+                        Fate::Seen | Fate::Unseen | Fate::Lost => Rejection::UpstreamBroken,
+                    }
                 })?;
                 how.ended = body.as_ref().is_some_and(RecvStream::is_end_stream);
                 let head = downgrade_response(answer, &parts, how);
-                let head = head.map_err(|_| {
+                let head = head.map_err(|why| {
                     fate.set(Fate::Answered);
-                    Rejection::UpstreamBroken
+                    Rejection::BadResponse(why)
                 })?;
                 Ok((head, body))
             }

@@ -10,6 +10,7 @@ use crate::proxy::exchange::Failure;
 use crate::proxy::outcome::of_endpoint;
 use crate::proxy::outgoing::{Outgoing, Request};
 use crate::proxy::record::Record;
+use crate::proxy::reply::Rejection;
 use crate::proxy::retries::{Over, Point, Tries};
 use crate::upstream::{Picked, Slot, Until};
 
@@ -61,6 +62,11 @@ impl<'r> Trying<'r> {
             && let Some(outcome) = of_endpoint(came, request, record)
         {
             self.picked.tell(outcome);
+        }
+        if !self.told
+            && let Err(Failure::Reply(Rejection::BadResponse(why), _)) = came
+        {
+            self.picked.note_refused(*why);
         }
         self.told = true;
     }

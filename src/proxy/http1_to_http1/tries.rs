@@ -130,6 +130,9 @@ impl<'p> Exchange<'_, 'p> {
         if let Some(outcome) = of_endpoint(status, &self.outgoing.request, self.record) {
             picked.tell(outcome);
         }
+        if let Err(Failure::Reply(Rejection::BadResponse(why), _)) = tried {
+            picked.note_refused(*why);
+        }
     }
 
     /// Sends the request to one endpoint, over an idle connection or a new one. The response's head is there in the time that `tries`

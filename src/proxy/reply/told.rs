@@ -196,6 +196,7 @@ impl Rejection {
                 "upstream_broken",
                 "upstream broke off or sent nonsense",
             ),
+            Rejection::BadResponse(_) => told(502, "http_protocol_error", "upstream_broken", ""),
             Rejection::UpstreamTimeout => told(
                 504,
                 NO_RESPONSE,
@@ -258,6 +259,7 @@ mod tests {
     use super::*;
     use crate::http1::head::HeadError;
     use crate::http1::path::PathError;
+    use crate::http1::response::BadResponse;
     use crate::net::tls::Trouble;
     use crate::upstream::{Cause, Stage};
 
@@ -324,6 +326,7 @@ mod tests {
             Rejection::ConnectFailed(Cause::Refused),
             Rejection::ConnectTimeout(Stage::Connection),
             Rejection::UpstreamBroken,
+            Rejection::BadResponse(BadResponse::Version),
             Rejection::UpstreamTimeout,
             Rejection::DeadlineExceeded,
             Rejection::OtherProtocol,
