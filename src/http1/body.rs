@@ -11,6 +11,9 @@ use super::head::BodyLength;
 /// end. What is left of a size line is at most 16 digits for a chunk that is not empty.
 pub const MAX_FRAMING_BYTES: u32 = 8 * 1024;
 
+/// The most spaces behind one chunk's size: a body has as many such lines as it likes.
+const MAX_FILL: u8 = 64;
+
 /// Why a body is refused: 400 from a client, 502 from an upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum BodyError {
@@ -53,7 +56,7 @@ pub struct BodyReader {
 enum State {
     Fixed { left: u64 },
     Size { size: u64, digits: u8 },
-    Fill { size: u64 },
+    Fill { size: u64, left: u8 },
     Extension { size: u64 },
     SizeLf { size: u64 },
     Data { left: u64 },
@@ -141,19 +144,19 @@ impl BodyReader {
                     None if digits == 0 => return Err(BodyError::ChunkSize),
                     None if byte == b';' => State::Extension { size },
                     None if byte == b'\r' => State::SizeLf { size },
-                    None if self.may_fill && matches!(byte, b' ' | b'\t') => {
-                        self.grow()?;
-                        State::Fill { size }
-                    }
+                    None if self.may_fill && matches!(byte, b' ' | b'\t') => State::Fill {
+                        size,
+                        left: MAX_FILL - 1,
+                    },
                     None => return Err(BodyError::ChunkSize),
                 },
-                State::Fill { size } => match byte {
-                    b';' => State::Extension { size },
-                    b'\r' => State::SizeLf { size },
-                    b' ' | b'\t' => {
-                        self.grow()?;
-                        State::Fill { size }
-                    }
+                State::Fill { size, left } => match (byte, left) {
+                    (b';', _) => State::Extension { size },
+                    (b'\r', _) => State::SizeLf { size },
+                    (b' ' | b'\t', 1..) => State::Fill {
+                        size,
+                        left: left - 1,
+                    },
                     _ => return Err(BodyError::ChunkSize),
                 },
                 State::Extension { size } => match byte {
@@ -302,6 +305,26 @@ mod tests {
         check("1\r\na\n", BodyError::ChunkEnd);
         check("0\r\nX: 1\n", BodyError::Trailer);
         check("0\r\n\rX", BodyError::Trailer);
+    }
+
+    #[test]
+    fn spaces_behind_sizes_are_bounded_by_the_line() {
+        let all = |wire: &str| {
+            let mut reader = BodyReader::of_response(BodyLength::Chunked);
+            let mut rest = wire.as_bytes();
+            loop {
+                match reader.next(rest)? {
+                    Piece::Data { consumed, .. } => rest = &rest[consumed..],
+                    Piece::NeedMore { .. } | Piece::End { .. } => return Ok(reader.is_done()),
+                }
+            }
+        };
+        let long = "1   \r\na\r\n".repeat(10_000) + "0  \r\n\r\n";
+        assert_eq!(all(&long), Ok(true));
+        let spaces = |count: usize| format!("0{}\r\n\r\n", " ".repeat(count));
+        assert_eq!(all(&spaces(usize::from(MAX_FILL))), Ok(true));
+        let over = all(&spaces(usize::from(MAX_FILL) + 1));
+        assert_eq!(over, Err(BodyError::ChunkSize));
     }
 
     #[test]
