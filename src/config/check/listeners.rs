@@ -120,7 +120,7 @@ impl Checker {
             max_handshakes: number(limits.max_handshakes, 1000) as usize,
             header_read: self.timeout(timeouts.header_read, 10 * SECOND),
             request_read: self.timeout(timeouts.request_read, 60 * SECOND),
-            keep_alive: self.timeout(timeouts.keep_alive, 60 * SECOND),
+            keep_alive: self.timeout(timeouts.keep_alive, 75 * SECOND),
             max_age: self.timeout(timeouts.max_age, 3600 * SECOND),
             stream_idle: self.timeout(timeouts.stream_idle, 300 * SECOND),
             tls_handshake: self.time_within(timeouts.tls_handshake, 10 * SECOND, 60 * SECOND),

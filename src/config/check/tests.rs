@@ -43,6 +43,12 @@ fn the_short_form_makes_one_of_each() {
         }]
     );
     assert_eq!((config.lanes, config.drain), (None, 25 * SECOND));
+    // Load balancers let go of idle connections after 60 s, and so do servers: a client's lives longer, and weir's own less long.
+    let idle = (
+        config.listeners[0].keep_alive,
+        config.upstreams[0].idle_timeout,
+    );
+    assert_eq!(idle, (75 * SECOND, 50 * SECOND));
 }
 
 #[test]

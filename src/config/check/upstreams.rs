@@ -368,7 +368,7 @@ fn plain(name: String, endpoints: Vec<Source>) -> Upstream {
         load_balancing: Balancing::LeastRequest,
         connect_timeout: SECOND,
         timeout: 15 * SECOND,
-        idle_timeout: 60 * SECOND,
+        idle_timeout: 50 * SECOND,
         max_age: 3600 * SECOND,
         concurrency: None,
         retries: None,

@@ -89,7 +89,7 @@ pub struct Timeouts {
     pub header_read: Option<At<TimeLength>>,
     /// For a request's body to be whole once its head is here [default: 60s].
     pub request_read: Option<At<TimeLength>>,
-    /// For a connection without a request [default: 60s].
+    /// For a connection without a request [default: 75s].
     pub keep_alive: Option<At<TimeLength>>,
     /// Of a connection, less up to a tenth by chance: an older one ends behind its next answer [default: 1h].
     pub max_age: Option<At<TimeLength>>,

@@ -26,7 +26,7 @@ pub struct Upstream {
     pub connect_timeout: Option<At<TimeLength>>,
     /// From the end of the request to the end of the response's head [default: 15s].
     pub timeout: Option<At<TimeLength>>,
-    /// For a connection to it that no request uses [default: 60s].
+    /// For a connection to it that no request uses [default: 50s].
     pub idle_timeout: Option<At<TimeLength>>,
     /// For a connection to it, less up to a tenth by chance: an older one gets no new requests [default: 1h].
     pub max_age: Option<At<TimeLength>>,
