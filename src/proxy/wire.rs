@@ -109,6 +109,14 @@ pub(super) async fn read_some(
     stream.read_buf(buffer).await
 }
 
+/// Whether the other end has closed; under TLS perhaps without saying so, as many servers do.
+pub(super) fn is_end(read: &io::Result<usize>) -> bool {
+    match read {
+        Ok(read) => *read == 0,
+        Err(error) => error.kind() == io::ErrorKind::UnexpectedEof,
+    }
+}
+
 /// How much room the next read of a body has, in bytes: more once a read has filled its buffer.
 #[derive(Debug)]
 pub(super) struct Room(usize);

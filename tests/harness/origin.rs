@@ -28,6 +28,12 @@ impl Origin {
     /// Under TLS, with the certificate of this name, and ready to agree on these protocols (ALPN); on none, it does not know of that
     /// and speaks HTTP/1.1.
     pub fn secure(authority: &Authority, name: &str, protocols: &[&str]) -> Origin {
+        let config = Origin::tls(authority, name, protocols);
+        Origin::start(Some(TlsAcceptor::from(Arc::new(config))))
+    }
+
+    /// What TLS so is.
+    pub fn tls(authority: &Authority, name: &str, protocols: &[&str]) -> ServerConfig {
         let chain = CertificateDer::pem_file_iter(authority.path(&format!("{name}.crt"))).unwrap();
         let chain = chain.map(Result::unwrap).collect();
         let key = PrivateKeyDer::from_pem_file(authority.path(&format!("{name}.key"))).unwrap();
@@ -40,7 +46,7 @@ impl Origin {
                 .unwrap();
         let protocols = protocols.iter().map(|name| name.as_bytes().to_vec());
         config.alpn_protocols = protocols.collect();
-        Origin::start(Some(TlsAcceptor::from(Arc::new(config))))
+        config
     }
 
     /// Without TLS, by HTTP/2 alone.

@@ -1,6 +1,7 @@
 //! What is spoken with an upstream: as the file says, or as each connection agrees on it under TLS (ALPN).
 
 use std::io::{Read as _, Write as _};
+use std::sync::Arc;
 use std::thread;
 
 use super::harness::origin::Origin;
@@ -83,6 +84,44 @@ fn a_connection_speaks_what_both_ends_have_agreed_on() {
     check(one, "http2", nothing);
     // One that says nothing of HTTP/2 is not spoken to in it.
     check(&[], "http2", nothing);
+}
+
+/// Servers of old end TLS by closing the connection. A body of no length is over then; one that says how long it is may not be.
+#[test]
+fn a_body_up_to_the_close_may_end_without_a_word_of_tls() {
+    let authority = authority();
+    let tls = Arc::new(Origin::tls(&authority, "app", &["http/1.1"]));
+    let address = raw::scripted(move |mut tcp| {
+        let mut session = rustls::ServerConnection::new(tls.clone()).unwrap();
+        let mut stream = rustls::Stream::new(&mut session, &mut tcp);
+        let mut asked = [0; 4096];
+        let Ok(1..) = stream.read(&mut asked) else {
+            return;
+        };
+        let field = if asked.starts_with(b"GET /long ") {
+            "Content-Length: 9\r\n"
+        } else {
+            ""
+        };
+        let _ = write!(stream, "HTTP/1.0 200 OK\r\n{field}\r\nhello");
+    });
+    for protocol in ["http1", "auto"] {
+        let ca = authority.path("ca.crt");
+        let keys = format!("tls: {{ca: '{}'}}, protocol: {protocol}", ca.display());
+        let (running, _config) = front(&format!("https://localhost:{}", address.port()), &keys);
+        let got = |path| {
+            let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+            raw::send(running.address.parse().unwrap(), request.as_bytes())
+        };
+        let whole = got("/");
+        assert_eq!(
+            raw::unchunk(whole.parts().1).0,
+            "hello",
+            "{protocol}: {whole:?}"
+        );
+        let cut = got("/long");
+        assert_eq!(cut.parts().1, "hello", "{protocol}: {cut:?}");
+    }
 }
 
 #[test]

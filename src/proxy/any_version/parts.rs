@@ -13,7 +13,7 @@ use crate::http1::body::{BodyReader, Piece};
 use crate::http1::trailers;
 use crate::net::stream::{Reading, Writing};
 use crate::proxy::framing::{Front, put_piece};
-use crate::proxy::wire::{read_some, write_in_parts};
+use crate::proxy::wire::{is_end, read_some, write_in_parts};
 
 /// Bytes that are worth a write.
 const ENOUGH: usize = 16 * 1024;
@@ -84,7 +84,9 @@ impl<'a> Source<'a, '_> {
                 }
                 match read_some(stream, buffer).await {
                     Ok(1..) => {}
-                    Ok(0) if *until_close => return Ok(Part::End(HeaderMap::new())),
+                    read if *until_close && is_end(&read) => {
+                        return Ok(Part::End(HeaderMap::new()));
+                    }
                     Ok(0) => return Err(Broken::CutShort),
                     Err(_) => return Err(Broken::Gone),
                 }

@@ -23,7 +23,7 @@ use super::outgoing::{Outgoing, Request, prepare};
 use super::record::Record;
 use super::reply::Rejection;
 use super::upgrade;
-use super::wire::{Buffer, Deadlines, Elapsed, Room};
+use super::wire::{Buffer, Deadlines, Elapsed, Room, is_end};
 use crate::config::Protocol;
 use crate::http1::body::Piece;
 use crate::http1::head::{BodyLength, RequestHead};
@@ -323,7 +323,7 @@ impl<'p> Exchange<'_, 'p> {
             let read = async || room.read(&mut from_upstream, answer).await;
             match responding.step(bytes_in, read).await? {
                 Ok(Ok(1..)) => {}
-                Ok(Ok(0)) if until_close => {
+                Ok(read) if until_close && is_end(&read) => {
                     persist(plan, outbox, record, told).await?;
                     if chunked {
                         let bytes_in = &mut record.bytes_in;
