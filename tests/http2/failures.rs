@@ -1,11 +1,14 @@
 //! What endpoints and breakers are told of exchanges that fail where HTTP/2 is at a side.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use h2::Reason;
 
+use super::harness::frames::{self, END_HEADERS, END_STREAM, HEADERS};
 use super::harness::versions::{Asked, Call, Client, Length, Origin, Version, run};
 use super::harness::{Lane, eventually};
+use super::upstreams::{answer, answer_all, lane, next_request, numbered};
 
 const GRPC: [(&str, &str); 2] = [("content-type", "application/grpc"), ("te", "trailers")];
 
@@ -154,4 +157,27 @@ fn a_probe_whose_body_is_not_read_fails_by_its_time() {
         call.body.pour().await;
         eventually(|| lane.state() == "open");
     });
+}
+
+/// Others' requests end with it, and so would those on the next connection.
+#[test]
+fn what_is_answered_by_nonsense_is_not_asked_for_again() {
+    let (upstream, opened) = numbered(&[], |number, mut raw| {
+        if number > 1 {
+            return answer_all(raw);
+        }
+        let first = next_request(&mut raw).unwrap();
+        answer(&mut raw, first);
+        let second = next_request(&mut raw).unwrap();
+        // A field that `h2` takes for an error of the connection.
+        let head = frames::block(&[(":status", "200"), ("x-echo", "a\u{1}b")]);
+        let flags = END_HEADERS | END_STREAM;
+        raw.send(&frames::frame(HEADERS, flags, second, &head));
+        while raw.next().is_ok() {}
+    });
+    let lane = lane(upstream);
+    assert_eq!(lane.connect().get("/").status, 200);
+    assert_eq!(lane.connect().get("/").status, 502);
+    assert_eq!(opened.load(Ordering::Relaxed), 1);
+    assert_eq!(lane.connect().get("/").status, 200);
 }

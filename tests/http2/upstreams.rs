@@ -19,7 +19,7 @@ use super::harness::{Lane, eventually};
 use super::{World, on_each_pairing};
 
 /// A lane in front of an upstream of HTTP/2.
-fn lane(upstream: SocketAddr) -> Lane {
+pub(super) fn lane(upstream: SocketAddr) -> Lane {
     Lane::start(&format!(
         "listen: '127.0.0.1:0'\n\
          upstreams: {{app: {{endpoints: ['http://{upstream}'], protocol: http2, timeout: 500ms, connect_timeout: 500ms}}}}\n"
@@ -27,7 +27,7 @@ fn lane(upstream: SocketAddr) -> Lane {
 }
 
 /// An upstream that gives each connection, by its number from 1, to `script`; how many came.
-fn numbered(
+pub(super) fn numbered(
     its: &'static [(u16, u32)],
     script: impl Fn(usize, Raw) + Send + Sync + 'static,
 ) -> (SocketAddr, Arc<AtomicUsize>) {
@@ -43,7 +43,7 @@ fn numbered(
 }
 
 /// The next request's stream.
-fn next_request(raw: &mut Raw) -> Option<u32> {
+pub(super) fn next_request(raw: &mut Raw) -> Option<u32> {
     loop {
         let frame = raw.next().ok()?;
         if frame.kind == HEADERS {
@@ -53,7 +53,7 @@ fn next_request(raw: &mut Raw) -> Option<u32> {
 }
 
 /// Answers with a 200 without a body.
-fn answer(raw: &mut Raw, stream: u32) {
+pub(super) fn answer(raw: &mut Raw, stream: u32) {
     let head = frames::block(&[(":status", "200")]);
     raw.send(&frames::frame(
         HEADERS,
@@ -69,7 +69,7 @@ fn begin(raw: &mut Raw, stream: u32) {
     raw.send(&frames::frame(HEADERS, END_HEADERS, stream, &head));
 }
 
-fn answer_all(mut raw: Raw) {
+pub(super) fn answer_all(mut raw: Raw) {
     while let Some(stream) = next_request(&mut raw) {
         answer(&mut raw, stream);
     }
