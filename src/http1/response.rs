@@ -57,8 +57,6 @@ pub enum BadResponse {
     LengthAndCoding,
     #[error("Transfer-Encoding is not exactly \"chunked\"")]
     TransferCoding,
-    #[error("Transfer-Encoding is sent with HTTP/1.0")]
-    CodingInHttp10,
     #[error("Connection names more than {MAX_CONNECTION_OPTIONS} options")]
     ConnectionOptions,
     #[error("it switches to a protocol that nobody asked for")]
@@ -108,9 +106,6 @@ pub fn parse_response(
             }
             length = Some(decimal(field.value).ok_or(BadResponse::ContentLength)?);
         } else if field.name.eq_ignore_ascii_case("transfer-encoding") {
-            if minor == 0 {
-                return Err(BadResponse::CodingInHttp10);
-            }
             if chunked || !field.value.eq_ignore_ascii_case(b"chunked") {
                 return Err(BadResponse::TransferCoding);
             }
@@ -129,7 +124,11 @@ pub fn parse_response(
         (false, Some(bytes)) => ResponseBody::Length(BodyLength::Fixed(bytes)),
         (false, None) => ResponseBody::UntilClose,
     };
-    let keep_alive = (minor == 1 || connection.keep_alive) && !connection.close;
+    // RFC 9112 section 6.1: what HTTP/1.0 says in chunks is read, and the connection closed behind it.
+    let keep_alive = match minor {
+        1 => !connection.close,
+        _ => connection.keep_alive && !connection.close && !chunked,
+    };
     let headers = response.headers.iter();
     let mut fields = headers
         .map(|f| (place(f.name.as_bytes()), place(f.value)))
@@ -200,6 +199,11 @@ mod tests {
             "HTTP/1.1 200 OK\r\n\r\n",
             false,
             Ok((ResponseBody::UntilClose, false)),
+        );
+        check(
+            "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n",
+            false,
+            Ok((length(BodyLength::Chunked), false)),
         );
         check(
             "HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n",

@@ -14,8 +14,10 @@ use super::wire::{Deadlines, Elapsed};
 use crate::config::rewrite::HeaderChanges;
 use crate::http1::response::{BadResponse, ResponseHead};
 
-/// Interim responses taken before the final one; more is a flood.
-const MAX_INTERIM: usize = 16;
+/// Interim responses that are told before the final one; others are passed over.
+const MAX_TOLD: usize = 16;
+/// Bytes of interim responses before the final one; more is a flood.
+const MAX_BYTES: usize = 16 * 1024;
 
 /// The interim responses to one request, sent over one connection.
 pub(super) struct Interims<'r> {
@@ -24,6 +26,8 @@ pub(super) struct Interims<'r> {
     /// Whether the client knows them, which HTTP/1.0 does not.
     known: bool,
     came: usize,
+    /// Bytes of all that came.
+    bytes: usize,
     /// Heads as HTTP/1.1, of which so many bytes are told.
     out: Vec<u8>,
     told: usize,
@@ -35,6 +39,7 @@ impl<'r> Interims<'r> {
             changes,
             known: !request.is_http10,
             came: 0,
+            bytes: 0,
             out: Vec::new(),
             told: 0,
         }
@@ -49,12 +54,13 @@ impl<'r> Interims<'r> {
         if head.status >= 200 || head.status == 101 {
             return Ok(false);
         }
-        if self.came == MAX_INTERIM {
+        self.bytes += head.len;
+        if self.bytes > MAX_BYTES {
             return Err(Rejection::BadResponse(BadResponse::Interim));
         }
         self.came += 1;
         // All but the answer to an expectation, which was weir's own.
-        if head.status != 100 && self.known {
+        if head.status != 100 && self.known && self.came <= MAX_TOLD {
             headers::put_interim_head(&mut self.out, answer, head, self.changes);
         }
         answer.drain(..head.len);
@@ -115,6 +121,7 @@ mod tests {
             changes: &changes,
             known: true,
             came: 0,
+            bytes: 0,
             out: b"HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\n".to_vec(),
             told: 0,
         };

@@ -70,7 +70,7 @@ fn trouble_before_the_head_is_a_502_or_a_504() {
     let many: String = (0..101).map(|n| format!("A-{n}: 1\r\n")).collect();
     let large = format!("A: {}\r\n", "a".repeat(70_000));
     let options = "a,".repeat(32);
-    let interim = "HTTP/1.1 100 Continue\r\n\r\n".repeat(100);
+    let interim = "HTTP/1.1 100 Continue\r\n\r\n".repeat(1000);
     let with = |fields: &str| format!("HTTP/1.1 200 OK\r\n{fields}\r\nhello");
     for (name, bytes, status) in [
         ("nonsense", "nonsense\r\n\r\n".to_owned(), 502),
@@ -458,14 +458,14 @@ fn interim_responses_but_100_go_to_clients_that_know_them() {
 
 #[test]
 fn sixteen_interim_responses_are_passed_on_and_no_more() {
-    for (count, status) in [(16, "200 OK"), (17, "502 Bad Gateway")] {
+    for count in [16, 17, 200] {
         let lane = before(move |_, stream| {
             let interim = "HTTP/1.1 103 Early Hints\r\n\r\n".repeat(count);
             let _ = stream.write_all(format!("{interim}{}", ok("done")).as_bytes());
         });
         let reply = ask("interim", &lane, GET);
         assert_eq!(reply.replies(), 17, "{reply:?}");
-        assert!(reply.text.contains(&format!("HTTP/1.1 {status}\r\n")));
+        assert!(reply.text.contains("HTTP/1.1 200 OK\r\n"), "{reply:?}");
     }
 }
 
