@@ -113,7 +113,7 @@ const MAX_FORWARDS: &str = "max-forwards";
 /// is none of them: requests within a tunnel would pass no policy.
 pub(super) fn upgrade(buffer: &[u8], head: &RequestHead) -> Option<Vec<u8>> {
     let asked = head.minor_version == 1
-        && head.body == BodyLength::None
+        && head.body != BodyLength::Chunked
         && head
             .values(buffer, "connection")
             .flat_map(connection_options)

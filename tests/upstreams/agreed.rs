@@ -3,6 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use super::harness::origin::Origin;
 use super::harness::process::{Running, file};
@@ -159,6 +160,44 @@ fn a_switch_of_protocols_is_asked_for_by_http1() {
     // Requests go on by HTTP/2.
     assert!(client.get("/").body.starts_with("2 "));
     assert_eq!(origin.opened(), 2);
+}
+
+/// As Docker's client asks for a terminal: what it is to be stands in the body.
+#[test]
+fn a_switch_may_be_asked_for_with_a_body() {
+    for is_early in [false, true] {
+        let address = raw::scripted(move |mut stream| {
+            let head = raw::read_head(&mut stream).unwrap();
+            assert!(head.contains("\r\nUpgrade: tcp\r\n"), "{head}");
+            assert!(head.contains("\r\nContent-Length: 5\r\n"), "{head}");
+            let switched = b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n";
+            let mut body = [0; 5];
+            if is_early {
+                stream.write_all(switched).unwrap();
+            }
+            stream.read_exact(&mut body).unwrap();
+            if !is_early {
+                stream.write_all(switched).unwrap();
+            }
+            stream.write_all(&body).unwrap();
+            let _ = std::io::copy(&mut stream.try_clone().unwrap(), &mut stream);
+        });
+        let (running, _config) = front(&format!("http://{address}"), "protocol: http1");
+        let mut client = running.connect();
+        let head = b"POST /exec HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 5\r\n\r\n";
+        client.write_all(&[head, &b"{}"[..]].concat()).unwrap();
+        // An early answer is held until the upstream has all that it is of.
+        let soon = Duration::from_millis(100);
+        client.set_read_timeout(Some(soon)).unwrap();
+        assert_eq!(raw::read_head(&mut client), None);
+        client.set_read_timeout(Some(DEADLINE)).unwrap();
+        client.write_all(b"{}\nls").unwrap();
+        let head = raw::read_head(&mut client).unwrap();
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        let mut echoed = [0; 7];
+        client.read_exact(&mut echoed).unwrap();
+        assert_eq!(&echoed, b"{}{}\nls");
+    }
 }
 
 #[test]

@@ -209,7 +209,20 @@ impl<'p> Exchange<'_, 'p> {
                 head = early_head(request, &mut reading, answer, &mut interims, &mut to_client) => {
                     let head = head?;
                     record.note_answered(head.status);
-                    return Ok(Answered { head, uploaded: false });
+                    if head.status != 101 {
+                        return Ok(Answered { head, uploaded: false });
+                    }
+                    // What is spoken next begins behind the body.
+                    let rest = upload.go_on(
+                        request,
+                        &mut from_client,
+                        ends.buffer,
+                        ends.deadlines,
+                        &mut writing,
+                        &mut record.bytes_in,
+                    );
+                    rest.await?;
+                    return Ok(Answered { head, uploaded: true });
                 }
                 sent = upload.go_on(
                     request,
@@ -244,6 +257,9 @@ impl<'p> Exchange<'_, 'p> {
             let head = ends.deadlines.within(request.within, response).await;
             let head = head.map_err(|Elapsed| Rejection::UpstreamTimeout)?;
             let head = head.ok_or(Failure::ClientGone)??;
+            if head.status == 101 && !uploaded {
+                return Err(Rejection::UpstreamBroken.into());
+            }
             if !interims.take(answer, &head)? {
                 record.note_answered(head.status);
                 return Ok(Answered { head, uploaded });
