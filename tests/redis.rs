@@ -351,6 +351,38 @@ fn a_node_is_pinged_however_much_it_says() {
     });
 }
 
+/// As one that is cut off from its peers, and not from weir: it knows slots, and answers that the cluster fails.
+#[test]
+fn a_node_for_which_the_cluster_fails_is_asked_last() {
+    let cut_off =
+        Server::with(|_, _| "cluster-enabled yes\ncluster-config-file nodes.conf\n".to_owned());
+    cut_off.cli(&["CLUSTER", "ADDSLOTS", "0", "1", "2"]);
+    eventually(|| cut_off.says(&["CLUSTER", "INFO"], "cluster_state", "fail"));
+    let cluster = Cluster::shared();
+    let yaml = |urls: &[String]| {
+        let urls = urls.join("', '");
+        format!("redis: {{urls: ['{urls}'], mode: cluster, key_prefix: t}}\n")
+    };
+    for _ in 0..12 {
+        let both = yaml(&[cut_off.url(), cluster.nodes[0].url()]);
+        on_a_lane(&patient(&both), async |redis| {
+            soon(|| !redis.health().is_empty()).await;
+            assert!(redis.knows_all_slots(), "{:?}", redis.health());
+        });
+    }
+    // Where there is no other, its slots are better than none.
+    on_a_lane(&patient(&yaml(&[cut_off.url()])), async |redis| {
+        soon(|| redis.health().iter().any(|node| node.up)).await;
+        let mut names = (0..).map(|n| n.to_string());
+        let known = names.find(|name| keys::slot(name.as_bytes()) < 3).unwrap();
+        let answer = add(&redis, &known).await;
+        assert!(
+            matches!(&answer, Err(CallError::Refused(why)) if why.contains("CLUSTERDOWN") || why.contains("cluster")),
+            "{answer:?}"
+        );
+    });
+}
+
 #[test]
 fn a_script_that_fails_is_no_reason_to_look_at_the_cluster() {
     let cluster = Cluster::start();

@@ -229,24 +229,39 @@ impl Redis {
         match &self.settings.mode {
             Mode::Single { .. } => Ok(Topology::before_asking(&self.settings)),
             Mode::Sentinel { master_name } => self.ask_sentinels(master_name, epoch).await,
-            Mode::Cluster => {
-                let mut ask = redis::pipe();
-                ask.cmd("CLUSTER").arg("SLOTS");
-                // The file's may be gone by now.
-                let known = self.topology.borrow().clone();
-                let seeds = self.settings.endpoints.iter();
-                let candidates: BTreeSet<_> = known.nodes().chain(seeds).cloned().collect();
-                let candidates = candidates.into_iter().collect();
-                let read = |answers: &[Value], asked: &Address| {
-                    let [slots] = answers else {
-                        return Err(format!("{answers:?}"));
-                    };
-                    let topology = Topology::from_slots(slots, &asked.host);
-                    topology.map(Some).ok_or_else(|| format!("{slots:?}"))
-                };
-                self.ask_each(candidates, &ask, read).await
-            }
+            Mode::Cluster => self.ask_nodes().await,
         }
+    }
+
+    /// The map of a node for which the cluster is well. One that is cut off from the others has the map of before, in which it has
+    /// slots that it serves no more: it is believed where there is no other.
+    async fn ask_nodes(&self) -> Result<Topology, String> {
+        let mut ask = redis::pipe();
+        ask.cmd("CLUSTER").arg("INFO");
+        ask.cmd("CLUSTER").arg("SLOTS");
+        // The file's may be gone by now.
+        let known = self.topology.borrow().clone();
+        let seeds = self.settings.endpoints.iter();
+        let candidates: BTreeSet<_> = known.nodes().chain(seeds).cloned().collect();
+        let candidates = candidates.into_iter().collect();
+        let mut failing = None;
+        let read = |answers: &[Value], asked: &Address| {
+            let odd = || format!("{answers:?}");
+            let [info, slots] = answers else {
+                return Err(odd());
+            };
+            let topology = Topology::from_slots(slots, &asked.host).ok_or_else(odd)?;
+            let fails = text(info).is_some_and(|info| info.contains("cluster_state:fail"));
+            match fails {
+                true => {
+                    failing.get_or_insert(topology);
+                    Ok(None)
+                }
+                false => Ok(Some(topology)),
+            }
+        };
+        let answer = self.ask_each(candidates, &ask, read).await;
+        answer.or_else(|error| failing.ok_or(error))
     }
 
     /// The master of the newest epoch: a sentinel that is cut off from the others still names the one of before, which loses what
