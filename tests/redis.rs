@@ -19,7 +19,7 @@ use futures_util::future::join_all;
 use harness::calls::{Call, Ear, Load, Tally, add, on_a_lane, soon};
 use harness::process::{Running, file};
 use harness::raw::{SlowNetwork, scripted};
-use harness::redis::{Answer, Certificates, Cluster, Sentinels, Server, key_prefix};
+use harness::redis::{Answer, Certificates, Cluster, Sentinels, Server, key_prefix, sentinel};
 use harness::{DEADLINE, eventually};
 use weir::clock::now;
 use weir::keys;
@@ -351,6 +351,38 @@ fn a_node_is_pinged_however_much_it_says() {
     });
 }
 
+/// As one that is cut off from its peers, and not from weir: it knows slots, and answers that the cluster fails.
+#[test]
+fn a_node_for_which_the_cluster_fails_is_asked_last() {
+    let cut_off =
+        Server::with(|_, _| "cluster-enabled yes\ncluster-config-file nodes.conf\n".to_owned());
+    cut_off.cli(&["CLUSTER", "ADDSLOTS", "0", "1", "2"]);
+    eventually(|| cut_off.says(&["CLUSTER", "INFO"], "cluster_state", "fail"));
+    let cluster = Cluster::shared();
+    let yaml = |urls: &[String]| {
+        let urls = urls.join("', '");
+        format!("redis: {{urls: ['{urls}'], mode: cluster, key_prefix: t}}\n")
+    };
+    for _ in 0..12 {
+        let both = yaml(&[cut_off.url(), cluster.nodes[0].url()]);
+        on_a_lane(&patient(&both), async |redis| {
+            soon(|| !redis.health().is_empty()).await;
+            assert!(redis.knows_all_slots(), "{:?}", redis.health());
+        });
+    }
+    // Where there is no other, its slots are better than none.
+    on_a_lane(&patient(&yaml(&[cut_off.url()])), async |redis| {
+        soon(|| redis.health().iter().any(|node| node.up)).await;
+        let mut names = (0..).map(|n| n.to_string());
+        let known = names.find(|name| keys::slot(name.as_bytes()) < 3).unwrap();
+        let answer = add(&redis, &known).await;
+        assert!(
+            matches!(&answer, Err(CallError::Refused(why)) if why.contains("CLUSTERDOWN") || why.contains("cluster")),
+            "{answer:?}"
+        );
+    });
+}
+
 #[test]
 fn a_script_that_fails_is_no_reason_to_look_at_the_cluster() {
     let cluster = Cluster::start();
@@ -626,6 +658,55 @@ fn a_failover_that_sentinels_are_asked_for_is_followed_at_once() {
     println!("followed {took:?} after all sentinels had told");
     // Its connection is closed by force once the old one is a replica, some ten seconds later.
     assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+/// As while the master of before and a sentinel of its are cut off from the others, and not from weir.
+#[test]
+fn a_master_of_an_older_epoch_is_not_gone_back_to() {
+    let (old, new) = (Server::single(), Server::single());
+    let cut_off = sentinel(old.port, 0);
+    let others = [sentinel(new.port, 3), sentinel(new.port, 3)];
+    let sentinels = [&cut_off, &others[0], &others[1]];
+    let urls = sentinels.map(Server::url).join("', '");
+    let yaml = format!("redis: {{urls: ['{urls}'], mode: sentinel, key_prefix: t}}\n");
+    let address = |server: &Server| server.address().to_string();
+    let is_at = |load: &Load, server: &Server| {
+        let nodes = load.health();
+        nodes.len() == 1 && nodes[0].address == address(server)
+    };
+    // Whichever is asked first.
+    for _ in 0..8 {
+        let load = Load::start(&patient(&yaml), some_keys());
+        assert!(is_at(&load, &new), "{:?}", load.health());
+    }
+    let load = Load::start(&patient(&yaml), some_keys());
+    // The one that hears of a failover may be any of them.
+    for sentinel in sentinels {
+        eventually(|| {
+            let listeners = sentinel.cli(&["CLIENT", "LIST", "TYPE", "pubsub"]);
+            listeners.text().contains("sub=1")
+        });
+    }
+
+    // No one else is there to say that the old one is old, and weir looks for another as the new one goes.
+    others.iter().for_each(Server::pause);
+    new.kill();
+    let killed = now();
+    load.until(|_| killed.elapsed() > Duration::from_secs(3));
+    let calls = load.since(killed);
+    let answered = calls.iter().filter(|call| call.answer.is_ok()).count();
+    assert_eq!(answered, 0, "of {}", calls.len());
+    assert!(is_at(&load, &new), "{:?}", load.health());
+
+    // Set up anew, sentinels begin to count from nothing, and most of them name it.
+    let port = old.port.to_string();
+    for sentinel in &others {
+        sentinel.resume();
+        sentinel.cli(&["SENTINEL", "REMOVE", "mymaster"]);
+        sentinel.cli(&["SENTINEL", "MONITOR", "mymaster", "127.0.0.1", &port, "2"]);
+    }
+    load.until(|calls| calls.iter().any(|call| call.answer.is_ok()));
+    eventually(|| is_at(&load, &old));
 }
 
 /// The bytes of a client to a server of this port, and back.

@@ -126,8 +126,7 @@ fn run(otlp: &str, messages: Receiver<Message>, told: &Outlet) -> anyhow::Result
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let exporter = exporter(otlp)?;
-        send(messages, &exporter, told).await;
+        send(messages, exporter(otlp)?, || exporter(otlp), told).await;
         Ok(())
     })
 }
@@ -163,7 +162,13 @@ fn resource() -> Resource {
     }
 }
 
-async fn send(mut messages: Receiver<Message>, exporter: &impl SpanExporter, told: &Outlet) {
+/// `anew`: an exporter with connections of its own.
+async fn send<E: SpanExporter>(
+    mut messages: Receiver<Message>,
+    mut exporter: E,
+    anew: impl Fn() -> anyhow::Result<E>,
+    told: &Outlet,
+) {
     let mut fails = false;
     while let Some(message) = messages.recv().await {
         let (mut spans, mut held) = (Vec::new(), Vec::new());
@@ -201,6 +206,10 @@ async fn send(mut messages: Receiver<Message>, exporter: &impl SpanExporter, tol
                     fails = true;
                 }
             }
+        }
+        if fails && tokio::time::Instant::now() >= until {
+            // Its connection may lead to a machine that is gone, which the kernel takes a quarter of an hour to say.
+            exporter = anew().unwrap_or(exporter);
         }
         if let Some(done) = stop {
             let _ = done.send(());

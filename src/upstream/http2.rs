@@ -50,6 +50,8 @@ pub struct Multiplexed {
     open: RefCell<Vec<Open>>,
     /// Held by who connects, so that others wait for the same connection.
     connecting: Mutex<()>,
+    /// When one last failed to come about, and why.
+    failed: Cell<Option<(Instant, Unreached)>>,
 }
 
 /// A connection, as those see it who send requests.
@@ -162,6 +164,17 @@ impl Multiplexed {
     /// The turn to connect.
     pub(super) async fn alone(&self) -> MutexGuard<'_, ()> {
         self.connecting.lock().await
+    }
+
+    /// Tells all who wait for a connection that there will be none.
+    pub(super) fn note_failed(&self, why: Unreached) {
+        self.failed.set(Some((clock::now(), why)));
+    }
+
+    /// Why there was none, for who has waited since then.
+    pub(super) fn failed_since(&self, began: Instant) -> Option<Unreached> {
+        let (_, why) = self.failed.get().filter(|(at, _)| *at >= began)?;
+        Some(why)
     }
 
     /// A place on a connection that was just opened; or why there is none, and in words.

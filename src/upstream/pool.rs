@@ -180,17 +180,34 @@ impl Pool {
         if let Some(place) = self.shared() {
             return Ok(Reached::Http2(place));
         }
-        // Who connects first is waited for, since others may share the connection.
+        // Who connects first is waited for, since others may share the connection, or hear that there is none.
         let mut alone = None;
         if !self.agreed_on_http1.get() {
+            let began = clock::now();
             alone = Some(self.alone(until).await?);
             if let Some(place) = self.shared() {
                 return Ok(Reached::Http2(place));
+            }
+            if let Some(unreached) = self.multiplexed.failed_since(began) {
+                return Err(unreached);
             }
             if self.agreed_on_http1.get() {
                 alone = None;
             }
         }
+        let begun = self.begin(until).await;
+        if let Err(unreached @ (Unreached::Failed(_) | Unreached::TimedOut(_) | Unreached::Insecure(_))) = begun
+            // Others may have more time.
+            && until.is_none_or(|until| !until.left().is_zero())
+        {
+            self.multiplexed.note_failed(unreached);
+        }
+        drop(alone);
+        begun
+    }
+
+    /// A new connection, by what the upstream speaks or agrees on.
+    async fn begin(&self, until: &mut Option<Until>) -> Result<Reached, Unreached> {
         let connected = self.open(Offer::All, until).await?;
         let is_http2 = self.protocol == Protocol::Http2 || connected.stream.is_http2();
         self.agreed_on_http1.set(!is_http2);
@@ -206,7 +223,6 @@ impl Pool {
         let begun = self.multiplexed.begin(connected, times).await;
         let place = begun.map_err(|(unreached, error)| self.note_unreached(unreached, &error))?;
         self.note_reached();
-        drop(alone);
         Ok(Reached::Http2(place))
     }
 

@@ -14,7 +14,7 @@ use crate::net::tls::Trouble;
 use crate::telemetry::log::LogRateLimit;
 
 /// Why there is no connection.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub enum Unreached {
     Failed(Cause),
     TimedOut(Stage),

@@ -88,6 +88,26 @@ fn a_pooler_that_shares_connections_is_seen() {
     });
 }
 
+/// What it has written and no one acknowledges, as while rows are copied, is not seen by keepalives.
+#[test]
+fn the_server_gives_up_a_writer_that_vanished_and_not_a_reader_that_pauses() {
+    let database = Database::new();
+    let given = format!("{}&options=-c%20tcp_user_timeout%3D7000", database.url());
+    on_a_runtime(async {
+        for (url, expected) in [
+            (&database.url(), ["20000", "0"]),
+            (&given, ["7000", "7000"]),
+        ] {
+            let postgres = Postgres::new(&config(url, &[])).unwrap();
+            let (write, read) = (postgres.write().await, postgres.read().await);
+            for (pool, expected) in [write, read].into_iter().zip(expected) {
+                let shown = pool.unwrap().query_one("SHOW tcp_user_timeout", &[]).await;
+                assert_eq!(shown.unwrap().get::<_, String>(0), expected, "{url}");
+            }
+        }
+    });
+}
+
 #[track_caller]
 fn bounds_reads(url: &str) {
     on_a_runtime(async {

@@ -576,15 +576,7 @@ impl Sentinels {
         eventually_within(DEADLINE, || {
             replica.says(&["INFO", "replication"], "master_link_status", "up")
         });
-        let lines = |_, _| {
-            format!(
-                "sentinel monitor mymaster 127.0.0.1 {} 2\nsentinel down-after-milliseconds mymaster 1000\n\
-                 sentinel failover-timeout mymaster 5000\n",
-                master.port
-            )
-        };
-        let sentinels =
-            std::array::from_fn(|_| Server::start("--sentinel", "+monitor master", lines));
+        let sentinels = std::array::from_fn(|_| sentinel(master.port, 0));
         for sentinel in &sentinels {
             eventually_within(FAILOVER, || {
                 let replicas = sentinel.try_cli(&["SENTINEL", "REPLICAS", "mymaster"]);
@@ -604,6 +596,16 @@ impl Sentinels {
         let urls = self.sentinels.each_ref().map(Server::url).join("', '");
         format!("redis: {{urls: ['{urls}'], mode: sentinel, key_prefix: '{key_prefix}'}}\n")
     }
+}
+
+/// A sentinel to which the server at this port is `mymaster`, as elected in this epoch.
+pub fn sentinel(master: u16, epoch: u32) -> Server {
+    Server::start("--sentinel", "+monitor master", |_, _| {
+        format!(
+            "sentinel monitor mymaster 127.0.0.1 {master} 2\nsentinel down-after-milliseconds mymaster 1000\n\
+             sentinel failover-timeout mymaster 5000\nsentinel config-epoch mymaster {epoch}\n"
+        )
+    })
 }
 
 /// A private authority and a server's certificate by it for 127.0.0.1, as PEM files, made anew.

@@ -1,5 +1,6 @@
 //! Traces, over sockets: what weir makes of what callers say, and what collectors get.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::harness::collector::Collector;
@@ -648,6 +649,26 @@ fn a_collector_that_hangs_holds_up_no_request() {
     });
     assert!(longest < Duration::from_secs(2), "{longest:?}");
     assert_eq!(counted(&weir, "exported"), 0);
+}
+
+/// Its machine is gone without a word, and no one says that the connection is; its address has another by then.
+#[test]
+fn a_collector_that_vanishes_costs_the_spans_of_one_call() {
+    let (upstream, collector) = (Upstream::answering(""), Collector::start(None));
+    let network = raw::SlowNetwork::to(([127, 0, 0, 1], collector.port).into());
+    let traces = format!("otlp: 'http://{}', sample: 100%", network.address);
+    let weir = weir(&upstream, &traces);
+    let mut client = weir.client();
+    client.get("/");
+    eventually(|| counted(&weir, "exported") == 2);
+    // What it answers on that connection comes after the test.
+    network.late.store(600_000, Ordering::Relaxed);
+    client.get("/");
+    eventually(|| counted(&weir, "dropped") == 2);
+    network.late.store(0, Ordering::Relaxed);
+    client.get("/");
+    eventually(|| counted(&weir, "exported") + counted(&weir, "dropped") == 6);
+    assert_eq!(counted(&weir, "exported"), 4);
 }
 
 #[test]

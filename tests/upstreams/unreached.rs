@@ -6,9 +6,10 @@ use std::thread;
 use std::time::Duration;
 
 use super::harness::process::{Running, file};
-use super::harness::raw::{self, scripted};
+use super::harness::raw::{self, Silent, scripted};
 use super::harness::{Lane, ok};
 use socket2::{Domain, Socket, Type};
+use weir::clock::now;
 
 /// A socket that nobody listens at, kept so that no one else gets its port.
 fn closed() -> (Socket, SocketAddr) {
@@ -213,5 +214,34 @@ fn the_log_says_why_a_response_is_refused() {
     let why = "why=a field name is malformed, or white space stands before its colon";
     for part in [&address.to_string(), why] {
         assert!(line.contains(part), "{part}: {line}");
+    }
+}
+
+#[test]
+fn all_who_wait_for_one_connection_hear_that_there_is_none() {
+    let silent = Silent::new();
+    for protocol in ["http1", "http2"] {
+        let config = file(&format!(
+            "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nruntime: {{lanes: 1}}\n\
+             upstreams: {{app: {{endpoints: ['http://{}'], protocol: {protocol}, connect_timeout: 3s}}}}\n",
+            silent.address
+        ));
+        let weir = Running::start(config.path());
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                let mut client = weir.client();
+                scope.spawn(move || {
+                    let began = now();
+                    assert_eq!(client.get("/").status, 504);
+                    let took = began.elapsed();
+                    let bounds = Duration::from_millis(2_900)..Duration::from_millis(5_500);
+                    assert!(bounds.contains(&took), "{protocol}: {took:?}");
+                });
+            }
+        });
+        // Who comes later tries for itself.
+        let (began, status) = (now(), weir.client().get("/").status);
+        assert_eq!(status, 504);
+        assert!(began.elapsed() > Duration::from_millis(2_900));
     }
 }

@@ -36,11 +36,11 @@ pub enum Heard {
 }
 
 /// Who is listened to.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) enum Speakers {
     /// The nodes that have slots.
     Nodes,
-    Sentinels,
+    Sentinel(Address),
 }
 
 impl Redis {
@@ -66,7 +66,7 @@ impl Redis {
         let (mut left, mut pause, mut told) = (None, PAUSES.first, false);
         loop {
             beat();
-            let mut nodes = self.who_speaks(speakers);
+            let mut nodes = self.who_speaks(&speakers);
             // The one that was just tried in vain or lost is tried again once there was another.
             if nodes.len() > 1 {
                 nodes.retain(|node| Some(node) != left.as_ref());
@@ -74,13 +74,13 @@ impl Redis {
             left = fastrand::choice(nodes);
             if let Some(node) = &left {
                 let mut answers = false;
-                match self.subscribe(speakers, node, &channels).await {
+                match self.subscribe(&speakers, node, &channels).await {
                     Ok((sink, stream)) => {
                         heard(Heard::Listening);
                         if std::mem::take(&mut told) {
                             info!(client = self.name, %node, ?channels, "messages of redis are heard again");
                         }
-                        let stays = || self.who_speaks(speakers).contains(node);
+                        let stays = || self.who_speaks(&speakers).contains(node);
                         answers = self.hear(stays, sink, stream, &mut heard, &beat).await;
                         heard(Heard::Lost);
                     }
@@ -100,22 +100,22 @@ impl Redis {
         }
     }
 
-    fn who_speaks(&self, speakers: Speakers) -> Vec<Address> {
+    fn who_speaks(&self, speakers: &Speakers) -> Vec<Address> {
         match speakers {
             Speakers::Nodes => self.topology.borrow().nodes().cloned().collect(),
-            Speakers::Sentinels => self.settings.endpoints.clone(),
+            Speakers::Sentinel(sentinel) => vec![sentinel.clone()],
         }
     }
 
     async fn subscribe(
         &self,
-        speakers: Speakers,
+        speakers: &Speakers,
         node: &Address,
         channels: &[String],
     ) -> Result<(PubSubSink, PubSubStream), String> {
         let who = match speakers {
             Speakers::Nodes => self.who(),
-            Speakers::Sentinels => RedisConnectionInfo::default(),
+            Speakers::Sentinel(_) => RedisConnectionInfo::default(),
         };
         let subscribe = async {
             let (mut sink, stream) = self.connect_to_hear(node, &who).await?.split();

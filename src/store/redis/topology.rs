@@ -7,9 +7,10 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::select_all;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
-use redis::{Cmd, RedisConnectionInfo, RedisError, Value};
+use redis::{Pipeline, RedisConnectionInfo, RedisError, Value};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
@@ -146,14 +147,18 @@ impl Redis {
         }
     }
 
-    /// A sentinel tells of a failover long before the master of before knows: what that one takes meanwhile is lost.
+    /// A sentinel tells of a failover long before the master of before knows: what that one takes meanwhile is lost. All are
+    /// heard, since one that is cut off from the others knows of none.
     async fn hear_of_failovers(&self) -> Infallible {
         match self.settings.mode {
             Mode::Sentinel { .. } => {
-                let channels = vec!["+switch-master".to_owned()];
-                let look = |_| self.suspect_topology();
-                self.listen_to(Speakers::Sentinels, channels, look, || {})
-                    .await
+                let hear = |sentinel: &Address| {
+                    let channels = vec!["+switch-master".to_owned()];
+                    let look = |_| self.suspect_topology();
+                    let speaker = Speakers::Sentinel(sentinel.clone());
+                    Box::pin(self.listen_to(speaker, channels, look, || {}))
+                };
+                select_all(self.settings.endpoints.iter().map(hear)).await.0
             }
             Mode::Single { .. } | Mode::Cluster => pending().await,
         }
@@ -162,8 +167,9 @@ impl Redis {
     async fn look_for_ever(&self) -> Infallible {
         let mut trouble = false;
         let mut pause = LOOK_AGAIN.first;
+        let mut epoch = 0;
         loop {
-            match self.look().await {
+            match self.look(&mut epoch).await {
                 Ok(topology) => {
                     if std::mem::take(&mut trouble) {
                         info!(client = self.name, "redis tells its topology again");
@@ -218,42 +224,92 @@ impl Redis {
         self.suspect_topology();
     }
 
-    async fn look(&self) -> Result<Topology, String> {
+    /// `epoch`: of the newest master that was heard of.
+    async fn look(&self, epoch: &mut i64) -> Result<Topology, String> {
         match &self.settings.mode {
             Mode::Single { .. } => Ok(Topology::before_asking(&self.settings)),
-            Mode::Sentinel { master_name } => {
-                let mut ask = redis::cmd("SENTINEL");
-                ask.arg("GET-MASTER-ADDR-BY-NAME").arg(master_name);
-                let read = |answer: &Value, _: &str| {
-                    let [host, port] = array(answer)? else {
-                        return None;
-                    };
-                    let address = Address::new(&text(host)?, text(port)?.parse().ok()?);
-                    Some(Topology::of_one(address))
-                };
-                self.ask_one(self.settings.endpoints.clone(), &ask, read)
-                    .await
-            }
-            Mode::Cluster => {
-                let mut ask = redis::cmd("CLUSTER");
-                ask.arg("SLOTS");
-                // The file's may be gone by now.
-                let known = self.topology.borrow().clone();
-                let seeds = self.settings.endpoints.iter();
-                let candidates: BTreeSet<_> = known.nodes().chain(seeds).cloned().collect();
-                let candidates = candidates.into_iter().collect();
-                self.ask_one(candidates, &ask, Topology::from_slots).await
-            }
+            Mode::Sentinel { master_name } => self.ask_sentinels(master_name, epoch).await,
+            Mode::Cluster => self.ask_nodes().await,
         }
     }
 
-    /// The first answer that can be read, from candidates in an order drawn anew each time. One that hangs holds up the next
-    /// for a moment alone: who has a dead node's slots is to be known soon, and it may be one of several.
-    async fn ask_one(
+    /// The map of a node for which the cluster is well. One that is cut off from the others has the map of before, in which it has
+    /// slots that it serves no more: it is believed where there is no other.
+    async fn ask_nodes(&self) -> Result<Topology, String> {
+        let mut ask = redis::pipe();
+        ask.cmd("CLUSTER").arg("INFO");
+        ask.cmd("CLUSTER").arg("SLOTS");
+        // The file's may be gone by now.
+        let known = self.topology.borrow().clone();
+        let seeds = self.settings.endpoints.iter();
+        let candidates: BTreeSet<_> = known.nodes().chain(seeds).cloned().collect();
+        let candidates = candidates.into_iter().collect();
+        let mut failing = None;
+        let read = |answers: &[Value], asked: &Address| {
+            let odd = || format!("{answers:?}");
+            let [info, slots] = answers else {
+                return Err(odd());
+            };
+            let topology = Topology::from_slots(slots, &asked.host).ok_or_else(odd)?;
+            let fails = text(info).is_some_and(|info| info.contains("cluster_state:fail"));
+            match fails {
+                true => {
+                    failing.get_or_insert(topology);
+                    Ok(None)
+                }
+                false => Ok(Some(topology)),
+            }
+        };
+        let answer = self.ask_each(candidates, &ask, read).await;
+        answer.or_else(|error| failing.ok_or(error))
+    }
+
+    /// The master of the newest epoch: a sentinel that is cut off from the others still names the one of before, which loses what
+    /// it takes. One that is older than the newest heard of is believed where most sentinels name it: they were set up anew.
+    async fn ask_sentinels(&self, name: &str, epoch: &mut i64) -> Result<Topology, String> {
+        let sentinels = self.settings.endpoints.clone();
+        let most = sentinels.len() / 2 + 1;
+        let mut ask = redis::pipe();
+        // In this order: what changes in between leads to an address that is newer than its epoch, never to one that is older.
+        ask.cmd("SENTINEL").arg("MASTER").arg(name);
+        ask.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(name);
+        let mut newest: Option<(Master, usize)> = None;
+        let read = |answers: &[Value], _: &Address| {
+            let master = Master::read(answers).ok_or_else(|| format!("{answers:?}"))?;
+            let named = match newest.take() {
+                Some((before, _)) if before.epoch < master.epoch => (master, 1),
+                Some((before, named)) => {
+                    let same = usize::from(before == master);
+                    (before, named + same)
+                }
+                None => (master, 1),
+            };
+            let (master, by) = newest.insert(named);
+            let is_known = *by >= most && master.epoch >= *epoch;
+            Ok(is_known.then(|| Topology::of_one(master.address.clone())))
+        };
+        let answer = self.ask_each(sentinels, &ask, read).await;
+        let Some((master, by)) = newest else {
+            return answer;
+        };
+        if master.epoch < *epoch && by < most {
+            let (address, old) = (master.address, master.epoch);
+            return Err(format!(
+                "sentinels name {address}, which was the master before another was elected (epoch {old} of {epoch})"
+            ));
+        }
+        *epoch = master.epoch;
+        Ok(Topology::of_one(master.address))
+    }
+
+    /// The first map that `read` makes of answers, from candidates in an order drawn anew each time; it may want to see more of
+    /// them, or have something against one. One that hangs holds up the next for a moment alone: who has a dead node's slots is to
+    /// be known soon, and it may be one of several.
+    async fn ask_each(
         &self,
         mut candidates: Vec<Address>,
-        ask: &Cmd,
-        read: impl Fn(&Value, &str) -> Option<Topology>,
+        ask: &Pipeline,
+        mut read: impl FnMut(&[Value], &Address) -> Result<Option<Topology>, String>,
     ) -> Result<Topology, String> {
         fastrand::shuffle(&mut candidates);
         let mut candidates = candidates.into_iter();
@@ -270,9 +326,10 @@ impl Redis {
             match answer {
                 // Not yet: the next one is asked beside it.
                 Err(_) => {}
-                Ok(Some((candidate, Ok(answer)))) => match read(&answer, &candidate.host) {
-                    Some(topology) => return Ok(topology),
-                    None => last = format!("{candidate} answers {answer:?}"),
+                Ok(Some((candidate, Ok(answers)))) => match read(&answers, &candidate) {
+                    Ok(Some(topology)) => return Ok(topology),
+                    Ok(None) => {}
+                    Err(odd) => last = format!("{candidate} answers {odd}"),
                 },
                 Ok(Some((candidate, Err(error)))) => last = format!("{candidate}: {error}"),
                 Ok(None) => return Err(last),
@@ -280,7 +337,11 @@ impl Redis {
         }
     }
 
-    async fn ask_in_time(&self, candidate: Address, ask: &Cmd) -> (Address, Result<Value, String>) {
+    async fn ask_in_time(
+        &self,
+        candidate: Address,
+        ask: &Pipeline,
+    ) -> (Address, Result<Vec<Value>, String>) {
         let within = self.connect_timeout;
         let answer = match timeout(within, self.ask(&candidate, ask)).await {
             Ok(answer) => answer.map_err(|error| error.to_string()),
@@ -289,14 +350,41 @@ impl Redis {
         (candidate, answer)
     }
 
-    async fn ask(&self, address: &Address, command: &Cmd) -> Result<Value, RedisError> {
+    async fn ask(&self, address: &Address, commands: &Pipeline) -> Result<Vec<Value>, RedisError> {
         let who = match self.settings.mode {
             // The credentials are those of the servers that the sentinels watch.
             Mode::Sentinel { .. } => RedisConnectionInfo::default(),
             Mode::Single { .. } | Mode::Cluster => self.who(),
         };
         let (mut connection, _driver) = self.connect(address, &who).await?;
-        command.query_async(&mut connection).await
+        commands.query_async(&mut connection).await
+    }
+}
+
+/// As a sentinel names it.
+#[derive(Debug, PartialEq, Eq)]
+struct Master {
+    /// Counts the elections.
+    epoch: i64,
+    address: Address,
+}
+
+impl Master {
+    /// From the answers to `SENTINEL MASTER`, which alone has the epoch, and `SENTINEL GET-MASTER-ADDR-BY-NAME`, which has the new
+    /// address as soon as the epoch counts: `[name, value, …]` and `[host, port]`.
+    fn read(answers: &[Value]) -> Option<Master> {
+        let [fields, address] = answers else {
+            return None;
+        };
+        let mut fields = array(fields)?.chunks_exact(2);
+        let epoch = fields.find(|field| text(&field[0]).as_deref() == Some("config-epoch"))?;
+        let [host, port] = array(address)? else {
+            return None;
+        };
+        Some(Master {
+            epoch: text(&epoch[1])?.parse().ok()?,
+            address: Address::new(&text(host)?, text(port)?.parse().ok()?),
+        })
     }
 }
 
