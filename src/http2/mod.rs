@@ -5,3 +5,4 @@ pub mod errors;
 pub mod frames;
 pub mod grpc;
 pub mod head;
+pub mod window;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::ext::Protocol;
 use h2::server::{self, SendResponse};
-use h2::{Reason, RecvStream};
+use h2::{Ping, PingPong, Reason, RecvStream};
 use http::request::Parts;
 use http::{Request, Response};
 use tokio::task::JoinSet;
@@ -21,7 +21,7 @@ use tracing::debug;
 
 use super::admit::{self, Way};
 use super::answer::Answer;
-use super::any_version::{self, Client};
+use super::any_version::{self, Client, Http2Client};
 use super::draft;
 use super::exchange::{Conn, Failure, Peer, answer_on_record, on_record};
 use super::following::LaneView;
@@ -36,13 +36,14 @@ use crate::http1::websocket::{self, WEBSOCKET};
 use crate::http2::errors;
 use crate::http2::grpc::{self, GrpcStatus};
 use crate::http2::head::{downgrade_request, upgrade_response, websocket_request};
+use crate::http2::window::{self, Window};
 use crate::net::gather::{Gathered, Sender, gather};
 use crate::net::stream::{Ahead, Stream};
 use crate::plan::Phase;
 use crate::policy::limit::Now;
 use heard::{Heard, hear};
 
-/// What a client may send of one body before it is taken, in bytes.
+/// What a client may send of one body before it is taken, in bytes, until its [`Window`] grows.
 const STREAM_WINDOW: u32 = 64 * 1024;
 /// The largest window there is (RFC 9113 section 6.9.1).
 const LARGEST_WINDOW: u32 = (1 << 31) - 1;
@@ -96,6 +97,8 @@ pub(super) async fn connection(
     let mut ending = false;
     let mut resets = Resets::default();
     let mut idle_since = Instant::now();
+    let window = Rc::new(Window::new(STREAM_WINDOW));
+    let (mut measured, mut is_measured) = (pin!(measure(connection.ping_pong(), &window)), false);
     loop {
         let span = match ending {
             true => FAREWELL,
@@ -121,7 +124,8 @@ pub(super) async fn connection(
                     let (lane, peer) = (lane.clone(), peer.clone());
                     let admission = lane.following.current().plan.listeners[listener_index].admission;
                     let are_others_let_in = admission != peer.admission;
-                    requests.spawn_local(serve(lane, listener_index, peer, request, respond));
+                    let window = window.clone();
+                    requests.spawn_local(serve(lane, listener_index, peer, request, respond, window));
                     !ending && are_others_let_in
                 }
                 Some(Some(Err(error))) => {
@@ -165,6 +169,14 @@ pub(super) async fn connection(
             }
             _ = phases.wait_for(|now| *now >= told_from), if !ending => true,
             () = &mut old, if !ending => true,
+            () = &mut measured, if !is_measured => {
+                is_measured = true;
+                false
+            }
+            () = window.filled() => {
+                window.grow(|size| connection.set_initial_window_size(size).is_ok());
+                false
+            }
             // There is room for no more.
             () = end.last_call(listener_index), if !ending && requests.is_empty() => true,
         };
@@ -178,11 +190,23 @@ pub(super) async fn connection(
     while requests.join_next().await.is_some() {}
 }
 
+/// How long a round trip takes, once it is to be known.
+async fn measure(pings: Option<PingPong>, window: &Window) {
+    window.unmeasured().await;
+    let asked = clock::now();
+    if let Some(mut pings) = pings
+        && pings.ping(Ping::opaque()).await.is_ok()
+    {
+        window.measured(asked.elapsed());
+    }
+}
+
 /// What a client may take of a connection.
 fn bounds(listener: &Listener) -> server::Builder {
     let streams = listener.max_concurrent_streams;
-    // Room for all: a body that its upstream does not read must not take the others'.
-    let all = STREAM_WINDOW.saturating_mul(streams).min(LARGEST_WINDOW);
+    // Room for all, as windows are at first: a body that its upstream does not read must not take the others'.
+    let all = STREAM_WINDOW.saturating_mul(streams);
+    let all = all.clamp(2 * window::MOST, LARGEST_WINDOW);
     let at_once = usize::try_from(streams).unwrap_or(usize::MAX);
     let mut bounds = server::Builder::new();
     bounds
@@ -248,9 +272,14 @@ async fn serve(
     peer: Rc<Peer>,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
+    window: Rc<Window>,
 ) -> Served {
     let (head, mut body) = request.into_parts();
-    let client = (&mut body, &mut respond);
+    let client = Http2Client {
+        body: &mut body,
+        respond: &mut respond,
+        window: &window,
+    };
     let served = answer(&lane, listener_index, &peer, head, client).await;
     if served == Served::Answered && !body.is_end_stream() {
         Box::pin(read_away(&mut body)).await;
@@ -280,8 +309,13 @@ async fn answer(
     listener_index: usize,
     peer: &Peer,
     head: Parts,
-    (body, respond): (&mut RecvStream, &mut SendResponse<Bytes>),
+    client: Http2Client<'_>,
 ) -> Served {
+    let Http2Client {
+        body,
+        respond,
+        window,
+    } = client;
     let view = lane.following.current();
     let now = clock::moment();
     let mut ongoing = Ongoing::begin(&view.plan, &lane.outbox, now.mono);
@@ -298,7 +332,11 @@ async fn answer(
     let is_tunnel = head.method == http::Method::CONNECT;
     let record = &mut ongoing.record;
     // Apart, since what a task is made of is moved several times until it runs.
-    let client = (body, &mut *respond);
+    let client = Http2Client {
+        body,
+        respond: &mut *respond,
+        window,
+    };
     let served = Box::pin(one(&conn, &view, head, client, now, record)).await;
     let outcome = match served {
         Ok(()) if is_tunnel => Served::BrokenOff,
@@ -325,12 +363,12 @@ async fn one(
     conn: &Conn<'_>,
     view: &LaneView,
     parts: Parts,
-    (body, respond): (&mut RecvStream, &mut SendResponse<Bytes>),
+    client: Http2Client<'_>,
     now: Now,
     record: &mut Record,
 ) -> Result<(), Failure> {
     let mut buffer = conn.lane.buffers.take();
-    let read = read_head(conn, &mut buffer, parts, body.is_end_stream());
+    let read = read_head(conn, &mut buffer, parts, client.body.is_end_stream());
     let (head, websocket_key) = read.inspect_err(|_| {
         draft::begin_unrouted(&view.plan, conn, &buffer, None, record);
     })?;
@@ -343,13 +381,13 @@ async fn one(
         }
         Way::Answer(answer) => {
             let by_head = buffer[head.method.clone()] == *b"HEAD";
-            return by_itself(conn, view, &answer, respond, by_head, record).await;
+            return by_itself(conn, view, &answer, client.respond, by_head, record).await;
         }
     };
     let mut outgoing = prepare(conn, admitted, &mut buffer, &head, true, record);
     outgoing.websocket_key = websocket_key;
     drop(buffer);
-    let client = Client::Http2 { body, respond };
+    let client = Client::Http2(client);
     any_version::send(conn, view, &mut outgoing, client, record).await?;
     Ok(())
 }

@@ -21,11 +21,12 @@ use tokio::time::timeout;
 use super::pool::Connected;
 use super::reach::{Stage, Unreached, too_late};
 use crate::clock;
+use crate::http2::window::Window;
 use crate::net::gather::{Gathered, gather};
 use crate::net::stream::Stream;
 use crate::net::tls::Trouble;
 
-/// What an upstream may send of one body before it is taken, in bytes.
+/// What an upstream may send of one body before it is taken, in bytes, until its [`Window`] grows.
 const STREAM_WINDOW: u32 = 256 * 1024;
 /// What it may send of all bodies together: as much as there is (RFC 9113 section 6.9.1). The requests of many clients share a
 /// connection, and those that do not read must not take the others' room.
@@ -87,6 +88,7 @@ struct Usage {
     pings: Cell<u8>,
     /// Whether it gives none, so that no other is to go by it.
     silent: Cell<bool>,
+    window: Rc<Window>,
 }
 
 /// How long a connection may take.
@@ -126,6 +128,11 @@ impl StreamPermit {
             begun: now,
             usage: usage.clone(),
         }
+    }
+
+    /// What of its response may come before it is taken.
+    pub fn window(&self) -> Rc<Window> {
+        self.usage.window.clone()
     }
 
     /// The request was answered.
@@ -219,6 +226,7 @@ impl Multiplexed {
             doubted: Notify::new(),
             pings: Cell::new(0),
             silent: Cell::new(false),
+            window: Rc::new(Window::new(STREAM_WINDOW)),
         });
         let place = StreamPermit::new(requests.clone(), false, &usage);
         self.open.borrow_mut().push(Open {
@@ -229,15 +237,22 @@ impl Multiplexed {
             let pings = connection.ping_pong();
             let _counted = (counted, ours);
             sender.hold(true);
-            let sends = poll_fn(|cx| {
-                let many = usage.requests.get() > 1;
-                sender.poll_by(cx, many, |cx| Pin::new(&mut connection).poll(cx))
-            });
-            // Its end, be it good or bad, is seen by the next request that asks for a place.
-            tokio::select! {
-                _ = sends => {}
-                () = unused(&usage, times.idle) => {}
-                never = watch(&usage, pings, times.answer) => match never {},
+            let mut unused = pin!(unused(&usage, times.idle));
+            let mut watched = pin!(watch(&usage, pings, times.answer));
+            loop {
+                let sends = poll_fn(|cx| {
+                    let many = usage.requests.get() > 1;
+                    sender.poll_by(cx, many, |cx| Pin::new(&mut connection).poll(cx))
+                });
+                // Its end, be it good or bad, is seen by the next request that asks for a place.
+                tokio::select! {
+                    _ = sends => break,
+                    () = &mut unused => break,
+                    never = &mut watched => match never {},
+                    () = usage.window.filled() => {}
+                }
+                let set = |size| connection.set_initial_window_size(size).is_ok();
+                usage.window.grow(set);
             }
         });
         Ok(place)
@@ -422,20 +437,24 @@ async fn unused(usage: &Usage, idle: Duration) {
     }
 }
 
-/// Asks for a sign of life where there is a doubt, and notes while there is none `within` this time. Requests under way are left to their
+/// Asks for a sign of life where there is a doubt, or where it is to be known how long one takes, and notes while there is none `within` this time. Requests under way are left to their
 /// own times: an upstream that pauses may answer them yet.
 async fn watch(usage: &Usage, pings: Option<PingPong>, within: Duration) -> Infallible {
     let Some(mut pings) = pings else {
         return pending().await;
     };
     loop {
-        usage.doubted.notified().await;
+        let doubted = tokio::select! {
+            () = usage.doubted.notified() => true,
+            () = usage.window.unmeasured() => false,
+        };
         let asked = usage.pings.get();
         if asked == PINGS {
-            usage.silent.set(true);
+            usage.silent.set(doubted);
             continue;
         }
         usage.pings.set(asked + 1);
+        let began = clock::now();
         let mut pong = pin!(pings.ping(Ping::opaque()));
         let heard = match timeout(within, pong.as_mut()).await {
             Ok(heard) => heard,
@@ -449,6 +468,7 @@ async fn watch(usage: &Usage, pings: Option<PingPong>, within: Duration) -> Infa
             return pending().await;
         }
         usage.silent.set(false);
+        usage.window.measured(began.elapsed());
         // Whatever was doubted meanwhile.
         let _ = usage.doubted.notified().now_or_never();
     }

@@ -8,6 +8,7 @@
 
 pub mod calls;
 pub mod collector;
+pub mod far;
 pub mod frames;
 pub mod front;
 pub mod held;

@@ -7,11 +7,12 @@ use std::time::Duration;
 use h2::Reason;
 use tokio::time::timeout;
 
-use super::harness::at_once;
+use super::harness::far::far;
 use super::harness::process::{Running, file};
 use super::harness::versions::{
     Broken, Client, Length, Origin, Outgoing, PAIRINGS, Version, field, run,
 };
+use super::harness::{Lane, at_once};
 use super::{World, on_each_pairing};
 
 /// What a sender may be ahead of its receiver, in bytes: weir's windows, its buffers, and the kernel's.
@@ -573,6 +574,57 @@ fn a_stream_that_is_not_read_holds_no_other_up() {
         world.is_fine().await;
         drop(stalled);
     });
+}
+
+/// A body by a window of 256 KiB would take 64 round trips, and by one of 64 KiB 256.
+#[test]
+fn no_window_holds_up_a_body_from_afar() {
+    const BODY: usize = 16 << 20;
+    const ONE_WAY: Duration = Duration::from_millis(100);
+    let check = |asks, serves| {
+        run(async {
+            let mut origin = Origin::start(serves).await;
+            let upstream = match serves {
+                Version::One => origin.address,
+                Version::Two => far(origin.address, ONE_WAY).await,
+            };
+            let lane = Lane::start(&format!(
+                "listeners: [{{address: '127.0.0.1:0', limits: {{max_body: 64MiB}}}}]\n\
+                 upstreams: {{app: {{endpoints: ['http://{upstream}'], protocol: {}}}}}\n",
+                serves.name()
+            ));
+            let client = match asks {
+                Version::One => lane.address,
+                Version::Two => far(lane.address, ONE_WAY).await,
+            };
+            let mut client = Client::connect(asks, client).await;
+            let mut call = client.call("POST", "/", &[], Length::Unknown).await;
+            let mut asked = origin.asked().await;
+            let data = vec![b'x'; BODY];
+            let began = tokio::time::Instant::now();
+            match asks {
+                Version::Two => {
+                    let (sent, came) = tokio::join!(call.body.finish(&data), asked.body.rest());
+                    assert!(sent.is_ok() && came.unwrap().0.len() == BODY);
+                }
+                Version::One => {
+                    call.body.end(&[]).await.unwrap();
+                    let mut out = asked.reply(200, &[], Length::Unknown).await;
+                    let mut answer = call.answer().await;
+                    let (sent, came) = tokio::join!(out.finish(&data), answer.body.rest());
+                    assert!(sent.is_ok() && came.unwrap().0.len() == BODY);
+                }
+            }
+            let took = began.elapsed();
+            println!("{asks:?} to {serves:?}: {took:?}");
+            assert!(
+                took < Duration::from_secs(10),
+                "{asks:?} to {serves:?}: {took:?}"
+            );
+        });
+    };
+    check(Version::Two, Version::One);
+    check(Version::One, Version::Two);
 }
 
 /// What weir itself keeps of bodies that no one reads, whatever the kernel does.

@@ -10,6 +10,7 @@ use h2::{Reason, RecvStream};
 
 use crate::http1::response::{BadResponse, ResponseHead};
 use crate::http2::head::{Answering, downgrade_response};
+use crate::http2::window::Window;
 use crate::net::stream::Reading;
 use crate::proxy::framing::read_head;
 use crate::proxy::outgoing::Request;
@@ -18,7 +19,12 @@ use crate::proxy::reply::Rejection;
 /// Where responses come from.
 pub(super) enum Answers<'a> {
     Http1(Reading<'a, 'a>),
-    Http2(ResponseFuture, &'a Cell<Fate>),
+    Http2 {
+        response: ResponseFuture,
+        fate: &'a Cell<Fate>,
+        /// Of its connection.
+        window: &'a Window,
+    },
 }
 
 /// What is known of a request that was sent by HTTP/2 and came to no answer.
@@ -68,7 +74,7 @@ impl Answers<'_> {
     ) -> Result<(ResponseHead, Option<RecvStream>), Rejection> {
         match self {
             Answers::Http1(stream) => Ok((read_head(request, stream, answer).await?, None)),
-            Answers::Http2(response, fate) => {
+            Answers::Http2 { response, fate, .. } => {
                 let mut how = Answering {
                     to_head: request.is_head,
                     ended: false,

@@ -30,6 +30,7 @@ use crate::config::Protocol;
 use crate::http1::body::BodyReader;
 use crate::http1::head::BodyLength;
 use crate::http2::head::{upgrade_request, websocket_connect};
+use crate::http2::window::Window;
 use crate::net::stream::BothWays;
 use crate::net::tunnel::{TunnelReading, TunnelWriting};
 use crate::upstream::http2::StreamPermit;
@@ -44,10 +45,15 @@ use trying::Trying;
 /// Whoever asks.
 pub(super) enum Client<'a, 'b> {
     Http1(&'a mut Ends<'b>),
-    Http2 {
-        body: &'a mut RecvStream,
-        respond: &'a mut SendResponse<Bytes>,
-    },
+    Http2(Http2Client<'a>),
+}
+
+/// A stream of a client's.
+pub(super) struct Http2Client<'a> {
+    pub body: &'a mut RecvStream,
+    pub respond: &'a mut SendResponse<Bytes>,
+    /// Of its connection.
+    pub window: &'a Window,
 }
 
 /// A request on its way, from its first try to the end of its response.
@@ -68,13 +74,17 @@ pub(super) async fn send(
     record: &mut Record,
 ) -> Result<Next, Failure> {
     match client {
-        Client::Http2 { body, respond } => {
+        Client::Http2(Http2Client {
+            body,
+            respond,
+            window,
+        }) => {
             if outgoing.expects {
                 let mut go_on = Response::new(());
                 *go_on.status_mut() = StatusCode::CONTINUE;
                 let _ = respond.send_informational(go_on);
             }
-            let mut source = Source::http2(body);
+            let mut source = Source::http2(body, window);
             let mut exchange = Exchange {
                 conn,
                 outgoing,
@@ -360,14 +370,18 @@ impl Exchange<'_, '_, '_> {
         let Ok((response, stream)) = place.requests.send_request(request, ended) else {
             return Ok(Used::Stale);
         };
-        let fate = Cell::new(Fate::Seen);
+        let (fate, window) = (Cell::new(Fate::Seen), place.window());
         let (sink, up) = match for_websocket {
             true => (None, Some(stream)),
             false => (Some(Sink::Http2(stream)), None),
         };
         let upstream = Upstream {
             sink,
-            answers: Answers::Http2(response, &fate),
+            answers: Answers::Http2 {
+                response,
+                fate: &fate,
+                window: &window,
+            },
             trying,
         };
         let mut answer = self.conn.lane.buffers.take();

@@ -9,8 +9,10 @@ use bytes::{Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use http::HeaderMap;
 
+use crate::clock;
 use crate::http1::body::{BodyReader, Piece};
 use crate::http1::trailers;
+use crate::http2::window::{Inflow, Window};
 use crate::net::stream::{Reading, Writing};
 use crate::proxy::framing::{Front, put_piece};
 use crate::proxy::wire::{is_end, read_some, write_in_parts};
@@ -58,15 +60,20 @@ pub(super) enum Source<'a, 's> {
         taken: usize,
         /// What has come since, out of its frames.
         ahead: BytesMut,
+        inflow: Inflow,
+        /// Of its connection.
+        window: &'a Window,
     },
 }
 
 impl<'a> Source<'a, '_> {
-    pub(super) fn http2(stream: &'a mut RecvStream) -> Self {
+    pub(super) fn http2(stream: &'a mut RecvStream, window: &'a Window) -> Self {
         Source::Http2 {
             stream,
             taken: 0,
             ahead: BytesMut::new(),
+            inflow: Inflow::default(),
+            window,
         }
     }
 
@@ -95,6 +102,8 @@ impl<'a> Source<'a, '_> {
                 stream,
                 taken,
                 ahead,
+                inflow,
+                window,
             } => {
                 let _ = stream
                     .flow_control()
@@ -102,6 +111,7 @@ impl<'a> Source<'a, '_> {
                 if !ahead.is_empty() {
                     let bytes = ahead.split_to(ahead.len().min(ENOUGH)).freeze();
                     *taken = bytes.len();
+                    inflow.took(*taken, clock::coarse(), window);
                     let last = ahead.is_empty() && stream.is_end_stream();
                     return Ok(Part::Data { bytes, last });
                 }
@@ -117,6 +127,7 @@ impl<'a> Source<'a, '_> {
                                 false => first,
                             };
                             *taken = bytes.len();
+                            inflow.took(*taken, clock::coarse(), window);
                             let last = stream.is_end_stream();
                             return Ok(Part::Data { bytes, last });
                         }

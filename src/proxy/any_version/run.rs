@@ -108,7 +108,7 @@ impl Exchange<'_, '_, '_> {
             head,
             uploaded: uploading.whole,
         };
-        let by_http2 = matches!(answers, Answers::Http2(..));
+        let by_http2 = matches!(answers, Answers::Http2 { .. });
         let is_bound = answered.binds(&request, answer);
         if let Some(wait) = trying.another(&request, Ok(status)) {
             // Boxed, to keep the common future small.
@@ -280,7 +280,7 @@ fn source<'a, 's: 'a>(
     answered: &Answered,
 ) -> Result<Source<'a, 's>, Rejection> {
     match (body, answers) {
-        (Some(body), _) => Ok(Source::http2(body)),
+        (Some(body), Answers::Http2 { window, .. }) => Ok(Source::http2(body, window)),
         (None, Answers::Http1(stream)) => {
             let (reader, until_close) = answered.reader();
             Ok(Source::Http1 {
@@ -290,7 +290,9 @@ fn source<'a, 's: 'a>(
                 until_close,
             })
         }
-        (None, Answers::Http2(..)) => Err(Rejection::UpstreamBroken),
+        (None, Answers::Http2 { .. }) | (Some(_), Answers::Http1(_)) => {
+            Err(Rejection::UpstreamBroken)
+        }
     }
 }
 
