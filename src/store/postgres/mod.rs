@@ -114,7 +114,7 @@ impl Postgres {
             target(&place, &url.0, each, &bounded)
         });
         // Keepalives do not run while rows that were sent, or an answer, are not acknowledged. A reader may pause for longer.
-        let unacknowledged = UNACKNOWLEDGED.as_millis().to_string();
+        let unacknowledged = url::UNACKNOWLEDGED.as_millis().to_string();
         let given_up = [("tcp_user_timeout", unacknowledged)];
         let (url, size) = (&config.write.0, config.write_pool);
         let mut write = target("postgres.write", url, size, &given_up)?;

@@ -16,7 +16,7 @@ use crate::config::Secret;
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_RETRIES: u32 = 3;
-const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
+pub(super) const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 
 /// Whether two URLs say the same, but for the password.
 pub fn differ_by_password(Secret(one): &Secret, Secret(other): &Secret) -> bool {
