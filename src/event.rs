@@ -18,6 +18,9 @@ pub use self::redaction::{REDACTED, Redaction, without_userinfo};
 /// The first byte of every encoding. A new field is a new version.
 pub const VERSION: u8 = 2;
 
+/// Bytes of one text of a request that are kept, at most: what waits to be written is bounded by the number of events.
+pub const LONGEST: usize = 4 * 1024;
+
 /// A whole number of microseconds: a length of time, or a time since the Unix epoch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Micros(pub u64);

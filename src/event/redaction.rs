@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use percent_encoding::percent_decode_str;
 use smallvec::SmallVec;
 
+use super::LONGEST;
 use crate::http1::path;
 
 /// What stands in place of a redacted value.
@@ -188,12 +189,14 @@ impl Redaction {
     }
 
     /// The query with the values of the redacted names as `***`, however the name is percent-encoded. The rest stays
-    /// as it is, byte for byte.
+    /// as it is, byte for byte, up to [`LONGEST`] bytes and some behind.
     pub fn redact_query(&self, query: &str) -> String {
-        let mut redacted = String::with_capacity(query.len());
+        let mut redacted = String::with_capacity(query.len().min(LONGEST));
         for (n, pair) in query.split('&').enumerate() {
-            if n > 0 {
-                redacted.push('&');
+            match n {
+                0 => {}
+                _ if redacted.len() > LONGEST => break,
+                _ => redacted.push('&'),
             }
             match self.secret_in(pair) {
                 Some(value) => {
@@ -256,12 +259,12 @@ impl Redaction {
     }
 
     /// Where the secret begins in what stands between two `&`. Some servers also part at `;`, so a name may begin
-    /// there; a secret ends only at `&`, because for other servers the `;` belongs to it.
+    /// there; a secret ends only at `&`, because for other servers the `;` belongs to it. What is not kept passes for one.
     fn secret_in(&self, pair: &str) -> Option<usize> {
         let mut start = 0;
         for part in pair.split(';') {
             if let Some(equals) = part.find('=')
-                && self.is_secret(&decode_name(&part[..equals]))
+                && (start + equals > LONGEST || self.is_secret(&decode_name(&part[..equals])))
             {
                 return Some(start + equals + 1);
             }
@@ -496,6 +499,18 @@ mod tests {
             check(&format!("/?{secret}=s&x=1"), &format!("/?{secret}=***&x=1"));
         }
         assert_eq!(redaction.redact_header("x-url", "/?code=1"), "/?code=1");
+    }
+
+    #[test]
+    fn no_more_of_a_query_is_looked_through_than_is_kept() {
+        for part in ["=&", "=;", "a[b]=1&"] {
+            let told = Redaction::default().redact_query(&part.repeat(9_000)).len();
+            assert!((LONGEST + 1..LONGEST + 10).contains(&told), "{told}");
+        }
+        for before in LONGEST - 8..LONGEST + 2 {
+            let told = Redaction::default().redact_query(&("a".repeat(before) + ";token=5"));
+            assert!(!told.contains('5'), "{told}");
+        }
     }
 
     #[test]

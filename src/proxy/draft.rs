@@ -16,13 +16,11 @@ use super::record::Record;
 use super::trace::{self, Trace};
 use crate::clock;
 use crate::config::audit::Level;
-use crate::event::{self, Micros};
+use crate::event::{self, LONGEST, Micros};
 use crate::http1::head::{Fields, RequestHead, path_and_query, values};
 use crate::http1::trace_context::TraceParent;
 use crate::plan::Plan;
 
-/// Bytes kept of one text of a request, at most.
-const LONGEST: usize = 4 * 1024;
 /// Drafts that a lane keeps for their memory.
 const SPARE: usize = 64;
 /// Bytes of texts that one of them may have room for.
@@ -308,7 +306,7 @@ fn put(texts: &mut String, text: &str) -> Text {
     start..texts.len()
 }
 
-/// At most [`LONGEST`] bytes of it: what waits to be written is bounded by the number of events.
+/// At most [`LONGEST`] bytes of it.
 fn text(bytes: &[u8]) -> Cow<'_, str> {
     cut(lossy(bytes))
 }
