@@ -7,6 +7,7 @@ mod fixed;
 mod make;
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
@@ -218,9 +219,9 @@ impl Plan {
     /// taken over here, and overrides are read anew: much can have become of them since, as while names were looked up.
     pub fn publish(self: Arc<Plan>, plans: &watch::Sender<Arc<Plan>>) -> Arc<Plan> {
         let old = plans.borrow().clone();
-        for new in &self.upstreams {
-            let mut old = old.upstreams.iter();
-            let Some(old) = old.find(|old| old.name == new.name) else {
+        let mut before = by_name(&old.upstreams, |it| it.name);
+        for (index, new) in self.upstreams.iter().enumerate() {
+            let Some(old) = before(index, new.name) else {
                 continue;
             };
             if !Arc::ptr_eq(&old.live, &new.live) {
@@ -317,6 +318,23 @@ impl Plan {
         let sharing = self.limits.iter().map(|limit| &limit.sharing);
         let limits = sharing.map(|it| (it.limit(), it.is_alone(now)));
         self.metrics.limits.note_alone(limits);
+    }
+}
+
+/// Finds what has a name in a list, as of the plan before: most stand where they stood, and are found at that index. The list may be so long
+/// that to look all of it through for each would be felt.
+pub fn by_name<'l, T>(
+    list: &'l [T],
+    name_of: impl Fn(&'l T) -> &'l str,
+) -> impl FnMut(usize, &str) -> Option<&'l T> {
+    let mut names = None;
+    move |index, name| {
+        let there = list.get(index).filter(|it| name_of(it) == name);
+        there.or_else(|| {
+            let named = || list.iter().map(|it| (name_of(it), it)).collect();
+            let names: &mut HashMap<_, _> = names.get_or_insert_with(named);
+            names.get(name).copied()
+        })
     }
 }
 

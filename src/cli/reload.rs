@@ -51,11 +51,14 @@ pub(super) async fn on_change(
     let mut look = interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut refused = false;
+    // Freed here, once no lane goes by them: of a large one that is the work of many milliseconds, which a lane would miss.
+    let mut replaced_plans: Vec<Arc<Plan>> = Vec::new();
     loop {
         let asked_or_changed = tokio::select! {
             _ = hangup.recv() => true,
             _ = look.tick() => files.look(clock::wall()),
         };
+        replaced_plans.retain(|old| Arc::strong_count(old) > 1);
         let certificates_changed = tls_files.look();
         if !asked_or_changed && !certificates_changed {
             continue;
@@ -71,7 +74,7 @@ pub(super) async fn on_change(
         named.extend(loaded.iter().flatten().flat_map(Secured::files));
         tls_files = tls_files.go_on_with(named);
         let Some(loaded) = loaded else {
-            let wrong = renew(&plan).await;
+            let wrong = renew(&plan, &mut replaced_plans).await;
             plan.borrow().metrics.reloads.note(wrong.is_empty());
             tell(&wrong);
             continue;
@@ -86,7 +89,7 @@ pub(super) async fn on_change(
                     let is_config = !was_refused && new.config == old.config;
                     is_config && !certificates_changed && new.secured.believes_as(&old.secured)
                 };
-                go_on_with(&plan, new).await;
+                replaced_plans.push(go_on_with(&plan, new).await);
                 plan.borrow().metrics.reloads.note(true);
                 let said = match is_as_before {
                     true => "configuration read again: nothing changed",
@@ -99,7 +102,7 @@ pub(super) async fn on_change(
                 error!(file = %files.path.display(), %error, "configuration not reloaded, the old one stays");
                 if certificates_changed {
                     // A new certificate does not wait until a file that is refused is mended.
-                    tell(&renew(&plan).await);
+                    tell(&renew(&plan, &mut replaced_plans).await);
                 }
             }
         }
@@ -107,14 +110,17 @@ pub(super) async fn on_change(
 }
 
 /// Goes on by the running configuration with what its files hold now; what of them cannot be used.
-async fn renew(plan: &watch::Sender<Arc<Plan>>) -> Vec<String> {
+async fn renew(
+    plan: &watch::Sender<Arc<Plan>>,
+    replaced_plans: &mut Vec<Arc<Plan>>,
+) -> Vec<String> {
     let (replaced, mut wrong) = {
         let old = plan.borrow();
         let (secured, wrong) = old.secured.renewed(&old.config);
         (old.replaced_by(old.config.clone(), secured), wrong)
     };
     match replaced {
-        Ok(new) => go_on_with(plan, new).await,
+        Ok(new) => replaced_plans.push(go_on_with(plan, new).await),
         Err(error) => wrong.push(error),
     }
     wrong
@@ -160,7 +166,8 @@ fn replaced_by(old: &Plan, config: Config) -> Result<Arc<Plan>, String> {
     old.replaced_by(config, secured)
 }
 
-async fn go_on_with(plan: &watch::Sender<Arc<Plan>>, new: Arc<Plan>) {
+/// The plan that was replaced.
+async fn go_on_with(plan: &watch::Sender<Arc<Plan>>, new: Arc<Plan>) -> Arc<Plan> {
     first_look(new.live_upstreams(), NAMES_WITHIN).await;
     let old = new.publish(plan);
     let new = plan.borrow();
@@ -168,6 +175,7 @@ async fn go_on_with(plan: &watch::Sender<Arc<Plan>>, new: Arc<Plan>) {
         log::set_level(new.config.log.level);
     }
     forget_removed(&old, &new);
+    old
 }
 
 /// No alert is to go by how an upstream, or an entry of sessions, last was that is there no more.
@@ -330,7 +338,12 @@ mod tests {
     use std::fs::File;
     use std::time::UNIX_EPOCH;
 
+    use tokio::signal::unix::{SignalKind, signal};
+    use tokio::time::sleep;
+
     use super::*;
+    use crate::config::check;
+    use crate::plan::Process;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -393,5 +406,45 @@ mod tests {
         files = ConfigFiles::of(path);
         fs::remove_file(&secret).unwrap();
         assert!(!files.look(now) && files.look(now));
+    }
+
+    /// A lane that still goes by a plan may be the last, and to free a large one is the work of many milliseconds.
+    #[tokio::test(start_paused = true)]
+    async fn no_lane_frees_a_plan() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weir.yaml");
+        let [old, new] = ["http://127.0.0.1:1", "http://127.0.0.1:2"]
+            .map(|upstream| format!("listen: 127.0.0.1:1\nupstream: {upstream}\n"));
+        let parse = |text: &str| {
+            let config = check::parse(text, &|_| None);
+            config.map_err(|mistakes| anyhow::anyhow!("{mistakes:?}"))
+        };
+        let written = clock::wall() - 9 * SECOND;
+        write(&path, &old, written);
+        let files = ConfigFiles::of(path.clone());
+        write(&path, &new, written - SECOND);
+        let plan = Plan::first(parse(&old).unwrap(), Secured::default(), Process::default());
+        let (plan, mut lane) = watch::channel(plan);
+        let reloads = on_change(
+            files,
+            TlsFiles::default(),
+            |path| parse(&fs::read_to_string(path)?),
+            plan,
+            signal(SignalKind::hangup()).unwrap(),
+        );
+        let of_lane = lane.borrow().clone();
+        let left = Arc::downgrade(&of_lane);
+        let follows = async {
+            lane.changed().await.unwrap();
+            sleep(3 * LOOK_EVERY).await;
+            drop(of_lane);
+            assert_eq!(left.strong_count(), 1);
+            sleep(2 * LOOK_EVERY).await;
+            assert_eq!(left.strong_count(), 0);
+        };
+        tokio::select! {
+            () = follows => {}
+            never = reloads => match never {},
+        }
     }
 }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
-use super::{Greeting, Limit, Listener, Plan, Process, Route, SharedLimits, Upstream, Words};
+use super::{
+    Greeting, Limit, Listener, Plan, Process, Route, SharedLimits, Upstream, Words, by_name,
+};
 use crate::audit::Recorder;
 use crate::config::limits::Mode;
 use crate::config::sessions::TokenSource;
@@ -124,10 +126,11 @@ fn upstreams(
     metrics: &Metrics,
     old: Option<&Plan>,
 ) -> Vec<Upstream> {
+    let old = old.map_or(&[][..], |old| &old.upstreams);
+    let mut old = by_name(old, |it: &Upstream| it.name);
     let upstream = |(index, upstream): (usize, &config::Upstream)| {
         let tls = secured.upstreams.get(index).cloned().flatten();
-        let mut old = old.iter().flat_map(|old| &old.upstreams);
-        let old = old.find(|old| old.live.settings.name == upstream.name);
+        let old = old(index, &upstream.name);
         let live = old.map(|old| &old.live);
         Upstream {
             name: intern(&upstream.name),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use crate::plan::{self, Plan};
+use crate::plan::{self, Plan, by_name};
 use crate::upstream::LaneUpstream;
 
 /// One lane's view of the plan: with its own connections.
@@ -63,19 +63,28 @@ impl Following {
         if Arc::ptr_eq(&plan, &before.plan) {
             return;
         }
-        let upstream = |plan::Upstream { live, .. }: &plan::Upstream| {
-            let name = &live.settings.name;
-            let mut old = before.upstreams.iter();
-            let old = old.find(|old| old.shared.settings.name == *name);
+        let mut old = by_name(&before.upstreams, name_of);
+        let upstream = |(index, plan::Upstream { live, .. }): (usize, &plan::Upstream)| {
+            let old = old(index, &live.settings.name);
             match old.filter(|old| Arc::ptr_eq(&old.shared, live)) {
                 Some(old) => old.clone(),
                 None => LaneUpstream::new(live.clone(), old.map(|old| &**old)),
             }
         };
-        let upstreams: Vec<_> = plan.upstreams.iter().map(upstream).collect();
-        let is_kept = |old: &Rc<LaneUpstream>| upstreams.iter().any(|new| Rc::ptr_eq(new, old));
-        let left = before.upstreams.iter().filter(|old| !is_kept(old));
-        self.left.borrow_mut().extend(left.map(Rc::downgrade));
+        let all = plan.upstreams.iter().enumerate();
+        let upstreams: Vec<_> = all.map(upstream).collect();
+        let mut new = by_name(&upstreams, name_of);
+        let all = before.upstreams.iter().enumerate();
+        let left = all.filter(move |(index, old)| {
+            let new = new(*index, name_of(old));
+            new.is_none_or(|new| !Rc::ptr_eq(new, old))
+        });
+        let left = left.map(|(_, old)| Rc::downgrade(old));
+        self.left.borrow_mut().extend(left);
         *self.current.borrow_mut() = Rc::new(LaneView { plan, upstreams });
     }
+}
+
+fn name_of(upstream: &Rc<LaneUpstream>) -> &str {
+    &upstream.shared.settings.name
 }
