@@ -33,7 +33,7 @@ const SHARDS: usize = 64;
 const TOKEN_CHARS: usize = 43;
 /// How many sessions a create looks at for a free place when the store is full.
 const FULL_SWEEP: usize = 256;
-/// How many a sweep looks at before others have their turn at the shard.
+/// How many are looked at, or ended, before others have their turn at a lock.
 const PART: usize = 256;
 
 /// Sessions in memory.
@@ -197,13 +197,32 @@ impl Sessions {
 
     /// Ends all sessions of a user; which they were. One that is created at the same time is wholly before or after.
     pub fn revoke_user(&self, user: &str) -> Vec<SessionId> {
-        let mut users = self.lock_user(user);
-        let sessions = users.remove(user).unwrap_or_default();
-        for id in sessions.values() {
-            self.lock_shard(*id).remove(id);
+        let end = self.next_sequence.load(Ordering::Relaxed);
+        let mut ended = Vec::new();
+        loop {
+            let mut users = self.lock_user(user);
+            let before = ended.len();
+            if let Some(sessions) = users.get_mut(user) {
+                while ended.len() < before + PART
+                    && let Some(first) = sessions.first_entry()
+                    && *first.key() < end
+                {
+                    let id = first.remove();
+                    self.lock_shard(id).remove(&id);
+                    ended.push(id);
+                }
+                if sessions.is_empty() {
+                    users.remove(user);
+                }
+            }
+            // As in a sweep.
+            MutexGuard::unlock_fair(users);
+            let taken = ended.len() - before;
+            self.release(taken);
+            if taken < PART {
+                return ended;
+            }
         }
-        self.release(sessions.len());
-        sessions.into_values().collect()
     }
 
     /// At most `limit` live sessions after the cursor `after`, of one user or of all, ordered by id. A session that lives

@@ -1,6 +1,7 @@
 //! The rules of `sessions`, as tests.
 
 use std::num::NonZeroU32;
+use std::sync::atomic::AtomicBool;
 use std::thread;
 
 use proptest::prelude::*;
@@ -252,6 +253,48 @@ fn sweeps_within_their_budget_get_everywhere() {
     assert!(sessions.has(&lives, 10));
     assert_eq!(sessions.sweep(s(15), 0), 0);
     assert_eq!(sessions.sweep(s(15), 1), 1);
+    sessions.check_consistent();
+}
+
+/// Of a user of many sessions: who waits for the lock over that user, as a log-in of another, goes on before all have ended.
+#[test]
+fn the_end_of_a_users_sessions_lets_others_in_meanwhile() {
+    const COUNT: usize = 20_000;
+    let sessions = Sessions::new(usize::MAX);
+    let first = sessions.start(&unlimited(), "ann", 0).unwrap();
+    for _ in 1..COUNT {
+        sessions.start(&unlimited(), "ann", 0).unwrap();
+    }
+    let bob = sessions.start(&unlimited(), "bob", 0).unwrap();
+    // In the way of the first to end.
+    let shard = sessions.lock_shard(first.session.id);
+    let waits = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let ended = scope.spawn(|| sessions.revoke_user("ann"));
+        let of_ann = sessions.hasher.hash_one("ann") >> (u64::BITS - SHARDS.trailing_zeros());
+        while !sessions.users[of_ann as usize].is_locked() {
+            thread::yield_now();
+        }
+        let meanwhile = scope.spawn(|| {
+            waits.store(true, Ordering::Relaxed);
+            let left = sessions
+                .lock_user("ann")
+                .get("ann")
+                .map_or(0, BTreeMap::len);
+            let began = sessions.start(&unlimited(), "ann", 0).unwrap();
+            (left, began)
+        });
+        while !waits.load(Ordering::Relaxed) {
+            thread::yield_now();
+        }
+        drop(shard);
+        let (left, began) = meanwhile.join().unwrap();
+        assert!((1..COUNT).contains(&left), "{left} of {COUNT}");
+        assert_eq!(ended.join().unwrap().len(), COUNT);
+        // One that began meanwhile lives on, as one that began behind all.
+        assert!(sessions.has(&began, 0) && sessions.has(&bob, 0));
+    });
+    assert_eq!(sessions.count(), 2);
     sessions.check_consistent();
 }
 
