@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
-use tokio::sync::{AcquireError, Notify, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::sync::{AcquireError, Mutex, Notify, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::{interval, timeout};
 
 use super::adaptive::{Learnt, Unanswered};
@@ -29,6 +29,8 @@ pub struct Caps {
     waiting_to_connect: AtomicU32,
     /// Told while a request waits for a connection: lanes may have idle ones.
     pub(super) short: Notify,
+    /// Held by the one that tells so on, for all that wait.
+    asking: Mutex<()>,
     metrics: UpstreamMetrics,
 }
 
@@ -62,6 +64,7 @@ impl Caps {
             waiting: AtomicU32::new(0),
             waiting_to_connect: AtomicU32::new(0),
             short: Notify::new(),
+            asking: Mutex::default(),
             metrics,
         }
     }
@@ -122,6 +125,8 @@ impl Caps {
         let _waits = self.wait(&self.metrics.over_connections)?;
         let _waits_to_connect = One::more(&self.waiting_to_connect);
         let closing = async {
+            self.short.notify_waiters();
+            let _asking = self.asking.lock().await;
             let mut ask = interval(ASK_EVERY);
             loop {
                 ask.tick().await;
@@ -188,5 +193,56 @@ impl One<'_> {
 impl Drop for One<'_> {
     fn drop(&mut self) {
         self.of.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use futures_util::future::join_all;
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::telemetry::metrics::Metrics;
+
+    #[tokio::test(start_paused = true)]
+    async fn all_that_wait_for_a_connection_together_ask_as_often_as_one() {
+        const WAITING: u32 = 100;
+        let settings = Concurrency {
+            max: WAITING,
+            adaptive_min: None,
+            pending: WAITING,
+            max_connections: 1,
+        };
+        let caps = Caps::new(settings, Metrics::default().upstreams.of("app"));
+        let place = caps.connection(Duration::ZERO).await.unwrap();
+        let asked = Cell::new(0);
+        let count = async {
+            loop {
+                caps.short.notified().await;
+                asked.set(asked.get() + 1);
+            }
+        };
+        // One each millisecond.
+        let waiting = join_all((0..WAITING).map(async |n| {
+            sleep(Duration::from_millis(n.into())).await;
+            caps.connection(Duration::from_secs(60)).await.map(drop)
+        }));
+        let later = async {
+            sleep(Duration::from_millis(WAITING.into())).await;
+            let before = asked.get();
+            sleep(Duration::from_secs(1)).await;
+            let of_a_second = asked.get() - before;
+            assert!((90..=110).contains(&of_a_second), "{of_a_second}");
+            // Who asked has its turn, and another goes on.
+            drop(place);
+        };
+        tokio::select! {
+            () = count => {}
+            (served, ()) = async { tokio::join!(waiting, later) } => {
+                assert!(served.iter().all(Result::is_ok));
+            }
+        }
     }
 }
