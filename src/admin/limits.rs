@@ -63,12 +63,14 @@ pub(super) async fn answer(
             let new = new_override(body).map_err(Problem::bad)?;
             let rules = override_rules(limit, &new).map_err(Problem::bad)?;
             let keys = override_keys(&limit.by, key, &plan.config.ipv6_prefixes());
+            let mut set = serde_json::Map::new();
             for key in keys.map_err(Problem::bad)? {
                 put(plan, redis, (name, &key), Some(&new)).await?;
-                let set = Some((&*new, rules.clone()));
-                plan.counters.set_override(name, &key, set);
+                let new = Some((&*new, rules.clone()));
+                plan.counters.set_override(name, &key, new);
+                set.insert(key, texts(&rules));
             }
-            Ok(Reply::Json(describe(plan, limit)))
+            Ok(Reply::Json(json!({ "name": name, "overrides": set })))
         }
         (&Method::DELETE, [name, "overrides", key]) => {
             let limit = find(name)?;
