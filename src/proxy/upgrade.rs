@@ -21,7 +21,7 @@ use super::outgoing::Outgoing;
 use super::record::Record;
 use super::reply::Rejection;
 use super::sessions;
-use super::wire::{read_some, write};
+use super::wire::{Share, read_some, write};
 use crate::clock;
 use crate::http1::websocket::{self, Frames, GOING_AWAY, POLICY_VIOLATION};
 use crate::http2::head::upgrade_response;
@@ -239,6 +239,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Way<'_, R, W> {
     async fn pass(mut self) -> Result<(), Broken> {
         let mut frames = Frames::default();
         let mut buffer = std::mem::take(&mut self.first);
+        let mut share = Share::default();
         loop {
             let code = *self.closing.borrow();
             // At the close no more goes on than ends the frame that is under way.
@@ -260,8 +261,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Way<'_, R, W> {
                 read = read_some(&mut self.from, &mut buffer) => read,
                 _ = self.closing.wait_for(Option::is_some), if code.is_none() => continue,
             };
-            if read.map_err(|_| Broken::Reading)? == 0 {
-                return self.end().await;
+            match read.map_err(|_| Broken::Reading)? {
+                0 => return self.end().await,
+                read => share.take(read).await,
             }
         }
     }

@@ -10,6 +10,7 @@ use std::task::{Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep};
 
 use crate::net::stream::Stream;
@@ -18,6 +19,8 @@ use crate::net::stream::Stream;
 const READ: usize = 8 * 1024;
 /// The same where much comes: each call of the kernel costs as much as copying some KiB.
 const LARGE_READ: usize = 32 * 1024;
+/// Bytes that a body moves before the lane's other requests have their turn.
+const SHARE: usize = 128 * 1024;
 /// A buffer that grew beyond this is not kept.
 const MAX_KEPT: usize = 64 * 1024;
 /// Buffers that a lane keeps while no one needs them: a request in flight holds up to three.
@@ -138,6 +141,22 @@ impl Room {
             self.0 = LARGE_READ.min(2 * self.0);
         }
         Ok(read)
+    }
+}
+
+/// A body's share of the lane, by the bytes that it has moved of it.
+#[derive(Debug, Default)]
+pub(super) struct Share(usize);
+
+impl Share {
+    /// It has moved so many more, and lets others go first once it has had its share. Without that it would go on for as long as neither side
+    /// makes it wait, up to the 128 reads and writes that tokio allows a task.
+    pub(super) async fn take(&mut self, bytes: usize) {
+        self.0 += bytes;
+        if self.0 >= SHARE {
+            self.0 = 0;
+            yield_now().await;
+        }
     }
 }
 

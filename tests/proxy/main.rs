@@ -19,4 +19,5 @@ mod routes;
 mod standalone;
 mod traces;
 mod transparent;
+mod turns;
 mod ways_in;

@@ -23,7 +23,7 @@ use super::outgoing::{Outgoing, Request, prepare};
 use super::record::Record;
 use super::reply::Rejection;
 use super::upgrade;
-use super::wire::{Buffer, Deadlines, Elapsed, Room, is_end};
+use super::wire::{Buffer, Deadlines, Elapsed, Room, Share, is_end};
 use crate::config::Protocol;
 use crate::http1::body::Piece;
 use crate::http1::head::{BodyLength, RequestHead};
@@ -307,7 +307,7 @@ impl<'p> Exchange<'_, 'p> {
             deadlines,
             idle: request.idle,
         };
-        let (mut told, mut room) = (false, Room::new());
+        let (mut told, mut room, mut share) = (false, Room::new(), Share::default());
         loop {
             let mut front = Front::of(answer);
             while !front.rest().is_empty() && !reader.is_done() {
@@ -338,7 +338,7 @@ impl<'p> Exchange<'_, 'p> {
             }
             let read = async || room.read(&mut from_upstream, answer).await;
             match responding.step(bytes_in, read).await? {
-                Ok(Ok(1..)) => {}
+                Ok(Ok(read @ 1..)) => share.take(read).await,
                 Ok(read) if until_close && is_end(&read) => {
                     persist(plan, outbox, record, told).await?;
                     if chunked {

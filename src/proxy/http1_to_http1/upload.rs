@@ -20,13 +20,14 @@ use crate::proxy::progress::Progress;
 use crate::proxy::reply::Rejection;
 use crate::proxy::retries::may_be_kept;
 use crate::proxy::trace::Renamed;
-use crate::proxy::wire::{Deadlines, Elapsed, Room};
+use crate::proxy::wire::{Deadlines, Elapsed, Room, Share};
 use crate::store::breakers::Probe;
 
 /// A request with a body on its way up. It may be left at any wait and gone on with: what is not sent yet is kept here.
 pub(super) struct Upload<'p> {
     reader: BodyReader,
     room: Room,
+    share: Share,
     chunked: bool,
     /// Bytes that the body may still have.
     left: u64,
@@ -60,6 +61,7 @@ impl<'p> Upload<'p> {
             kept: fits.then(|| (head.to_vec(), keep as u64)),
             reader: BodyReader::new(request.body),
             room: Room::new(),
+            share: Share::default(),
             chunked: request.body == BodyLength::Chunked,
             left: request.max_body,
             progress: Progress::begin(Duration::ZERO, probe),
@@ -132,6 +134,7 @@ impl<'p> Upload<'p> {
             }
             if buffer.is_empty() {
                 self.read(request, from_client, buffer, deadlines).await?;
+                self.share.take(buffer.len()).await;
             }
             self.gather(buffer, bytes_in)?;
         }

@@ -1,0 +1,114 @@
+//! Large bodies on a lane, and small requests beside them.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use super::harness::raw::{read_head, scripted};
+use super::harness::{Lane, eventually};
+
+const LARGE: usize = 16;
+const PIECE: usize = 64 * 1024;
+/// Bytes of all large bodies together within a turn of the lane, and more in the time that a client takes to see its answer.
+const FEW: usize = 3 * 1024 * 1024;
+
+#[derive(Debug, Clone, Copy)]
+enum Large {
+    Download,
+    Upload,
+    /// What is sent down once both sides speak another protocol.
+    Relayed,
+}
+
+/// Sends for ever.
+fn pour(stream: &mut TcpStream) {
+    while stream.write_all(&[b'a'; PIECE]).is_ok() {}
+}
+
+/// Reads for ever.
+fn drain(stream: &mut TcpStream, moved: &AtomicUsize) {
+    let mut piece = vec![0; PIECE];
+    while let Ok(read @ 1..) = stream.read(&mut piece) {
+        moved.fetch_add(read, Ordering::Relaxed);
+    }
+}
+
+fn upstream(moved: Arc<AtomicUsize>) -> SocketAddr {
+    scripted(move |mut stream| {
+        let Some(head) = read_head(&mut stream) else {
+            return;
+        };
+        let reply = match head.split(' ').next() {
+            Some("POST") => return drain(&mut stream, &moved),
+            _ if head.contains("pgrade: x") => {
+                "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"
+            }
+            _ => "HTTP/1.1 200 OK\r\nContent-Length: 1000000000000\r\n\r\n",
+        };
+        let _ = stream.write_all(reply.as_bytes());
+        pour(&mut stream);
+    })
+}
+
+#[test]
+fn small_requests_have_their_turn_beside_downloads() {
+    small_beside(Large::Download);
+}
+
+#[test]
+fn small_requests_have_their_turn_beside_uploads() {
+    small_beside(Large::Upload);
+}
+
+#[test]
+fn small_requests_have_their_turn_beside_what_is_relayed() {
+    small_beside(Large::Relayed);
+}
+
+fn small_beside(large: Large) {
+    let moved = Arc::<AtomicUsize>::default();
+    let lane = Lane::start(&format!(
+        "listeners: [{{address: '127.0.0.1:0', limits: {{max_body: 1000GB}}}}]\n\
+             upstreams: {{app: {{endpoints: ['http://{}']}}}}\n\
+             routes:\n  - {{match: {{path: /small}}, reply: {{status: 200, body: ok}}}}\n  - {{upstream: app}}\n",
+        upstream(moved.clone())
+    ));
+    let clients: Vec<TcpStream> = (0..LARGE)
+        .map(|_| {
+            let mut stream = TcpStream::connect(lane.address).unwrap();
+            let head = match large {
+                Large::Download => "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+                Large::Upload => {
+                    "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000000\r\n\r\n"
+                }
+                Large::Relayed => {
+                    "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"
+                }
+            };
+            stream.write_all(head.as_bytes()).unwrap();
+            let (mut ours, moved) = (stream.try_clone().unwrap(), moved.clone());
+            thread::spawn(move || match large {
+                Large::Upload => pour(&mut ours),
+                Large::Download | Large::Relayed => drain(&mut ours, &moved),
+            });
+            stream
+        })
+        .collect();
+    eventually(|| moved.load(Ordering::Relaxed) > LARGE * 4 * FEW);
+    let mut client = lane.connect();
+    let mut meanwhile: Vec<usize> = (0..50)
+        .map(|_| {
+            let before = moved.load(Ordering::Relaxed);
+            assert_eq!(client.get("/small").status, 200);
+            moved.load(Ordering::Relaxed) - before
+        })
+        .collect();
+    meanwhile.sort_unstable();
+    for client in clients {
+        let _ = client.shutdown(Shutdown::Both);
+    }
+    let quarter = meanwhile[meanwhile.len() / 4];
+    assert!(quarter < FEW, "{large:?}: {meanwhile:?}");
+}
