@@ -436,11 +436,9 @@ fn a_token_that_comes_back_late_is_not_refused_to_others() {
     };
     let refusal = authority.grant(&request, SECOND + MS);
     assert_eq!(lease.granted(&request, &refusal, &TERMS, SECOND + MS), None);
-    let late = SECOND + 60 * MS;
-    assert!(matches!(
-        lease.take(1, late - 10 * MS),
-        Answer::Refused { .. }
-    ));
+    // Its own time is over, that of the refusal is not.
+    let late = SECOND + 50 * MS;
+    assert!(matches!(lease.take(1, late), Answer::Refused { .. }));
     lease.put_back(taken, late);
     assert_eq!(lease.take(1, late), Answer::Ask);
     assert_eq!(lease.ask(1, &TERMS, late).back.tokens, 1);
@@ -489,6 +487,114 @@ fn a_request_that_costs_nothing_passes() {
         assert!(matches!(lease.take(0, SECOND), Answer::Admitted(_)));
         lease = Lease::default();
     }
+}
+
+/// What Redis grants of `want` at `now`, to the first that needs one.
+fn granted(lease: &mut Lease, (need, want): (u64, u64), tokens: u64, now: Duration) {
+    let request = Request {
+        need,
+        want,
+        ..lease.ask(1, &TERMS, now)
+    };
+    let rule = RuleState {
+        remaining: 0,
+        reset: SECOND,
+        refusal: (tokens == 0).then_some(Refusal::For(3_600 * SECOND)),
+        void_after: None,
+    };
+    let grant = Grant {
+        tokens,
+        at: 0,
+        rules: [rule].into_iter().collect(),
+    };
+    lease.granted(&request, &grant, &TERMS, now);
+}
+
+#[test]
+fn a_refusal_is_believed_for_a_second_and_not_of_a_smaller_cost() {
+    let mut lease = Lease::default();
+    granted(&mut lease, (1, 1), 0, SECOND);
+    let over = 2 * SECOND;
+    let retry_after = Some(3_599 * SECOND + MS);
+    let refused = Answer::Refused { retry_after };
+    assert_eq!(lease.take(1, over - MS), refused);
+    lease.refused.as_mut().unwrap().cost = 2;
+    assert_eq!(lease.take(2, over - MS), refused);
+    assert_eq!(lease.take(1, over - MS), Answer::Ask);
+    assert_eq!(lease.take(2, over), Answer::Ask);
+}
+
+#[test]
+fn more_is_asked_for_before_a_lease_is_used_up_or_over() {
+    let mut lease = Lease::default();
+    granted(&mut lease, (1, 100), 100, SECOND);
+    let low = |lease: &Lease, after| lease.runs_low(&TERMS, SECOND + after);
+    assert_eq!([37, 38].map(|after| low(&lease, after * MS)), [false, true]);
+    lease.take(74, SECOND);
+    assert!(!low(&lease, MS), "a quarter is left");
+    lease.take(1, SECOND);
+    assert!(low(&lease, MS));
+    // An empty bucket is let fill.
+    let mut lease = Lease::default();
+    granted(&mut lease, (1, 100), 10, SECOND);
+    lease.take(9, SECOND);
+    assert_eq!([12, 13].map(|after| low(&lease, after * MS)), [false, true]);
+}
+
+#[test]
+fn who_has_given_up_is_not_asked_for() {
+    let mut lease = Lease::default();
+    lease.ask(1, &TERMS, SECOND);
+    let Answer::Wait(first) = lease.take(2, SECOND) else {
+        panic!("it is being asked");
+    };
+    lease.unanswered();
+    assert_eq!(lease.ask(1, &TERMS, SECOND).need, 1);
+    assert!(matches!(lease.take(3, SECOND), Answer::Wait(_)));
+    lease.leave(2, first);
+    assert_eq!(lease.ask(1, &TERMS, SECOND).need, 1 + 3);
+}
+
+#[test]
+fn what_is_wanted_follows_what_is_spent() {
+    let want = |lease: &Lease, after| lease.clone().ask(1, &TERMS, SECOND + after).want;
+    let mut lease = Lease::default();
+    granted(&mut lease, (1, 1_000), 1_000, SECOND);
+    let Answer::Admitted(taken) = lease.take(999, SECOND) else {
+        panic!("so many were granted");
+    };
+    assert_eq!([400, 401].map(|after| want(&lease, after * MS)), [156, 1]);
+    // What was refused elsewhere was not spent.
+    lease.put_back(taken, SECOND);
+    assert_eq!(want(&lease, 10 * MS), 6);
+}
+
+#[test]
+fn who_starves_among_others_may_take_a_larger_share_until_it_has_enough() {
+    let mut lease = Lease::default();
+    let mut share = |need, tokens| {
+        granted(&mut lease, (need, 2), tokens, SECOND);
+        lease.ask(1, &TERMS, SECOND).share / TERMS.share
+    };
+    assert_eq!(
+        [(2, 1), (2, 1), (2, 0), (1, 1), (2, 2)].map(|(need, tokens)| share(need, tokens)),
+        [2.0, 4.0, 4.0, 4.0, 1.0]
+    );
+}
+
+#[test]
+fn what_ends_first_is_spent_first() {
+    let mut lease = Lease::default();
+    grant_of_a_window(&mut lease, (1, 3), SECOND, SECOND);
+    grant_of_a_window(&mut lease, (5, 6), 10 * MS, SECOND);
+    let spent = |lease: &mut Lease, now| {
+        (0..9)
+            .filter(|_| matches!(lease.take(1, now), Answer::Admitted(_)))
+            .count()
+    };
+    // Of the window that is over none.
+    assert_eq!(spent(&mut lease.clone(), SECOND + 9 * MS), 3);
+    assert_eq!(spent(&mut lease, SECOND + 10 * MS), 2);
 }
 
 #[test]
