@@ -6,6 +6,7 @@
 use super::harness;
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Lines, Write as _, stdin, stdout};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread;
@@ -14,7 +15,8 @@ use std::{env, fs};
 
 use super::harness::redis::{Server, key_prefix};
 use super::harness::shipping::{
-    Process, SHARDS, WITHIN, With, batches, commit, event, is_safe, numbers, say_committed, seqs,
+    Process, SHARDS, WITHIN, With, batches, commit, event, is_safe, is_settled, numbers,
+    say_committed, seqs,
 };
 use super::harness::{eventually, eventually_within};
 use uuid::Uuid;
@@ -218,6 +220,31 @@ fn guaranteed_events_are_safe_without_redis_and_are_adopted() {
         });
     });
     assert_eq!(boots(), 0);
+}
+
+#[test]
+fn what_the_disk_does_not_sync_is_safe_once_redis_has_it() {
+    let (server, prefix) = (Server::single(), key_prefix());
+    let folder = tempfile::tempdir().unwrap();
+    let with = With::guaranteed(&prefix, folder.path(), 1 << 24);
+    let process = Process::start(&server, &with);
+    server.kill();
+    // It takes whatever is written, and syncs nothing.
+    let spool = folder.path().join(process.boot.to_string());
+    symlink("/dev/null", spool.join("00000001.seg")).unwrap();
+    let is_complete = || spool.join("complete").exists();
+    assert!(is_complete());
+    let receipts = process.record_awaited(25);
+    eventually(|| process.recorder.refuses());
+    assert!(!receipts.iter().any(is_settled));
+    let counts = process.recorder.counts().spool.unwrap();
+    assert!(counts.refuses, "{counts:?}");
+    // Who takes it over must not end the boot by it.
+    assert!(!is_complete());
+    server.restart();
+    assert!(is_safe(&receipts));
+    assert_eq!(process.seqs(&server), numbers(25));
+    eventually(|| !process.recorder.refuses());
 }
 
 #[test]

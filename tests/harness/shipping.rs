@@ -240,3 +240,13 @@ pub fn is_safe(receipts: &[Receipt]) -> bool {
     let mut receipts = receipts.iter();
     receipts.all(|receipt| runtime.block_on(receipt.settled()))
 }
+
+/// Whether it is known what became of its events.
+pub fn is_settled(receipt: &Receipt) -> bool {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().build().unwrap();
+    runtime.block_on(async {
+        let settled = tokio::time::timeout(Duration::ZERO, receipt.settled());
+        settled.await.is_ok()
+    })
+}

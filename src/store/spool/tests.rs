@@ -503,3 +503,27 @@ proptest! {
         abandoned.remove().unwrap();
     }
 }
+
+#[test]
+fn what_the_disk_does_not_sync_is_not_said_to_be_safe() {
+    let root = TempDir::new().unwrap();
+    let (mut spool, _) = open(&root, 1);
+    spool.append(b"one").unwrap();
+    // It takes whatever is written, and syncs nothing.
+    let null = OpenOptions::new().write(true).open("/dev/null").unwrap();
+    spool.newest.as_mut().unwrap().file = null;
+    assert!(spool.sync().is_err() && spool.sync().is_err());
+    // Nor is another segment begun behind it.
+    assert!(spool.append(&vec![7; SEGMENT as usize]).is_err());
+    assert_eq!((spool.records(), segments(&root, 1).len()), (1, 1));
+
+    let (mut spool, _) = open(&root, 2);
+    spool.append(b"one").unwrap();
+    let folder = root.path().join(boot(2).to_string());
+    let moved = root.path().join("moved");
+    fs::rename(&folder, &moved).unwrap();
+    // After a power cut the segment may have no name.
+    assert!(spool.sync().is_err());
+    fs::rename(&moved, &folder).unwrap();
+    spool.sync().unwrap();
+}

@@ -430,3 +430,30 @@ fn check_key(connection: &Connection, hasher: &Hasher) -> Result<(), StoreError>
         false => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_day_is_synced_where_that_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.db");
+        let now = Duration::from_secs(1_728_000_000);
+        let level = |writer: &Writer| -> i64 {
+            let file = &writer.file.connection;
+            file.query_row("PRAGMA synchronous", [], |row| row.get(0))
+                .unwrap()
+        };
+        let writer = Writer::open(&path, "a", None, now).unwrap();
+        assert_eq!(level(&writer), 1, "NORMAL");
+        let mut writer = writer.sync_each().unwrap();
+        for day in 0..3 {
+            writer
+                .append(&mut [], now + day * Duration::from_secs(86_400))
+                .unwrap();
+            assert_eq!(level(&writer), 2, "FULL");
+        }
+        assert_eq!(days::list(&path).unwrap().len(), 3);
+    }
+}
