@@ -558,8 +558,13 @@ fn a_stream_that_cannot_be_asked_hides_no_other() {
         other[0] = 9;
         world.add(0, &other).await;
         world.cli(&["SET", &world.key(2), "no stream"]);
+        let dead = world.fleet.keys.audit_dead("audit", 1);
+        for _ in 0..2 {
+            world.cli(&["XADD", &dead, "*", "b", ""]);
+        }
         let worker = world.work();
         eventually(async || worker.counted("weir_ingest_waiting") == 1).await;
+        eventually(async || worker.counted("weir_ingest_dead_letters") == 2).await;
         // By the next look it is older.
         eventually(async || worker.counted("weir_ingest_lag_seconds") > 0).await;
         worker.stop().await;

@@ -629,6 +629,13 @@ fn run_does_the_worker_s_work_beside_its_lanes() {
     for check in ["postgres_write", "audit_lag", "spool", "lanes"] {
         assert!(health.contains(&format!("\"{check}\"")), "{health}");
     }
+    let open = |state| {
+        let of = format!("pool=\"write\",state=\"{state}\"");
+        weir.told(&format!("weir_postgres_connections{{{of}}}"))
+    };
+    assert!(open("idle") > Some(0.0) || open("in_use") > Some(0.0));
+    let waiting = weir.told("weir_postgres_waiting{pool=\"write\"}");
+    assert_eq!(waiting, Some(0.0));
     weir.signal("TERM");
     assert_eq!(weir.child.wait().unwrap().code(), Some(0));
 }

@@ -41,6 +41,7 @@ on_both_stores! {
     a_log_out_with_a_crowd_of_tokens_is_refused,
     tokens_are_taken_as_bearer_and_header_too,
     a_user_at_the_maximum_is_refused_or_loses_the_oldest,
+    what_becomes_of_sessions_is_counted,
     an_idle_session_is_over,
     shorter_timeouts_hold_for_sessions_that_live,
     a_session_in_use_is_over_in_the_end,
@@ -315,6 +316,58 @@ fn a_user_at_the_maximum_is_refused_or_loses_the_oldest(store: Store) {
     assert_eq!(get(&mut client, "/me", &[&first]).status, 401);
     assert_eq!(get(&mut client, "/me", &[&second]).status, 200);
     assert_eq!(counted(&evicting), [2, 0, 1]);
+}
+
+fn what_becomes_of_sessions_is_counted(store: Store) {
+    let app = app();
+    let check = |weir: &Running, expected: &[(&str, f64)]| {
+        for (label, count) in expected {
+            let series = match label.starts_with("event") {
+                true => format!("weir_session_events_total{{sessions=\"web\",{label}}}"),
+                false => format!("weir_session_checks_total{{sessions=\"web\",{label}}}"),
+            };
+            assert_eq!(weir.told(&series), Some(*count), "{series}");
+        }
+    };
+    let evicting = weir(store, &app, "{max_per_user: 1}");
+    let mut client = evicting.client();
+    let first = cookie_of(&client.get("/login/ann"));
+    let second = cookie_of(&client.get("/login/ann"));
+    let mut ask = |path: &str, fields: &[&str]| get(&mut client, path, fields).status;
+    assert_eq!(ask("/me", &[]), 401);
+    assert_eq!([(); 2].map(|()| ask("/me", &[&first])), [401; 2]);
+    assert_eq!(ask("/admin", &[&second]), 403);
+    let seen = [(); 3].map(|()| ask("/me", &[&second]));
+    assert_eq!((seen, ask("/logout", &[&second])), ([200; 3], 200));
+    check(
+        &evicting,
+        &[
+            ("outcome=\"missing\"", 3.0),
+            ("outcome=\"unknown\"", 2.0),
+            ("outcome=\"forbidden\"", 1.0),
+            ("outcome=\"valid\"", 4.0),
+            ("event=\"created\"", 2.0),
+            ("event=\"evicted\"", 1.0),
+            ("event=\"ended\"", 1.0),
+            ("event=\"refused\"", 0.0),
+        ],
+    );
+    let settings = "{max_per_user: 1, on_max: reject_new, idle_timeout: 2s}";
+    let refusing = weir(store, &app, settings);
+    let mut client = refusing.client();
+    let statuses = [(); 2].map(|()| client.get("/login/ann").status);
+    assert_eq!(statuses, [200, 403]);
+    let created = [
+        ("event=\"created\"", 1.0),
+        ("event=\"refused\"", 1.0),
+        ("event=\"evicted\"", 0.0),
+    ];
+    check(&refusing, &created);
+    // In Redis they go by themselves.
+    if let Store::Memory = store {
+        let expired = "weir_session_events_total{sessions=\"web\",event=\"expired\"}";
+        harness::eventually(|| refusing.metric(expired) == 1);
+    }
 }
 
 fn all_sessions_of_a_user_end_at_the_admin_port_however_the_name_is_written(store: Store) {
