@@ -17,6 +17,7 @@ crate::on_each_store!(
     a_concurrency_slot_is_held_until_the_response_ends,
     a_refused_head_has_no_body_that_the_next_reply_could_be_taken_for,
     requests_near_the_limit_are_counted,
+    clients_are_told_by_the_headers_that_the_file_names,
     a_value_that_is_not_utf_8_makes_a_key_as_any_other,
     no_one_chooses_under_which_of_several_values_it_is_counted,
     no_client_asks_for_nothing,
@@ -278,6 +279,10 @@ fn every_window_of_a_limit_must_admit_and_is_told(store: Store) {
         Some("\"a\";q=2;w=3600, \"a.2\";q=3;w=86400")
     );
     assert_eq!([client.get("/").status, client.get("/").status], [200, 429]);
+
+    let lane = limited(store, "{limit: [1/h, 1/d], by: constant}");
+    let replies = [(); 2].map(|()| lane.connect().get("/"));
+    assert!(replies[1].body.contains("[\"a\"]"), "{replies:?}");
 }
 
 fn overrides_cost_shadow_and_missing_keys_do_as_they_say(store: Store) {
@@ -381,6 +386,34 @@ fn requests_near_the_limit_are_counted(store: Store) {
         let near = r#"weir_limit_decisions_total{limit="a",decision="near_limit"}"#;
         assert_eq!(lane.told(near), Some(2.0), "{limit}");
     }
+}
+
+/// The older ones have one limit alone, that with the least left.
+fn clients_are_told_by_the_headers_that_the_file_names(store: Store) {
+    let upstream = Upstream::answering("ok");
+    let told = |headers: &str| {
+        let lane = Lane::start(&format!(
+            "listen: 127.0.0.1:0\nupstream: {}\nrate_limit_defaults: {{headers: [{headers}]}}\n\
+             rate_limits:\n  wide: {{limit: 9/h, by: constant}}\n  tight: {{limit: 60/h, burst: 3, by: constant}}\n\
+             routes: [{{upstream: upstream, rate_limits: [wide, tight]}}]\n{}",
+            upstream.url(),
+            store.block()
+        ));
+        let reply = lane.connect().get("/");
+        [
+            "ratelimit-policy",
+            "ratelimit",
+            "x-ratelimit-limit",
+            "x-ratelimit-remaining",
+            "x-ratelimit-reset",
+        ]
+        .map(|name| reply.field(name).unwrap_or_default().to_owned())
+    };
+    let policy = "\"wide\";q=9;w=3600, \"tight\";q=60;w=3600";
+    let left = "\"wide\";r=8;t=400, \"tight\";r=2;t=60";
+    assert_eq!(told("standard"), [policy, left, "", "", ""]);
+    assert_eq!(told("legacy"), ["", "", "3", "2", "60"]);
+    assert_eq!(told("legacy, standard"), [policy, left, "3", "2", "60"]);
 }
 
 fn a_value_that_is_not_utf_8_makes_a_key_as_any_other(store: Store) {
