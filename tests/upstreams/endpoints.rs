@@ -326,6 +326,46 @@ fn an_endpoint_that_comes_back_begins_slowly() {
 }
 
 #[test]
+fn an_endpoint_that_is_taken_back_begins_slowly() {
+    let servers = servers::<2>();
+    let lane = lane(
+        &servers,
+        "outlier_detection: {consecutive_5xx: 1, interval: 20ms, base_ejection_time: 500ms}, slow_start: {window: 1h, min_weight: 2%}",
+    );
+    let mut client = lane.connect();
+    assert_eq!(spread(&mut client, 60).len(), 2);
+    servers[0].answers(500);
+    eventually(|| {
+        client.get("/");
+        lane.plan.borrow().upstreams[0].live.counts().ejected == 1
+    });
+    servers[0].answers(200);
+    until_up(&lane, 2);
+    let answered = spread(&mut client, 500);
+    let part = answered.get(&servers[0].address.to_string());
+    // 2 % of 102 %, which is 10 of 500.
+    assert!(part.is_none_or(|part| *part < 50), "{part:?}");
+}
+
+#[test]
+fn a_success_between_failures_ejects_no_one() {
+    let servers = servers::<2>();
+    let lane = lane(
+        &servers,
+        "load_balancing: round_robin, outlier_detection: {consecutive_5xx: 3, base_ejection_time: 1h}",
+    );
+    let mut client = lane.connect();
+    for status in [500, 500, 200].repeat(4) {
+        servers[0].answers(status);
+        // One each.
+        let statuses = [(); 2].map(|()| client.get("/").status);
+        assert!(statuses.contains(&status), "{statuses:?}");
+    }
+    let counts = lane.plan.borrow().upstreams[0].live.counts();
+    assert_eq!((counts.ejected, counts.up), (0, 2));
+}
+
+#[test]
 fn requests_over_the_cap_wait_and_then_are_refused() {
     let upstream = Upstream::held();
     let settings = "connect_timeout: 3s, concurrency: {max: 1, pending: 1}";
@@ -644,6 +684,19 @@ fn a_reload_keeps_what_is_known_of_endpoints_that_stay() {
     lane.reload(&config(&servers, "load_balancing: round_robin"));
     assert_eq!(spread(&mut client, 9).len(), 3);
     assert_eq!(servers[1].connections(), 1);
+}
+
+#[test]
+fn without_checks_no_endpoint_is_unhealthy() {
+    let servers = servers::<2>();
+    let balancing = "load_balancing: round_robin";
+    let checked =
+        format!("{balancing}, health: {{path: /healthz, interval: 20ms, unhealthy_after: 1}}");
+    let lane = lane(&servers, &checked);
+    servers[0].says_of_its_health(500);
+    until_up(&lane, 1);
+    lane.reload(&config(&servers, balancing));
+    assert_eq!(spread(&mut lane.connect(), 10).len(), 2);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use super::harness::raw::{Recorder, read_head, scripted, unchunk};
 use super::harness::servers::Server;
 use super::harness::tls::Authority;
 use super::harness::versions::{Client, Length, Origin, PAIRINGS, Version, field, run, soon};
-use super::harness::{Lane, Upstream, eventually, ok};
+use super::harness::{DEADLINE, Lane, Upstream, eventually, ok};
 use h2::Reason;
 use socket2::{Domain, Socket, Type};
 
@@ -641,7 +641,10 @@ fn a_wait_for_the_place_of_a_connection_is_no_failure_of_the_upstream() {
             assert!(origin.is_quiet().await && origin.is_quiet().await);
             body.finish(b"ok").await.unwrap();
             assert_eq!(first.whole().await, (200, "ok".to_owned()));
-            origin.asked().await.ok("served").await;
+            let mut asked = origin.asked().await;
+            // It has all of its try's time, however long it has waited.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            asked.ok("served").await;
             assert_eq!(third.whole().await, (200, "served".to_owned()));
             assert_eq!(retries(&lane, "sent"), 0);
         });
@@ -738,11 +741,13 @@ fn a_client_that_leaves_is_not_tried_for() {
 #[test]
 fn the_rest_of_an_upload_follows_a_retry() {
     // Answers with a 503 as soon as it has the head.
-    let early = scripted(|mut stream| {
+    let (left, has_left) = mpsc::channel();
+    let early = scripted(move |mut stream| {
         while read_head(&mut stream).is_some() {
             let _ = stream.write_all(ok("").replace("200 OK", "503 X").as_bytes());
             // Its end of the connection stays open until weir goes.
             let _ = std::io::copy(&mut stream, &mut std::io::sink());
+            let _ = left.send(());
         }
     });
     let recorder = Recorder::start();
@@ -765,4 +770,6 @@ fn the_rest_of_an_upload_follows_a_retry() {
             .all(|it| it.ends_with("\r\n\r\n0123456789"))
     );
     assert_eq!(recorder.whole().len(), 2);
+    // Where half a request was sent no other may follow.
+    assert_eq!(has_left.recv_timeout(DEADLINE), Ok(()));
 }
