@@ -57,7 +57,8 @@ impl Locked {
         let folder = tempfile::tempdir().unwrap();
         let database = folder.path().join("audit.db");
         let config = file(&format!(
-            "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nupstreams: {{app: {{endpoints: ['http://{upstream}']}}}}\n\
+            "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nupstreams: {{app: {{endpoints: ['http://{upstream}'], circuit_breaker: b}}}}\n\
+             circuit_breakers: {{b: {{consecutive_failures: 1, open_for: 1h}}}}\n\
              routes: [{{match: {{path: /held}}, upstream: app}}, {{match: {{path: /limited}}, upstream: app, rate_limits: [none]}}]\n\
              rate_limits: {{none: {{limit: 0/s, by: client.ip}}}}\naudit: {{delivery: guaranteed, sqlite: {{path: {}}}}}\n",
             database.display()

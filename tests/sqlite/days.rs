@@ -5,11 +5,13 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::harness::sqlite::{
-    Audit, DAY, KEY, NOW, RETENTION, batch, close, event, events, lock, remove_old, seqs, today,
+    Audit, DAY, KEY, NOW, RETENTION, batch, close, event, events, lock, numbered, remove_old, seqs,
+    today,
 };
 use super::harness::{PATIENCE, eventually};
 use rusqlite::Connection;
 use weir::config::audit::Delivery;
+use weir::event::{Encoded, Micros};
 use weir::store::audit::chain::Keys;
 use weir::store::audit::days::{self, Day};
 use weir::store::audit::{FaultKind, Filter, Order, StoreError};
@@ -47,6 +49,11 @@ fn the_first_batch_of_a_new_day_in_utc_goes_to_its_file() {
     assert_eq!(counts(midnight), [3, 4, 5]);
     assert_eq!(days::list(&audit.path).unwrap().len(), 2);
     assert_eq!(audit.faults(), []);
+    // Nor is an event of a day in the file of one before.
+    let mut late = Encoded::default();
+    late.push(&numbered(Micros::from(midnight + DAY), 1));
+    writer.append(&mut [late], midnight).unwrap();
+    assert_eq!(counts(midnight + DAY), [6]);
 }
 
 #[test]

@@ -367,6 +367,23 @@ fn a_file_of_all_days_from_before_is_refused_and_left_alone() {
 }
 
 #[test]
+fn requests_are_refused_while_the_disk_is_full_and_no_longer() {
+    let (audit, now) = (Audit::empty(), today());
+    let mut writer = audit.writer_at(now).sync_each().unwrap();
+    writer.append(&mut events(1..=2_000), now).unwrap();
+    writer.limit_pages(1).unwrap();
+    let (recorder, worker) =
+        weir::audit::sqlite::start(writer, 5_000, Delivery::Guaranteed, RETENTION).unwrap();
+    recorder.record(batch(2_001..=2_500));
+    eventually(|| recorder.refuses());
+    // Room for as many.
+    audit.sql_at(now, "DELETE FROM events WHERE seq <= 1000");
+    eventually(|| recorder.counts().written == 500);
+    eventually(|| !recorder.refuses());
+    assert_eq!(worker.stop(PATIENCE).dropped, 0);
+}
+
+#[test]
 fn recorded_events_are_written_soon_and_in_order() {
     let audit = Audit::empty();
     let (recorder, worker) = weir::audit::sqlite::start(

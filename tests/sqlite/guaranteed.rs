@@ -92,9 +92,15 @@ fn refusals_are_on_record_once_they_are_told() {
     assert_eq!(told.collect::<Vec<_>>(), [refused.body.len() as u64]);
     assert_eq!(client.get("/nowhere").status, 404);
     assert_eq!(on_record(&database), ["/limited", "/nowhere"]);
+    client.begin("HEAD", "/limited", &[], "");
+    assert_eq!(client.status_within(5_000), Some(429));
+    let events = Reader::open(&database).unwrap().query(&Filter::default());
+    let head = events.unwrap().pop().unwrap().event;
+    assert_eq!((head.method.as_str(), head.bytes_out), ("HEAD", 0));
+    let mut client = running.client();
     client.write(b"GET / HTTP/7\r\n\r\n");
     assert_eq!(client.finish().status, 505);
-    assert_eq!(on_record(&database).len(), 3);
+    assert_eq!(on_record(&database).len(), 4);
     running.child.kill().unwrap();
     running.child.wait().unwrap();
 }
@@ -111,6 +117,7 @@ fn no_answer_ends_before_its_event_is_safe() {
     let database = folder.path().join("audit.db");
     let config = file(&format!(
         "listen: 127.0.0.1:0\nupstream: {}\nadmin: {{address: 127.0.0.1:0}}\ntelemetry: {{access_log: {{format: json}}}}\n\
+         routes: [{{match: {{path: /quiet}}, upstream: upstream, audit: none}}, {{upstream: upstream}}]\n\
          audit: {{delivery: guaranteed, sqlite: {{path: {}}}}}\n",
         upstream.url(),
         database.display()
@@ -135,6 +142,8 @@ fn no_answer_ends_before_its_event_is_safe() {
     let why = refused.field("proxy-status").unwrap();
     assert!(why.contains("audit_unavailable"), "{why}");
     assert!(refused.field("retry-after").is_some());
+    // What is not to be on record waits for nothing.
+    assert_eq!(running.client().get("/quiet").status, 200);
     let is_told = |line: String| line.contains("audit_unavailable") && line.contains("/refused");
     let mut lines = iter::from_fn(|| log.recv_timeout(DEADLINE).ok());
     assert!(lines.any(is_told));
@@ -336,6 +345,9 @@ fn an_answer_whose_event_stays_unsafe_is_cut_off_or_a_503() {
         assert_eq!(wire.end, end, "{name}");
         let is_told = wire.parts().0.contains("audit_unavailable");
         assert_eq!(is_told, whole.starts_with("503"), "{name}: {}", wire.text);
+        // The upstream has answered well.
+        let closed = "weir_breaker_state{upstream=\"app\",state=\"closed\"}";
+        assert_eq!(held.locked.weir.metric(closed), 1, "{name}");
         assert_eq!(held.locked.on_record(), [""; 0], "{name}");
     }
     // Beside one another: each of them waits for five seconds.
