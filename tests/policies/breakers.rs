@@ -318,6 +318,23 @@ fn a_probe_whose_response_goes_on_closes_the_breaker() {
 }
 
 #[test]
+fn a_probe_whose_client_leaves_makes_room_for_another() {
+    use std::io::Write as _;
+    on_each_store(|store| {
+        let upstream = fails_once(|stream| {
+            let well = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+            let _ = stream.write_all(well.as_bytes());
+        });
+        // Longer than the test takes.
+        let breaker = ONE_PROBE.replace("probe_timeout: 3s", "probe_timeout: 1h");
+        let lane = behind(store, upstream, "5s", &breaker);
+        drop(probing(&lane, "POST", &["Content-Length: 4"]));
+        eventually(|| lane.connect().get("/").status == 200);
+        eventually(|| lane.state() == "closed");
+    });
+}
+
+#[test]
 fn a_probe_whose_client_sends_slowly_neither_fails_nor_keeps_others_out() {
     use std::io::Write as _;
     on_each_store(|store| {
