@@ -152,7 +152,8 @@ fn a_session_of_one_weir_is_known_to_another_until_it_is_revoked() {
 #[test]
 fn a_session_that_has_to_go_for_another_is_refused_everywhere() {
     let app = app();
-    let ([one, other], _) = weirs(&app, "{max_per_user: 1, cache: {ttl: 1m}}");
+    // Longer than the test waits.
+    let ([one, other], _) = weirs(&app, "{max_per_user: 1, cache: {ttl: 10m}}");
     let first = log_in(&one, "ann");
     let mut client = one.client();
     assert_eq!(me(&mut client, &first), 200);
@@ -299,6 +300,46 @@ fn a_session_in_use_is_never_idle_and_an_unused_one_goes() {
     let (node, key) = key_of(&prefix, "ann");
     eventually(|| Cluster::shared().cli(node, &["EXISTS", &key]) == Answer::Int(0));
     assert_eq!(me(&mut client, &cookie), 401);
+}
+
+#[test]
+fn each_session_of_a_user_ends_by_its_own_time() {
+    let (app, prefix) = (app(), key_prefix());
+    let redis = patient(&Cluster::shared().yaml(&prefix));
+    let [long, short] =
+        ["1h", "100ms"].map(|idle| weir(&app, &format!("{{idle_timeout: {idle}}}"), &redis));
+    let kept = log_in(&long, "ann");
+    let idle = log_in(&short, "ann");
+    let (node, key) = key_of(&prefix, "ann");
+    let lives = Cluster::shared().cli(node, &["PTTL", &key]).int();
+    assert!(lives > 1_800_000, "{lives}");
+    let mut client = short.client();
+    eventually(|| {
+        // Each look is a use, and no use takes a session back that was over by then.
+        thread::sleep(Duration::from_millis(150));
+        me(&mut client, &idle) == 401
+    });
+    assert_eq!(me(&mut client, &kept), 200);
+    // With the last one goes the user's name.
+    let out = long.client().send("GET", "/logout", &[&kept], "");
+    assert_eq!(out.status, 200);
+    let left = Cluster::shared().cli(node, &["EXISTS", &key]);
+    assert_eq!(left, Answer::Int(0));
+}
+
+#[test]
+fn a_server_that_is_full_tells_whose_session_it_is() {
+    let (app, server) = (app(), Server::single());
+    let redis = patient(&server.yaml(&key_prefix()));
+    let weir = weir(&app, "{touch_every: 1ms, cache: {ttl: 1ms}}", &redis);
+    let cookie = log_in(&weir, "ann");
+    server.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+    let mut client = weir.client();
+    eventually(|| {
+        assert_eq!(me(&mut client, &cookie), 200);
+        looks(&weir, "asked") > 3
+    });
+    assert_eq!(looks(&weir, "grace"), 0);
 }
 
 #[test]
