@@ -518,4 +518,25 @@ mod tests {
         fills(&|recorder, _| recorder.record(group()));
         fills(&|_, tray| drop(tray.lay(&event)));
     }
+
+    #[test]
+    fn a_queue_that_nobody_empties_refuses_until_someone_does() {
+        let [guaranteed, best_effort] =
+            [Delivery::Guaranteed, Delivery::BestEffort].map(|delivery| Queue::new(10, delivery));
+        for (recorder, _) in [&guaranteed, &best_effort] {
+            let mut event = Encoded::default();
+            event.push(&AuditEvent::<&str>::sample());
+            assert!(!recorder.refuses());
+            recorder.record(event);
+        }
+        let (recorder, queue) = &guaranteed;
+        let began = clock::now();
+        while !recorder.refuses() {
+            assert!(began.elapsed() < Duration::from_secs(60));
+            thread::sleep(Duration::from_millis(10));
+        }
+        assert!(!best_effort.0.refuses());
+        queue.shared.note_move();
+        assert!(!recorder.refuses());
+    }
 }

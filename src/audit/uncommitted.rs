@@ -404,6 +404,12 @@ mod tests {
         let released = uncommitted.remove(2);
         assert_eq!((released.events, uncommitted.is_at_risk()), (1, false));
         assert!(!receipts[1].settled().await);
+        // Committed before the stream's answer was here.
+        let duty = Duty::default();
+        let receipt = duty.receipt();
+        uncommitted.push((3, 3), [7; 3].into(), None, vec![duty], clock::now());
+        uncommitted.committed(&[(3, 3)]);
+        assert!(receipt.settled().await);
     }
 
     #[test]

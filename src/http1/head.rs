@@ -558,6 +558,15 @@ mod tests {
         let many = b"GET / HTTP/1.1\r\nHost: x\r\nA: 1\r\nB: 2\r\n\r\n";
         assert_eq!(parse_request(many, limits), Err(HeadError::TooManyFields));
         assert_eq!(HeadError::TooManyFields.status(), 431);
+        let most = format!("GET / HTTP/1.1\r\nHost: x\r\nA: {}\r\n\r\n", "a".repeat(32));
+        for (length, is_taken) in [(64, true), (63, false)] {
+            let limits = HeadLimits {
+                max_bytes: length,
+                ..limits
+            };
+            assert_eq!(most.len(), 64);
+            assert_eq!(parse_request(most.as_bytes(), limits).is_ok(), is_taken);
+        }
     }
 
     /// RFC 9112 section 3.

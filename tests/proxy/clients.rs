@@ -258,6 +258,8 @@ fn connections_of_http2_and_silent_ones_count_as_others_do() {
     assert!(ask(&mut silent, b""));
     drop(raw);
     eventually(|| served(&weir, "127.0.0.1").is_some());
+    drop(silent);
+    eventually(|| weir.running.told("weir_connections_open") == Some(0.0));
 }
 
 #[test]

@@ -167,6 +167,29 @@ fn bad_input_gets_a_problem_and_nothing_is_forwarded() {
 }
 
 #[test]
+fn a_body_may_be_as_long_as_the_limit() {
+    let reply = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    let (up, seen) = upstream(vec![reply], "end");
+    let body = "x".repeat(1024 - 3) + "end";
+    let head = "POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 1024\r\n\r\n";
+    let answer = ask(&weir(up), &format!("{head}{body}"));
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert!(seen.recv().unwrap().ends_with(&body));
+}
+
+#[test]
+fn an_old_client_is_told_no_100() {
+    let reply = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    let (up, _) = upstream(vec![reply], "abc");
+    let lane = weir(up);
+    let mut client = lane.connect();
+    client.write(b"POST / HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n");
+    assert_eq!(client.status_within(100), None);
+    client.write(b"abc");
+    assert_eq!(client.status_within(5_000), Some(200));
+}
+
+#[test]
 fn upstream_trouble_is_a_502_a_504_or_an_abort() {
     let get = "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
     let status = |reply: &'static str| ask(&weir(upstream(vec![reply], "\r\n\r\n").0), get);

@@ -354,3 +354,48 @@ fn outcome(failure_on: &FailureOn, end: End) -> Option<Outcome> {
         Outcome::Success
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_file_names_is_a_failure_and_nothing_else() {
+        let none = FailureOn {
+            connect_failure: false,
+            timeout: false,
+            reset: false,
+            server_error: false,
+            statuses: vec![429],
+            grpc: Vec::new(),
+        };
+        let check = |failure_on: &FailureOn, ends: &[End], expected: Outcome| {
+            for end in ends {
+                assert_eq!(outcome(failure_on, *end), Some(expected), "{end:?}");
+            }
+        };
+        let broken = [End::ConnectFailed, End::TimedOut, End::Reset];
+        check(&none, &broken, Outcome::Success);
+        check(&none, &[500, 599].map(End::Status), Outcome::Success);
+        check(&none, &[End::Status(429)], Outcome::Failure);
+        let all = FailureOn {
+            connect_failure: true,
+            timeout: true,
+            reset: true,
+            server_error: true,
+            ..none
+        };
+        check(&all, &broken, Outcome::Failure);
+        check(
+            &all,
+            &[500, 511, 599, 429].map(End::Status),
+            Outcome::Failure,
+        );
+        check(
+            &all,
+            &[200, 404, 499, 600].map(End::Status),
+            Outcome::Success,
+        );
+        assert_eq!(outcome(&all, End::Deadline), None);
+    }
+}

@@ -418,6 +418,9 @@ mod tests {
             assert!(ask(&limits, &["shadow"]));
         }
         assert_eq!(limits.peek(key(&limits, "shadow"), &TWO, NOW).remaining, 0);
+        // Nor beside others, which are charged.
+        assert!(ask(&limits, &["shadow", "a"]) && ask(&limits, &["a", "shadow"]));
+        assert!(!ask(&limits, &["shadow", "a"]));
     }
 
     #[test]

@@ -392,6 +392,55 @@ fn a_failure_now_and_then_is_no_reason_to_doubt() {
     assert_eq!(sim.script.state, State::Closed);
 }
 
+#[test]
+fn half_of_what_trips_is_reason_to_doubt() {
+    let doubts = |settings: Settings, outcomes: &[Outcome]| {
+        let mut member = Member::new(settings, OnLoss::Local);
+        for outcome in outcomes {
+            let (permit, _) = member.try_enter(SECOND, 0.0);
+            member.record(permit.unwrap(), *outcome, MS, SECOND, 0.0);
+        }
+        member.report(SECOND).doubts
+    };
+    let well = [Success; 9];
+    assert_eq!(doubts(settings(), &[&well[..3], &[Failure]].concat()), 1);
+    assert_eq!(doubts(settings(), &[&well[..4], &[Failure]].concat()), 0);
+    let in_a_row = Settings {
+        consecutive_failures: 3,
+        ..settings()
+    };
+    let in_a_row = |failures| {
+        let outcomes = [&well[..], &[Failure; 2][..failures]].concat();
+        doubts(in_a_row.clone(), &outcomes)
+    };
+    assert_eq!([1, 2].map(in_a_row), [0, 2]);
+}
+
+#[test]
+fn what_was_never_sent_is_told_by_the_next_report() {
+    let mut member = Member::new(settings(), OnLoss::Local);
+    let first = Delta {
+        calls: 3,
+        failures: 2,
+        trailing: 2,
+        ..Delta::default()
+    };
+    for (sent, told) in [(false, 4), (true, 1)] {
+        member.delta = first;
+        member.report(SECOND);
+        // Meanwhile another came.
+        member.delta = Delta {
+            calls: 1,
+            succeeded: true,
+            ..Delta::default()
+        };
+        member.unanswered(sent, SECOND);
+        let delta = member.report(SECOND).delta;
+        assert_eq!((delta.calls, delta.trailing), (told, 0), "{sent}");
+        member.unanswered(true, SECOND);
+    }
+}
+
 /// It may be its first call.
 #[test]
 fn a_stray_failure_makes_no_second_of_one_sick_process() {
