@@ -12,7 +12,7 @@ use super::harness::versions::{
 use super::{World, on_each_pairing};
 
 /// What no upstream may hear from a client, behind a body neither.
-const NEVER_UP: [&str; 13] = [
+const NEVER_UP: [&str; 14] = [
     "x-forwarded-for",
     "x-forwarded-proto",
     "x-forwarded-prefix",
@@ -25,6 +25,7 @@ const NEVER_UP: [&str; 13] = [
     "x-weir-session-end",
     "authorization",
     "content-length",
+    "content_length",
     "expect",
 ];
 

@@ -11,6 +11,7 @@ crate::on_each_store!(
     a_limit_admits_its_number_and_tells_clients_by_the_draft,
     every_kind_of_key_tells_clients_apart,
     addresses_of_one_ipv6_client_share_a_key,
+    a_client_by_ipv6_is_counted_by_its_prefix,
     a_share_of_the_keys_is_refused_and_the_rest_counted,
     every_window_of_a_limit_must_admit_and_is_told,
     overrides_cost_shadow_and_missing_keys_do_as_they_say,
@@ -222,6 +223,19 @@ fn addresses_of_one_ipv6_client_share_a_key(store: Store) {
     }
 }
 
+fn a_client_by_ipv6_is_counted_by_its_prefix(store: Store) {
+    let lane = Lane::start(&format!(
+        "listen: '[::1]:0'\nupstream: {}\n\
+         rate_limits: {{a: {{limit: 1/h, by: client.ip, overrides: {{'::9': 2/h}}}}}}\n\
+         routes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
+        Upstream::answering("ok").url(),
+        store.block()
+    ));
+    // The override is for all of `::/64`.
+    let statuses = [(); 3].map(|()| lane.connect().get("/").status);
+    assert_eq!(statuses, [200, 200, 429]);
+}
+
 fn a_share_of_the_keys_is_refused_and_the_rest_counted(store: Store) {
     let limit = |enforced: &str| {
         format!("{{limit: 1/h, by: header:x-key, enforced: {enforced}, if_missing: deny}}")
@@ -283,6 +297,9 @@ fn every_window_of_a_limit_must_admit_and_is_told(store: Store) {
     let lane = limited(store, "{limit: [1/h, 1/d], by: constant}");
     let replies = [(); 2].map(|()| lane.connect().get("/"));
     assert!(replies[1].body.contains("[\"a\"]"), "{replies:?}");
+    // The longer wait of both.
+    let wait: u32 = replies[1].field("retry-after").unwrap().parse().unwrap();
+    assert!(wait > 80_000, "{wait}");
 }
 
 fn overrides_cost_shadow_and_missing_keys_do_as_they_say(store: Store) {

@@ -55,7 +55,7 @@ on_both_stores! {
 /// The Host by which the admin port is called that has no token.
 const LOCAL: &str = "Host: 127.0.0.1";
 
-const CACHED: &str = "Cache-Control: public, max-age=60\r\nCDN-Cache-Control: max-age=60";
+const CACHED: &str = "Cache-Control: public, max-age=60\r\nCDN-Cache-Control: max-age=60\r\nSurrogate-Control: max-age=60";
 
 /// An upstream that starts a session at `/login/USER`, ends it at `/logout`, and answers all else with `ok`.
 fn app() -> Upstream {
@@ -112,6 +112,16 @@ fn whole(redis: &str, text: &str) -> String {
 
 fn get(client: &mut Client, path: &str, fields: &[&str]) -> Reply {
     client.send("GET", path, fields, "")
+}
+
+/// What caches are told.
+fn of_caches(reply: &Reply) -> Vec<String> {
+    let names = ["cache-control", "surrogate-control"];
+    let fields = reply.fields.iter();
+    let fields = fields.filter(|(name, _)| names.iter().any(|of| name.ends_with(of)));
+    fields
+        .map(|(name, value)| format!("{name}: {value}"))
+        .collect()
 }
 
 /// The `Cookie` field that a browser would send after `reply`.
@@ -177,13 +187,7 @@ fn what_starts_or_ends_a_session_is_kept_by_no_cache(store: Store) {
     let app = app();
     let weir = weir(store, &app, "{}");
     let mut client = weir.client();
-    let mut cached = |path: &str| {
-        let fields = client.get(path).fields.into_iter();
-        let cached = fields.filter(|(name, _)| name.ends_with("cache-control"));
-        cached
-            .map(|(name, value)| format!("{name}: {value}"))
-            .collect::<Vec<_>>()
-    };
+    let mut cached = |path: &str| of_caches(&client.get(path));
     for path in ["/login/ann", "/logout"] {
         assert_eq!(cached(path), ["cache-control: no-store"], "{path}");
     }
@@ -558,11 +562,7 @@ fn a_session_header_that_is_ignored_leaves_caches_alone(store: Store) {
     for path in ["/login/ann", "/logout", "/login/bare"] {
         let reply = client.get(path);
         assert_eq!((reply.status, reply.field("set-cookie")), (200, None));
-        let fields = reply.fields.iter();
-        let cached = fields.filter(|(name, _)| name.ends_with("cache-control"));
-        let cached: Vec<_> = cached
-            .map(|(name, value)| format!("{name}: {value}"))
-            .collect();
+        let cached = of_caches(&reply);
         assert_eq!(cached.join("\r\n"), CACHED.to_ascii_lowercase(), "{path}");
     }
 }

@@ -444,7 +444,8 @@ fn interim_responses_but_100_go_to_clients_that_know_them() {
     let lane = before(|_, stream| {
         // A length has no place there (section 8.6), and a coding belongs to its hop.
         let hints = |framing| format!("HTTP/1.1 103 Early Hints\r\n{framing}\r\nLink: a\r\n\r\n");
-        let interim = hints("Content-Length: 3") + &hints("Transfer-Encoding: chunked");
+        let of_weir = "Content-Length: 3\r\nX-Weir-Session-End: true";
+        let interim = hints(of_weir) + &hints("Transfer-Encoding: chunked");
         let interim = format!("HTTP/1.1 100 Continue\r\n\r\n{interim}{}", ok("done"));
         let _ = stream.write_all(interim.as_bytes());
     });
