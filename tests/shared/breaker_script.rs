@@ -380,6 +380,38 @@ fn probes_are_shared_out_and_judged_by_the_rate_of_the_file() {
 }
 
 #[test]
+fn what_an_operator_forces_is_later_than_all_that_is_known() {
+    run(async |redis| {
+        let mut shared = Shared::new(redis, RULES);
+        let known = Some((7, "half_open", 0));
+        let asks = Report {
+            known,
+            want: 2,
+            demanded: true,
+            ..Report::default()
+        };
+        assert_eq!(shared.tell("a", asks).await.slots, 2);
+        let force = Script::new(include_str!("../../lua/breaker_force.lua"));
+        // By the process, or by Redis where the process knows less.
+        for (known, generation) in [(9, 10), (3, 11)] {
+            let args = [
+                Arg::Text("closed"),
+                Arg::Int(known),
+                Arg::Text("channel"),
+                Arg::Text("tag"),
+            ];
+            let [state, _, _, doubters, probes] = shared.keys.each_ref().map(String::as_str);
+            let forced = redis.run(&force, &[state, doubters, probes], &args).await;
+            assert_eq!(forced, Ok(Value::Int(generation)));
+        }
+        // No number is given to two slots.
+        let last = Script::new("return redis.call('HGET', KEYS[1], 'p')");
+        let last = redis.run(&last, &[&shared.keys[0]], &[]).await.unwrap();
+        assert_eq!(last, Value::BulkString(b"2".to_vec()));
+    });
+}
+
+#[test]
 fn what_an_operator_forces_outlives_a_fleet_that_is_away() {
     run(async |redis| {
         let mut shared = Shared::new(redis, RULES);

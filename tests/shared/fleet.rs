@@ -1,11 +1,13 @@
 //! Several `weir run` that share state through Redis: what an operator does at one, and what their clocks have to do with it.
 
+use super::harness::calls::{Ear, on_a_lane, soon};
 use super::harness::process::{Echo, Running, faketime, file};
 use super::harness::redis::{Answer, Cluster, Server, key_prefix};
-use super::harness::{Reply, eventually};
+use super::harness::{DEADLINE, Reply, eventually};
 use serde_json::Value;
 use weir::clock::now;
 use weir::keys::Keys;
+use weir::store::redis::{Arg, Script};
 
 /// The configuration of a process whose limit `a`, by the header `t`, is shared by way of `redis`.
 fn config(echo: &Echo, limit: &str, redis: &str) -> tempfile::NamedTempFile {
@@ -188,4 +190,40 @@ fn a_process_does_not_wait_long_for_a_redis_that_is_away() {
     let weir = Running::start(config.path());
     assert_eq!(admin(&weir, "GET", "/live", "").status, 200);
     assert_eq!(admitted(&weir, "a", 5), 3, "by itself");
+}
+
+#[test]
+fn a_redis_that_lost_overrides_keeps_what_was_set_since() {
+    let server = Server::single();
+    let yaml = server.yaml("t").replace("{urls", "{timeout: 5s, urls");
+    on_a_lane(&yaml, async |redis| {
+        assert!(redis.ready(DEADLINE).await);
+        let ear = Ear::on(&redis, "channel");
+        soon(|| ear.begins() == 1).await;
+        server.cli(&["HSET", "o", "n", "1", "a", "set since"]);
+        let back = Script::new(include_str!("../../lua/override_back.lua"));
+        let args = [
+            Arg::Int(60_000),
+            Arg::Text("n"),
+            Arg::Int(5),
+            Arg::Text("channel"),
+            Arg::Text("a"),
+            Arg::Text("lost"),
+            Arg::Text("b"),
+            Arg::Text("lost"),
+        ];
+        // The second process has nothing to tell.
+        for _ in 0..2 {
+            redis.run(&back, &["o"], &args).await.unwrap();
+        }
+        let kept = server.cli(&["HMGET", "o", "n", "a", "b"]);
+        let kept: Vec<_> = kept.list().iter().map(|it| it.text()).collect();
+        assert_eq!(kept, ["5", "set since", "lost"]);
+        soon(|| ear.heard("changed") == 1).await;
+        // They live for as long as someone looks.
+        let all = Script::new(include_str!("../../lua/override_all.lua"));
+        let args = [Arg::Int(3_600_000), Arg::Text("n")];
+        redis.run(&all, &["o"], &args).await.unwrap();
+        assert!(server.cli(&["PTTL", "o"]).int() > 60_000);
+    });
 }
