@@ -5,4 +5,3 @@ pub mod errors;
 pub mod frames;
 pub mod grpc;
 pub mod head;
-pub mod window;

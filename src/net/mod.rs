@@ -14,6 +14,7 @@ pub mod taken;
 pub mod tls;
 pub mod tunnel;
 mod turn;
+pub mod window;
 
 use std::convert::Infallible;
 use std::future::pending;

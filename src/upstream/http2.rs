@@ -21,10 +21,10 @@ use tokio::time::timeout;
 use super::pool::Connected;
 use super::reach::{Stage, Unreached, too_late};
 use crate::clock;
-use crate::http2::window::Window;
 use crate::net::gather::{Gathered, gather};
 use crate::net::stream::Stream;
 use crate::net::tls::Trouble;
+use crate::net::window::Window;
 
 /// What an upstream may send of one body before it is taken, in bytes, until its [`Window`] grows.
 const STREAM_WINDOW: u32 = 256 * 1024;

@@ -10,8 +10,8 @@ use h2::{Reason, RecvStream};
 
 use crate::http1::response::{BadResponse, ResponseHead};
 use crate::http2::head::{Answering, downgrade_response};
-use crate::http2::window::Window;
 use crate::net::stream::Reading;
+use crate::net::window::Window;
 use crate::proxy::framing::read_head;
 use crate::proxy::outgoing::Request;
 use crate::proxy::reply::Rejection;

@@ -12,8 +12,8 @@ use http::HeaderMap;
 use crate::clock;
 use crate::http1::body::{BodyReader, Piece};
 use crate::http1::trailers;
-use crate::http2::window::{Inflow, Window};
 use crate::net::stream::{Reading, Writing};
+use crate::net::window::{Inflow, Window};
 use crate::proxy::framing::{Front, put_piece};
 use crate::proxy::wire::{is_end, read_some, write_in_parts};
 

@@ -1,4 +1,4 @@
-//! How much the other end may send of one body before it is taken (RFC 9113 section 5.2). A body has no more bytes than that in a
+//! How much the other end of HTTP/2 may send of one body before it is taken (RFC 9113 section 5.2). A body has no more bytes than that in a
 //! round trip, so it doubles where a body has about as many, and there alone: the bytes of a window are kept where nobody reads them.
 
 use std::cell::Cell;
