@@ -27,7 +27,7 @@ if user and user ~= ARGV[2] then return { -1 } end
 
 local function parse(record)
   local created, absolute, seen, idle = string.match(record, '^(%d+) (%d+) (%d+) (%d+)')
-  created = tonumber(created)
+  created, absolute, idle = tonumber(created), math.min(absolute, ARGV[4]), math.min(idle, ARGV[3])
   return created, now >= created + absolute or now >= created + seen + idle
 end
 

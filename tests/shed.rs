@@ -245,7 +245,8 @@ impl Seen {
 #[expect(clippy::disallowed_methods, reason = "times as clients see them")]
 fn overload(upstream: &Upstream, shed: &str) -> Seen {
     let config = file(&format!(
-        "listen: 127.0.0.1:0\nupstream: {}\nadmin: {{address: 127.0.0.1:0}}\nruntime: {{lanes: 1{shed}}}\n",
+        "listen: 127.0.0.1:0\nupstreams: {{app: {{endpoints: ['{}'], connect_timeout: 10s}}}}\n\
+         admin: {{address: 127.0.0.1:0}}\nruntime: {{lanes: 1{shed}}}\n",
         upstream.url()
     ));
     let running = Running::start(config.path());
@@ -295,7 +296,8 @@ fn under_overload_what_is_admitted_is_quick_and_not_less() {
     let _alone = alone();
     let upstream = Upstream::answering(&"x".repeat(512 * 1024));
     let without = overload(&upstream, "");
-    let with = overload(&upstream, ", shed: {loop_delay: 15ms}");
+    // Each answer lets others go first four times, so that it waits for its turn more often than once.
+    let with = overload(&upstream, ", shed: {loop_delay: 4ms}");
     let told = |seen: &Seen| {
         format!(
             "{} answered, half within {:?}, 99% within {:?}; {} refused",

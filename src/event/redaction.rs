@@ -189,7 +189,7 @@ impl Redaction {
     }
 
     /// The query with the values of the redacted names as `***`, however the name is percent-encoded. The rest stays
-    /// as it is, byte for byte, up to [`LONGEST`] bytes and some behind.
+    /// as it is, byte for byte, up to [`LONGEST`] bytes and the parameter that passes them.
     pub fn redact_query(&self, query: &str) -> String {
         let mut redacted = String::with_capacity(query.len().min(LONGEST));
         for (n, pair) in query.split('&').enumerate() {

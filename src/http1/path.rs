@@ -22,8 +22,10 @@ pub enum PathError {
     /// Servers cut a path off there, or fail.
     #[error("path has an escaped NUL")]
     EscapedNul,
-    /// Where an escaped `/` or `\` parts segments, as it does for some servers, the path has another route.
-    #[error("path has an escaped \"/\" or \"\\\", and another route where that parts segments")]
+    /// Where an escaped `/` or `\` parts segments, as it does for some servers, the path has dot segments or another route.
+    #[error(
+        "path has an escaped \"/\" or \"\\\", and dot segments or another route where that parts segments"
+    )]
     EscapedSeparators,
     /// Servers that know path parameters, such as Tomcat, read `..;x` as `..`.
     #[error("path has a dot segment with parameters")]
@@ -69,17 +71,21 @@ pub fn as_sent(path: &[u8]) -> Result<Cow<'_, [u8]>, PathError> {
 
 /// What else servers may read in a normal `path`, each with why it is refused if that has another route. The last is what the
 /// most lenient of them reads, with neither escaped separators nor parameters; none where all read the same. Normal too.
-pub fn readings(path: &str) -> Result<SmallVec<[(String, PathError); 3]>, PathError> {
-    let parted = parted(path)?;
-    let bare = without_parameters(path);
-    let both = parted.as_deref().and_then(without_parameters);
-    let kinds = [
-        (bare, PathError::Parameters),
-        (parted, PathError::EscapedSeparators),
-        (both, PathError::Parameters),
-    ];
-    let told = |(reading, error): (Option<String>, _)| Some((reading?, error));
-    Ok(kinds.into_iter().filter_map(told).collect())
+pub fn readings(path: &str) -> Result<SmallVec<[(String, PathError); 2]>, PathError> {
+    let bare = |path: &str| without_parameters(path).map(|bare| (bare, PathError::Parameters));
+    let mut readings: SmallVec<_> = bare(path).into_iter().collect();
+    if !has_escaped_separators(path) {
+        return Ok(readings);
+    }
+    for separators in [&["%2F"][..], &["%5C"], &["%2F", "%5C"]] {
+        if separators.iter().all(|it| path.contains(it)) {
+            let parted = parted(path, separators)?;
+            let bare = bare(&parted);
+            readings.push((parted, PathError::EscapedSeparators));
+            readings.extend(bare);
+        }
+    }
+    Ok(readings)
 }
 
 /// A normal `path` as the most lenient server reads it: as it is counted, or a client would spell as many paths as it likes.
@@ -88,14 +94,21 @@ pub fn most_lenient(path: &str) -> Cow<'_, str> {
     last.map_or(Cow::Borrowed(path), |(reading, _)| Cow::Owned(reading))
 }
 
-/// A normal `path` as servers see it for which an escaped `/` or `\` parts segments; `None` where it has none.
-fn parted(path: &str) -> Result<Option<String>, PathError> {
-    if !has_escaped_separators(path) {
-        return Ok(None);
+/// A normal `path` as servers see it for which these escaped separators part segments. Where dot segments come of it, what they take
+/// away is another thing to each server, so that no answer is safe.
+fn parted(path: &str, separators: &[&str]) -> Result<String, PathError> {
+    let mut slashes = path.to_owned();
+    for separator in separators {
+        slashes = slashes.replace(separator, "/");
     }
-    let slashes = path.replace("%2F", "/").replace("%5C", "/");
+    if slashes
+        .split('/')
+        .any(|segment| matches!(segment, "." | ".."))
+    {
+        return Err(PathError::EscapedSeparators);
+    }
     let resolved = resolve(slashes.as_bytes())?;
-    Ok(Some(String::from_utf8_lossy(&resolved).into_owned()))
+    Ok(String::from_utf8_lossy(&resolved).into_owned())
 }
 
 /// Whether a normal `path` has a `/` or `\` that is escaped.
@@ -312,15 +325,25 @@ mod tests {
         let (parted, bare) = (PathError::EscapedSeparators, PathError::Parameters);
         check("/a/%41", Ok(&[]));
         check("/a%2Fb", Ok(&[("/a/b", parted)]));
-        check("/a%5C%2F", Ok(&[("/a/", parted)]));
-        check("/x/..%2Fa", Ok(&[("/a", parted)]));
+        check(
+            "/a%5C%2F",
+            Ok(&[("/a%5C/", parted), ("/a/%2F", parted), ("/a/", parted)]),
+        );
         check("/a%252Fb", Ok(&[]));
         check("/a;x", Ok(&[("/a", bare)]));
         check(
             "/a;x%2Fb",
             Ok(&[("/a", bare), ("/a;x/b", parted), ("/a/b", bare)]),
         );
-        check("/..%2Fa", Err(PathError::AboveRoot));
+        for dots in [
+            "/..%2Fa",
+            "/x/..%2Fa",
+            "/x%5Cy%2F..%2Fa",
+            "/a/.%5C",
+            "/a/;%2F..%2Fb",
+        ] {
+            check(dots, Err(parted));
+        }
         check("/a%2F..;%2Fb", Err(PathError::DotParameters));
         assert_eq!(most_lenient("/a;x%2Fb"), "/a/b");
         assert_eq!(most_lenient("/a"), "/a");

@@ -61,7 +61,7 @@ pub enum BadResponse {
     ConnectionOptions,
     #[error("it switches to a protocol that nobody asked for")]
     Switch,
-    #[error("too many interim responses come before it")]
+    #[error("more than 16 KiB of interim responses come before it")]
     Interim,
     #[error("it breaks the rules of HTTP/2")]
     Http2,

@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 /// No window grows over this: 20 MB/s at a round trip of 100 ms.
 pub const MOST: u32 = 2 * 1024 * 1024;
 /// Where a round trip is shorter, as in a data center, windows stay as they are.
-const FAR: Duration = Duration::from_millis(2);
+const FAR: Duration = Duration::from_millis(5);
 
 /// That of each stream of a connection.
 #[derive(Debug)]
@@ -36,8 +36,13 @@ impl Window {
         self.unmeasured.notified().await;
     }
 
+    /// Of several the least counts: what was on its way before may have held one up.
     pub fn measured(&self, round_trip: Duration) {
-        self.round_trip.set(Some(round_trip));
+        let least = self
+            .round_trip
+            .get()
+            .map_or(round_trip, |it| it.min(round_trip));
+        self.round_trip.set(Some(least));
     }
 
     /// Comes back once a body is held up by it.
@@ -75,6 +80,7 @@ impl Inflow {
             // What is taken is told by halves of a window, each a round trip ahead of what comes for it.
             Some(trip) if trip >= FAR && now.saturating_sub(since) <= trip * 2 => {
                 window.filled.notify_one();
+                window.unmeasured.notify_one();
             }
             Some(_) => {}
         }

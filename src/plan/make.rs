@@ -17,7 +17,7 @@ use crate::event::Redaction;
 use crate::intern::intern;
 use crate::net::tls::{Secured, Trouble};
 use crate::policy::routes::Index;
-use crate::policy::session::{self, Timeouts};
+use crate::policy::session;
 use crate::store::breakers::LiveBreaker;
 use crate::store::fleet::Fleet;
 use crate::store::limits::leases::{Leases, Sharing};
@@ -195,9 +195,7 @@ fn sessions(
             None => Store::Memory(Arc::new(Sessions::new(entry.max_sessions))),
             Some(fleet) => {
                 let max = entry.shared.cache.max_entries;
-                let timeouts = Timeouts::of(&entry.settings);
-                let store = SharedSessions::new(&entry.name, fleet, max, timeouts);
-                Store::Redis(Arc::new(store))
+                Store::Redis(Arc::new(SharedSessions::new(&entry.name, fleet, max)))
             }
         };
         let live = LiveSessions {

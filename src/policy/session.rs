@@ -69,6 +69,11 @@ pub struct Timeouts {
 }
 
 impl Timeouts {
+    pub const UNBOUNDED: Timeouts = Timeouts {
+        absolute: Duration::MAX,
+        idle: Duration::MAX,
+    };
+
     pub fn of(settings: &Settings) -> Timeouts {
         Timeouts {
             absolute: settings.absolute_timeout,

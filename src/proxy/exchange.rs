@@ -11,7 +11,6 @@ use super::following::LaneView;
 use super::headers;
 use super::lane::Lane;
 use super::outbox::Outbox;
-use super::outgoing::Request;
 use super::record::{Record, UPSTREAM_LEFT};
 use super::reply::Rejection;
 use super::wire::{Deadlines, Elapsed, write};
@@ -212,9 +211,9 @@ pub(super) struct Answered {
 }
 
 impl Answered {
-    /// Whether the upstream's connection is this client's own from here on.
-    pub(super) fn binds(&self, request: &Request, answer: &[u8]) -> bool {
-        request.binds || headers::bind(values(answer, &self.head.fields, "www-authenticate"))
+    /// Whether the upstream asks who the client is for as long as the connection lives.
+    pub(super) fn challenges(&self, answer: &[u8]) -> bool {
+        headers::bind(values(answer, &self.head.fields, "www-authenticate"))
     }
 
     /// Whether the body goes out in chunks, to a client that knows them.

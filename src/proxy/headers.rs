@@ -134,7 +134,7 @@ pub(super) fn bind<'v>(mut values: impl Iterator<Item = &'v [u8]>) -> bool {
     let binds = |challenge: &[u8]| {
         let scheme = challenge
             .trim_ascii_start()
-            .split(|byte| *byte == b' ')
+            .split(u8::is_ascii_whitespace)
             .next();
         let is = |name: &[u8]| scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(name));
         is(b"ntlm") || is(b"negotiate")

@@ -3,7 +3,8 @@
 
 mod heard;
 
-use std::future::poll_fn;
+use std::convert::Infallible;
+use std::future::{pending, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
@@ -98,7 +99,7 @@ pub(super) async fn connection(
     let mut resets = Resets::default();
     let mut idle_since = Instant::now();
     let window = Rc::new(Window::new(STREAM_WINDOW));
-    let (mut measured, mut is_measured) = (pin!(measure(connection.ping_pong(), &window)), false);
+    let mut measured = pin!(measure(connection.ping_pong(), &window));
     loop {
         let span = match ending {
             true => FAREWELL,
@@ -169,10 +170,7 @@ pub(super) async fn connection(
             }
             _ = phases.wait_for(|now| *now >= told_from), if !ending => true,
             () = &mut old, if !ending => true,
-            () = &mut measured, if !is_measured => {
-                is_measured = true;
-                false
-            }
+            never = &mut measured => match never {},
             () = window.filled() => {
                 window.grow(|size| connection.set_initial_window_size(size).is_ok());
                 false
@@ -190,13 +188,18 @@ pub(super) async fn connection(
     while requests.join_next().await.is_some() {}
 }
 
-/// How long a round trip takes, once it is to be known.
-async fn measure(pings: Option<PingPong>, window: &Window) {
-    window.unmeasured().await;
-    let asked = clock::now();
-    if let Some(mut pings) = pings
-        && pings.ping(Ping::opaque()).await.is_ok()
-    {
+/// Measures how long a round trip takes, whenever that is to be known.
+async fn measure(pings: Option<PingPong>, window: &Window) -> Infallible {
+    let Some(mut pings) = pings else {
+        return pending().await;
+    };
+    loop {
+        window.unmeasured().await;
+        let asked = clock::now();
+        if pings.ping(Ping::opaque()).await.is_err() {
+            // The connection is over.
+            return pending().await;
+        }
         window.measured(asked.elapsed());
     }
 }

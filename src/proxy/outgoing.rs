@@ -108,6 +108,7 @@ pub(super) fn prepare<'p>(
         ..
     } = admitted;
     let mut request = Request::of(conn, route, settings, buffer, head);
+    request.by_proxy = admitted.client.behind_trusted;
     request.upgrade = switch_to.is_some();
     if over_http2 {
         request.heed(buffer, head, record);
@@ -263,6 +264,8 @@ pub(super) struct Request {
     pub upgrade: bool,
     /// Whether it says who the client is for as long as the upstream's connection lives, as [`headers::bind`] knows.
     pub binds: bool,
+    /// Whether it came by a proxy that is trusted, whose connection may be of several clients.
+    pub by_proxy: bool,
     /// Whether the client speaks HTTP/1.0, which has no chunks.
     pub is_http10: bool,
     pub max_body: u64,
@@ -307,6 +310,7 @@ impl Request {
                 .is_some_and(|it| it.methods.iter().any(|it| it.as_bytes() == method)),
             upgrade: false,
             binds: headers::bind(head.values(buffer, "authorization")),
+            by_proxy: false,
             is_http10: head.minor_version == 0,
             max_body: conn.listener.max_body,
             within: route.timeout.unwrap_or(settings.timeout),

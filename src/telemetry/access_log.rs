@@ -17,7 +17,7 @@ use crate::config::telemetry::LogFormat;
 use crate::event::{AuditEvent, Micros};
 
 /// Bytes that wait to be written, at most.
-const ROOM: usize = 4 << 20;
+const ROOM: usize = 2 << 20;
 /// Bytes at which a batch is full.
 pub const BATCH: usize = 32 * 1024;
 

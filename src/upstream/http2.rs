@@ -437,8 +437,8 @@ async fn unused(usage: &Usage, idle: Duration) {
     }
 }
 
-/// Asks for a sign of life where there is a doubt, or where it is to be known how long one takes, and notes while there is none `within` this time. Requests under way are left to their
-/// own times: an upstream that pauses may answer them yet.
+/// Asks for a sign of life where there is a doubt, or where it is to be known how long one takes, and notes while there is none
+/// `within` this time. Requests under way are left to their own times: an upstream that pauses may answer them yet.
 async fn watch(usage: &Usage, pings: Option<PingPong>, within: Duration) -> Infallible {
     let Some(mut pings) = pings else {
         return pending().await;
@@ -449,18 +449,30 @@ async fn watch(usage: &Usage, pings: Option<PingPong>, within: Duration) -> Infa
             () = usage.window.unmeasured() => false,
         };
         let asked = usage.pings.get();
-        if asked == PINGS {
-            usage.silent.set(doubted);
-            continue;
+        match doubted {
+            true if asked == PINGS => {
+                usage.silent.set(true);
+                continue;
+            }
+            true => usage.pings.set(asked + 1),
+            false => {}
         }
-        usage.pings.set(asked + 1);
         let began = clock::now();
         let mut pong = pin!(pings.ping(Ping::opaque()));
         let heard = match timeout(within, pong.as_mut()).await {
             Ok(heard) => heard,
             Err(_) => {
-                usage.silent.set(true);
-                pong.await
+                let doubts = async {
+                    if !doubted {
+                        usage.doubted.notified().await;
+                    }
+                    usage.silent.set(true);
+                    pending::<Infallible>().await
+                };
+                tokio::select! {
+                    heard = pong.as_mut() => heard,
+                    never = doubts => match never {},
+                }
             }
         };
         if heard.is_err() {

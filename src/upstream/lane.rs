@@ -174,7 +174,7 @@ impl LaneUpstream {
             pool.close_old();
         }
         let mut originals = self.originals.borrow_mut();
-        originals.retain(|_, pool| Rc::strong_count(pool) > 1 || pool.close_old());
+        originals.retain(|_, pool| pool.close_old() || Rc::strong_count(pool) > 1);
     }
 
     /// Closes the idle connections that no other view has taken over. For one whose place another has taken: clients that wait with

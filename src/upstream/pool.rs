@@ -87,6 +87,8 @@ pub struct Connected {
     pub reused: bool,
     /// Whether the upstream may go by who its client is: then it serves no other.
     pub is_bound: bool,
+    /// Whether the upstream has asked who its client is, for as long as it lives: then a client that says so goes on by it.
+    pub is_challenged: bool,
     /// Whether its last request was a HEAD: then a body may come that is no response's.
     after_head: bool,
     /// Since when it takes no new requests.
@@ -286,6 +288,7 @@ impl Pool {
             stream,
             reused: false,
             is_bound: false,
+            is_challenged: false,
             after_head: false,
             old_at: clock::old_at(self.max_age),
             place,
@@ -419,6 +422,7 @@ mod tests {
             stream: Stream::from(near),
             reused: true,
             is_bound: false,
+            is_challenged: false,
             after_head: true,
             old_at: Duration::MAX,
             place: None,

@@ -658,6 +658,11 @@ fn escaped_slashes_walk_around_no_route() {
         "/x/..%2fadmin/x",
         "/admin%5cx",
         "/x%2F..%5cadmin%2fx",
+        "/x%5Cy%2F..%2Fadmin/x",
+        "/open//..%2Fadmin/x",
+        "/open/;%2F..%2Fadmin/x",
+        "/each/..%2Feach/x",
+        "/each/x%2F..%2Fa/b",
     ] {
         let reply = lane.connect().get(path);
         assert_eq!(reply.status, 400, "{path}");
@@ -671,12 +676,7 @@ fn escaped_slashes_walk_around_no_route() {
     assert_eq!(status("/open%2fx"), 200);
     assert_eq!(status("/named%2fx"), 200);
     assert_eq!(status("/each/a%2Fb"), 200);
-    for path in [
-        "/each/a/b",
-        "/each/a%5Cb",
-        "/each/x%2F..%2Fa/b",
-        "/each/a%2Fb;x",
-    ] {
+    for path in ["/each/a/b", "/each/a%5Cb", "/each/a%2Fb;x"] {
         assert_eq!(status(path), 429, "{path}");
     }
     let seen = upstream.bytes();

@@ -153,3 +153,26 @@ fn what_a_client_said_of_itself_is_for_one_upstream() {
         assert_eq!(alice.get("/").body, "alice");
     }
 }
+
+/// By a header alone a client would hold as many as may be open, and what a proxy's connection says may be of another of its clients.
+#[test]
+fn no_connection_is_kept_that_its_upstream_did_not_ask_for_or_several_may_use() {
+    let (secret, open) = ntlm();
+    let lane = Lane::start(&format!(
+        "listeners: [{{address: '127.0.0.1:0', client_ip: {{trusted_proxies: [127.0.0.1/32]}}}}]\n\
+         upstreams: {{app: {{endpoints: ['http://{secret}']}}, other: {{endpoints: ['http://{}']}}}}\n\
+         routes: [{{match: {{path: /other}}, upstream: other}}, {{upstream: app}}]\n",
+        counting()
+    ));
+    let mut proxy = lane.connect();
+    for _ in 0..2 {
+        let said = ["Authorization: Negotiate YII"];
+        assert_eq!(proxy.send("GET", "/other", &said, "").body, "1");
+    }
+    let from = "X-Forwarded-For: 10.0.0.1";
+    for said in ["NTLM hello", "NTLM alice"] {
+        let fields = [from, &format!("Authorization: {said}")];
+        assert_eq!(proxy.send("GET", "/", &fields, "").status, 401);
+    }
+    eventually(|| open.load(Ordering::Relaxed) == 0);
+}

@@ -300,8 +300,8 @@ fn silent() -> (
     let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
     let folder = tempfile::tempdir().unwrap();
     let config = file(&format!(
-        "listen: 127.0.0.1:0\nupstream: http://{}\nadmin: {{address: 127.0.0.1:0}}\nshutdown: {{drain: 200ms}}\n\
-         audit: {{sqlite: {{path: '{}'}}}}\n",
+        "listen: 127.0.0.1:0\nupstreams: {{app: {{endpoints: ['http://{}'], timeout: 60s, connect_timeout: 60s}}}}\n\
+         admin: {{address: 127.0.0.1:0}}\nshutdown: {{drain: 200ms}}\naudit: {{sqlite: {{path: '{}'}}}}\n",
         upstream.local_addr().unwrap(),
         folder.path().join("audit.db").display()
     ));

@@ -166,12 +166,12 @@ impl Checker {
     }
 
     fn fallback(&mut self, raw: raw::Fallback) -> Option<Fallback> {
-        let body = raw.body.value?;
+        let body = raw.body.value;
         let status = raw.status.map_or(Some(503), |at| {
             let status = at.value?;
-            self.final_status(&at.place, status, &body);
+            self.final_status(&at.place, status, body.as_deref().unwrap_or_default());
             Some(status)
-        })?;
+        });
         let content_type =
             raw.content_type
                 .map_or(Some("application/json".to_owned()), |at| {
@@ -182,11 +182,11 @@ impl Checker {
                             false => Ok(text.to_owned()),
                         }
                     })
-                })?;
+                });
         Some(Fallback {
-            status,
-            body,
-            content_type,
+            status: status?,
+            body: body?,
+            content_type: content_type?,
         })
     }
 }

@@ -46,10 +46,7 @@ impl Fate {
         // A farewell is the error of those streams alone that it leaves out (section 6.8).
         if error.is_remote() && (refused || error.is_go_away()) {
             Fate::Unseen
-        } else if error.is_library()
-            && error.reason() == Some(Reason::PROTOCOL_ERROR)
-            && !error.is_reset()
-        {
+        } else if error.is_library() && error.is_go_away() {
             // weir has ended the connection, perhaps for what this request is answered by: so would the next one end.
             Fate::Seen
         } else if error.is_io() || error.is_go_away() {

@@ -109,7 +109,7 @@ impl Exchange<'_, '_, '_> {
             uploaded: uploading.whole,
         };
         let by_http2 = matches!(answers, Answers::Http2 { .. });
-        let is_bound = answered.binds(&request, answer);
+        let is_bound = request.binds || answered.challenges(answer);
         if let Some(wait) = trying.another(&request, Ok(status)) {
             // Boxed, to keep the common future small.
             let gone_on = Box::pin(trying.go_on(wait, Ok(status), outgoing, back, record));

@@ -26,15 +26,17 @@ pub(super) struct Answerer<'p> {
 type Tried = Result<(Connected, Answered), Failure>;
 
 impl Answerer<'_> {
-    /// Keeps the connection for another request, of this client's alone where it is bound.
+    /// Keeps the connection for another request, of this client's alone where it is bound: for that the upstream is to have asked, or a
+    /// header would do for a client to have as many connections as it likes.
     pub(super) fn give_back(self, client: &Peer, after_head: bool) {
         let (pool, connected) = (&self.picked.pool, self.connected);
-        match connected.is_bound {
-            true => {
+        match (connected.is_bound, connected.is_challenged) {
+            (false, _) => pool.give_back(connected, after_head),
+            (true, false) => {}
+            (true, true) => {
                 let bound = Bound::keep(pool.clone(), connected, after_head);
                 client.bound.set(bound.map(Box::new));
             }
-            false => pool.give_back(connected, after_head),
         }
     }
 }
@@ -153,7 +155,10 @@ impl<'p> Exchange<'_, 'p> {
             }
             match self.both_ways(&mut connected.stream).await {
                 Ok(answered) => {
-                    connected.is_bound |= answered.binds(&self.outgoing.request, &self.answer);
+                    let (challenges, request) =
+                        (answered.challenges(&self.answer), &self.outgoing.request);
+                    connected.is_challenged |= challenges && !request.by_proxy;
+                    connected.is_bound |= challenges || request.binds;
                     return Ok((connected, answered));
                 }
                 // The upstream may have closed the idle connection just as the request came; it is sent again only where that

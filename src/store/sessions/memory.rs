@@ -45,6 +45,8 @@ pub struct Sessions {
     /// How many sessions are held or about to be; reserved before one is added, so that it is never above `max_sessions`.
     held: AtomicUsize,
     max_sessions: AtomicUsize,
+    /// At most, of those that are held.
+    timeouts: Mutex<Timeouts>,
     /// The order of creation, which `now` cannot tell: two lanes may read the same.
     next_sequence: AtomicU64,
     swept: Mutex<Swept>,
@@ -90,6 +92,7 @@ impl Sessions {
             hasher: RandomState::new(),
             held: AtomicUsize::new(0),
             max_sessions: AtomicUsize::new(max_sessions),
+            timeouts: Mutex::new(Timeouts::UNBOUNDED),
             next_sequence: AtomicU64::new(0),
             swept: Mutex::default(),
         }
@@ -102,12 +105,23 @@ impl Sessions {
 
     /// Sessions have no longer timeouts than these from now on.
     pub fn shorten(&self, timeouts: Timeouts) {
+        if std::mem::replace(&mut *self.timeouts.lock(), timeouts) == timeouts {
+            return;
+        }
         for shard in &self.shards {
-            let shard = shard.lock();
-            let sessions = shard.values().map(|entry| &entry.session);
-            sessions.for_each(|session| session.shorten(timeouts));
-            // To a lane that waits, which would miss its turn otherwise.
-            MutexGuard::unlock_fair(shard);
+            let mut after = None;
+            loop {
+                let (shard, mut looked_at) = (shard.lock(), 0);
+                for (id, entry) in shard.range(after_or_all(after)).take(PART) {
+                    entry.session.shorten(timeouts);
+                    (after, looked_at) = (Some(*id), looked_at + 1);
+                }
+                // To a lane that waits, which would miss its turn otherwise.
+                MutexGuard::unlock_fair(shard);
+                if looked_at < PART {
+                    break;
+                }
+            }
         }
     }
 
@@ -152,6 +166,8 @@ impl Sessions {
         };
         // Two tokens with one id would need 2^64 sessions to be likely (the birthday bound of 128 bits).
         self.lock_shard(id).insert(id, entry);
+        // A lane may still go by the plan before, whose timeouts may be longer. Behind the insertion, which a walk may have missed.
+        session.shorten(*self.timeouts.lock());
         users.entry(user).or_default().insert(sequence, id);
         Ok(Created {
             token,

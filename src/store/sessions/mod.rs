@@ -273,7 +273,7 @@ impl LiveSessions {
             }
             Store::Redis(store) => {
                 store.cache.set_max(self.shared.cache.max_entries);
-                store.shorten(timeouts);
+                store.set_timeouts(timeouts);
             }
         }
     }

@@ -50,16 +50,11 @@ pub struct SharedSessions {
 
 impl SharedSessions {
     /// Those of the entry of this name.
-    pub fn new(
-        name: &str,
-        fleet: &Fleet,
-        max_entries: usize,
-        timeouts: Timeouts,
-    ) -> SharedSessions {
+    pub fn new(name: &str, fleet: &Fleet, max_entries: usize) -> SharedSessions {
         SharedSessions {
             name: Keys::name(name),
             keys: fleet.keys.clone(),
-            timeouts: Mutex::new(timeouts),
+            timeouts: Mutex::new(Timeouts::UNBOUNDED),
             cache: Cache::new(max_entries, fleet.hears_sessions.clone()),
             create: Script::new(include_str!("../../../lua/session_create.lua")),
             find: Script::new(include_str!("../../../lua/session_find.lua")),
@@ -69,7 +64,7 @@ impl SharedSessions {
     }
 
     /// Sessions have no longer timeouts than these from their next look-up on.
-    pub(super) fn shorten(&self, timeouts: Timeouts) {
+    pub(super) fn set_timeouts(&self, timeouts: Timeouts) {
         *self.timeouts.lock() = timeouts;
     }
 
