@@ -416,15 +416,28 @@ fn clients_are_told_by_the_headers_that_the_file_names(store: Store) {
             upstream.url(),
             store.block()
         ));
-        let reply = lane.connect().get("/");
-        [
-            "ratelimit-policy",
-            "ratelimit",
-            "x-ratelimit-limit",
-            "x-ratelimit-remaining",
-            "x-ratelimit-reset",
-        ]
-        .map(|name| reply.field(name).unwrap_or_default().to_owned())
+        let mut client = lane.connect();
+        let replies = [(); 4].map(|()| client.get("/"));
+        let statuses = replies.each_ref().map(|reply| reply.status);
+        assert_eq!(statuses, [200, 200, 200, 429], "{headers}");
+        let [admitted, .., refused] = replies.map(|reply| {
+            let names = [
+                "ratelimit-policy",
+                "ratelimit",
+                "x-ratelimit-limit",
+                "x-ratelimit-remaining",
+                "x-ratelimit-reset",
+            ];
+            names.map(|name| reply.field(name).unwrap_or_default().to_owned())
+        });
+        let empty = [&admitted, &refused].map(|of| of.each_ref().map(String::is_empty));
+        assert_eq!(empty[0], empty[1], "{headers}: {refused:?}");
+        let [.., limit, left, reset] = &refused;
+        if !reset.is_empty() {
+            assert_eq!([limit, left], ["3", "0"], "{headers}");
+            assert!((100..=180).contains(&reset.parse().unwrap()), "{reset}");
+        }
+        admitted
     };
     let policy = "\"wide\";q=9;w=3600, \"tight\";q=60;w=3600";
     let left = "\"wide\";r=8;t=400, \"tight\";r=2;t=60";
