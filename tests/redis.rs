@@ -353,7 +353,7 @@ fn a_node_is_pinged_however_much_it_says() {
 
 /// As one that is cut off from its peers, and not from weir: it knows slots, and answers that the cluster fails.
 #[test]
-fn a_node_for_which_the_cluster_fails_is_asked_last() {
+fn a_node_for_which_the_cluster_fails_is_believed_last() {
     let cut_off =
         Server::with(|_, _| "cluster-enabled yes\ncluster-config-file nodes.conf\n".to_owned());
     cut_off.cli(&["CLUSTER", "ADDSLOTS", "0", "1", "2"]);

@@ -1,4 +1,4 @@
-//! `weir worker`: the companion of the proxies. Drains the audit into Postgres and sweeps sessions, until a signal ends it.
+//! `weir worker`: the companion of the proxies. Ingests the audit into Postgres and sweeps sessions, until a signal ends it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

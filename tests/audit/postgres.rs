@@ -90,7 +90,7 @@ fn a_pooler_that_shares_connections_is_seen() {
 
 /// What it has written and no one acknowledges, as while rows are copied, is not seen by keepalives.
 #[test]
-fn the_server_gives_up_a_writer_that_vanished_and_not_a_reader_that_pauses() {
+fn writers_alone_have_a_tcp_user_timeout_unless_the_url_gives_one() {
     let database = Database::new();
     let given = format!("{}&options=-c%20tcp_user_timeout%3D7000", database.url());
     on_a_runtime(async {

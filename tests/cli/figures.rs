@@ -125,13 +125,13 @@ fn figures_of_the_docs_are_those_that_were_measured() {
         KUBERNETES,
         format!("{full:.1} to {some:.1} µs of CPU, {alone:.0} where 1,000 a second come"),
     );
-    let drained = (figure(AUDIT, "best effort, 150,000/s", "events/s") / 1_000.0).round();
+    let ingested = (figure(AUDIT, "best effort, 150,000/s", "events/s") / 1_000.0).round();
     says(
         KUBERNETES,
-        format!("| {drained},000 events a second without falling behind"),
+        format!("| {ingested},000 events a second without falling behind"),
     );
     says(
         VALUES,
-        format!("{drained},000 events a second from one worker"),
+        format!("{ingested},000 events a second from one worker"),
     );
 }

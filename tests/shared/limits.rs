@@ -580,8 +580,6 @@ fn keys_of_shared_limits_are_counted() {
         assert_eq!(client.get(&format!("/{path}")).status, 200);
     }
     assert_eq!(weir.metric("weir_limit_keys"), 50);
-    let took = "weir_redis_call_duration_seconds_count{client=\"main\"}";
-    assert!(weir.metric(took) >= 50);
     let local = ["Host: 127.0.0.1"];
     let shown = weir.admin().send("GET", "/v1/limits", &local, "").body;
     assert!(shown.contains("\"keys\":50"), "{shown}");

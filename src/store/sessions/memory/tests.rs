@@ -260,16 +260,24 @@ fn sweeps_within_their_budget_get_everywhere() {
 #[test]
 fn the_end_of_a_users_sessions_lets_others_in_meanwhile() {
     const COUNT: usize = 20_000;
+    // On a busy machine all may have ended before the other waits, but hardly three times.
+    let mut tries = (0..3).map(|_| left_to_who_waits(COUNT));
+    let left = tries.find(|left| *left > 0);
+    assert!(left.is_some_and(|left| left < COUNT), "{left:?}");
+}
+
+/// How many of so many sessions of a user, which are about to end, are there once who waits for the lock has it.
+fn left_to_who_waits(count: usize) -> usize {
     let sessions = Sessions::new(usize::MAX);
     let first = sessions.start(&unlimited(), "ann", 0).unwrap();
-    for _ in 1..COUNT {
+    for _ in 1..count {
         sessions.start(&unlimited(), "ann", 0).unwrap();
     }
     let bob = sessions.start(&unlimited(), "bob", 0).unwrap();
     // In the way of the first to end.
     let shard = sessions.lock_shard(first.session.id);
     let waits = AtomicBool::new(false);
-    thread::scope(|scope| {
+    let left = thread::scope(|scope| {
         let ended = scope.spawn(|| sessions.revoke_user("ann"));
         let of_ann = sessions.hasher.hash_one("ann") >> (u64::BITS - SHARDS.trailing_zeros());
         while !sessions.users[of_ann as usize].is_locked() {
@@ -289,13 +297,14 @@ fn the_end_of_a_users_sessions_lets_others_in_meanwhile() {
         }
         drop(shard);
         let (left, began) = meanwhile.join().unwrap();
-        assert!((1..COUNT).contains(&left), "{left} of {COUNT}");
-        assert_eq!(ended.join().unwrap().len(), COUNT);
+        assert_eq!(ended.join().unwrap().len(), count);
         // One that began meanwhile lives on, as one that began behind all.
         assert!(sessions.has(&began, 0) && sessions.has(&bob, 0));
+        left
     });
     assert_eq!(sessions.count(), 2);
     sessions.check_consistent();
+    left
 }
 
 /// Of a shard of many: who waits for it goes on before all of it is looked at.
