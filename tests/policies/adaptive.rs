@@ -97,9 +97,9 @@ fn an_upstream_is_given_about_what_it_serves_at_a_time_and_the_rest_is_refused()
         }
         let settled = || (capacity..=3 * capacity).contains(&bound(&lane));
         let watched = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            // It may go up before the time without a queue is known.
+            // It may go up before the time without a queue is known, and chance has its part: 23 to 88 s alone on two cores.
             let mut in_a_row = 0;
-            eventually_within(Duration::from_secs(120), || {
+            eventually_within(Duration::from_secs(300), || {
                 in_a_row = if settled() { in_a_row + 1 } else { 0 };
                 in_a_row > 100
             });
