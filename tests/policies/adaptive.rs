@@ -15,7 +15,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 const CAPACITY: usize = 8;
 const CLIENTS: usize = 64;
 
-/// An upstream that takes any number of requests, and serves `capacity` at a time, each in 100 ms.
+/// An upstream that takes any number of requests, and serves `capacity` at a time, each in 25 ms.
 fn upstream(capacity: usize) -> Upstream {
     let served = Arc::new((Mutex::new(0), Condvar::new()));
     Upstream::replying(move |_| {
@@ -25,7 +25,7 @@ fn upstream(capacity: usize) -> Upstream {
             .unwrap();
         *now += 1;
         drop(now);
-        thread::sleep(Duration::from_millis(100));
+        thread::sleep(Duration::from_millis(25));
         *count.lock().unwrap() -= 1;
         changed.notify_one();
         ok("served")
@@ -97,9 +97,9 @@ fn an_upstream_is_given_about_what_it_serves_at_a_time_and_the_rest_is_refused()
         }
         let settled = || (capacity..=3 * capacity).contains(&bound(&lane));
         let watched = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            // It may go up before the time without a queue is known, and chance has its part: 23 to 88 s alone on two cores.
+            // It may go up before the time without a queue is known, and chance has its part.
             let mut in_a_row = 0;
-            eventually_within(Duration::from_secs(300), || {
+            eventually_within(Duration::from_secs(120), || {
                 in_a_row = if settled() { in_a_row + 1 } else { 0 };
                 in_a_row > 100
             });
