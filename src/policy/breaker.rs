@@ -10,14 +10,14 @@
 //!
 //! The states are those of Nygard, "Release It!"; the ramp after them is the slow start of load balancers.
 
+mod half_open;
 pub mod shared;
-mod trial;
 mod window;
 
 use std::time::Duration;
 
 pub use crate::config::breakers::{HalfOpen, Settings, SlowCall, Window};
-use trial::{Leg, Ramp, Trial, Verdict};
+use half_open::{HalfOpenProbes, Leg, Ramp, Verdict};
 use window::{Call, Calls, Counts, reaches};
 
 /// The right to one call. Give it back once, to [`Breaker::record`] or [`Breaker::release`].
@@ -155,7 +155,7 @@ impl Breaker {
             Phase::Closed => Phase::Closed,
             Phase::Open { until } => Phase::Open { until: *until },
             // It hears nothing of the probes under way.
-            Phase::HalfOpen(_) => Phase::HalfOpen(Trial::default()),
+            Phase::HalfOpen(_) => Phase::HalfOpen(HalfOpenProbes::default()),
             Phase::Recovering(ramp) => Phase::Recovering(Ramp::until(ramp.until)),
             Phase::ForcedOpen => Phase::ForcedOpen,
             Phase::ForcedClosed => Phase::ForcedClosed,
@@ -175,7 +175,7 @@ impl Breaker {
             Phase::Closed | Phase::ForcedClosed => None,
             Phase::Open { until } => Some(until.saturating_sub(now)),
             Phase::ForcedOpen => Some(self.settings.max_open_for),
-            Phase::HalfOpen(trial) => match trial.enter(&self.settings.half_open, now) {
+            Phase::HalfOpen(probes) => match probes.enter(&self.settings.half_open, now) {
                 Ok(id) => {
                     probe = Some(id);
                     None
@@ -220,12 +220,12 @@ impl Breaker {
                     self.open(now, draw);
                 }
             }
-            Phase::HalfOpen(trial) => {
-                if !permit.probe.is_some_and(|id| trial.free(id)) {
+            Phase::HalfOpen(probes) => {
+                if !permit.probe.is_some_and(|id| probes.free(id)) {
                     return;
                 }
-                trial.count(call);
-                let verdict = trial.verdict(&self.settings.half_open);
+                probes.count(call);
+                let verdict = probes.verdict(&self.settings.half_open);
                 self.calls.push(call, now);
                 match verdict {
                     Verdict::Undecided => {}
@@ -245,9 +245,9 @@ impl Breaker {
         self.advance(now, draw);
         let leg = Leg::of(stage, &self.settings);
         if permit.generation == self.generation
-            && let (Phase::HalfOpen(trial), Some(id)) = (&mut self.phase, permit.probe)
+            && let (Phase::HalfOpen(probes), Some(id)) = (&mut self.phase, permit.probe)
         {
-            trial.come(id, leg, now);
+            probes.come(id, leg, now);
         }
     }
 
@@ -258,8 +258,8 @@ impl Breaker {
             return;
         }
         match (&mut self.phase, permit.probe) {
-            (Phase::HalfOpen(trial), Some(id)) => {
-                trial.free(id);
+            (Phase::HalfOpen(probes), Some(id)) => {
+                probes.free(id);
             }
             (
                 Phase::Closed
@@ -340,10 +340,10 @@ impl Breaker {
             match &mut self.phase {
                 Phase::Closed | Phase::ForcedOpen | Phase::ForcedClosed => return,
                 Phase::Open { until } if now < *until => return,
-                Phase::Open { .. } => self.restart(Phase::HalfOpen(Trial::default())),
-                Phase::HalfOpen(trial) => {
+                Phase::Open { .. } => self.restart(Phase::HalfOpen(HalfOpenProbes::default())),
+                Phase::HalfOpen(probes) => {
                     // A probe without an end has one: an upstream that hangs must open the breaker again.
-                    match trial.pass_time(&self.settings.half_open, now) {
+                    match probes.pass_time(&self.settings.half_open, now) {
                         (Verdict::Undecided, _) => return,
                         (Verdict::Failed, at) => self.open(at, draw),
                         (Verdict::Passed, at) => self.recover(at),
@@ -415,7 +415,7 @@ impl Breaker {
 enum Phase {
     Closed,
     Open { until: Duration },
-    HalfOpen(Trial),
+    HalfOpen(HalfOpenProbes),
     Recovering(Ramp),
     ForcedOpen,
     ForcedClosed,

@@ -9,11 +9,11 @@ mod report;
 
 use std::time::Duration;
 
-use super::trial::{self, Leg, Ramp};
+use super::half_open::{self, Leg, Ramp};
 use super::window::{Call, Calls, reaches};
 use super::{
-    Breaker, Outcome, Permit as LocalPermit, Phase, Refused, Settings, Snapshot, Stage, State,
-    Trial,
+    Breaker, HalfOpenProbes, Outcome, Permit as LocalPermit, Phase, Refused, Settings, Snapshot,
+    Stage, State,
 };
 pub use crate::config::breakers::OnLoss;
 use probes::{Probes, Ready};
@@ -273,7 +273,7 @@ impl Member {
                 probe: Some(id),
             } if generation == self.view.generation => {
                 let leg = Leg::of(stage, &self.settings);
-                trial::come(&mut self.probes.running, id, leg, now);
+                half_open::come(&mut self.probes.running, id, leg, now);
             }
             Permit::Shared { .. } => {}
         }
@@ -531,7 +531,7 @@ impl Breaker {
                 self.next_open_for = next.min(self.settings.max_open_for);
                 Phase::Open { until: view.until }
             }
-            State::HalfOpen => Phase::HalfOpen(Trial::default()),
+            State::HalfOpen => Phase::HalfOpen(HalfOpenProbes::default()),
             State::Recovering => Phase::Recovering(Ramp::until(view.until)),
             State::ForcedOpen => Phase::ForcedOpen,
             State::ForcedClosed => Phase::ForcedClosed,

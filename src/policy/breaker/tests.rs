@@ -74,7 +74,7 @@ fn a_successor_goes_on_in_the_same_state_by_its_own_settings() {
     assert_eq!(new.snapshot(secs(0)).calls, 0);
     call(&mut new, Failure, FAST, secs(10));
     assert_eq!(until(&mut new, secs(10)), Some(secs(25)));
-    // Half-open, it begins its trial anew; a late result of the old one's says nothing.
+    // Half-open, it begins anew with its probes; a late result of an old one says nothing.
     let late = old.try_enter(secs(10), 0.0).expect("a probe");
     let mut new = succeed(&old);
     new.record(late, Failure, FAST, secs(10), 0.0);

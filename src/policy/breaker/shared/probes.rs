@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::super::Settings;
-use super::super::trial::Slot;
+use super::super::half_open::Slot;
 
 /// Slots of the current generation.
 #[derive(Debug, Default)]

@@ -8,7 +8,7 @@ use super::{HalfOpen, Settings, Stage};
 /// Half-open: probes under way and what the others said. Slots and results together never exceed `probes`, so that the
 /// upstream sees no more calls than the verdict needs.
 #[derive(Debug, Default)]
-pub(super) struct Trial {
+pub(super) struct HalfOpenProbes {
     slots: Vec<Slot>,
     next_id: u64,
     succeeded: u32,
@@ -82,7 +82,7 @@ pub(super) enum Verdict {
     Undecided,
 }
 
-impl Trial {
+impl HalfOpenProbes {
     /// The id of the slot taken, or how long until the first has had its time.
     pub(super) fn enter(&mut self, limits: &HalfOpen, now: Duration) -> Result<u64, Duration> {
         let taken = self.slots.len() as u64 + u64::from(self.succeeded) + u64::from(self.failed);
