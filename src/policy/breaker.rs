@@ -48,7 +48,7 @@ pub struct Refused {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub enum CallOutcome {
     Success,
     Failure,
 }
@@ -62,7 +62,7 @@ pub enum Stage {
     Working,
     /// It would end so, were it over with the response's head, after this time: once its own is over it has. How long a response
     /// is, and how fast it is read, says nothing of the upstream.
-    Answered(Outcome, Duration),
+    Answered(CallOutcome, Duration),
 }
 
 /// The states as operators see them.
@@ -200,7 +200,7 @@ impl Breaker {
     pub fn record(
         &mut self,
         permit: Permit,
-        outcome: Outcome,
+        outcome: CallOutcome,
         elapsed: Duration,
         now: Duration,
         draw: f64,

@@ -8,8 +8,8 @@ use super::reply::Rejection;
 use super::retries::Point;
 use crate::config::upstreams::RetryOn;
 use crate::http2::grpc::GrpcStatus;
-use crate::store::breakers::End;
-use crate::upstream::{Cause, Fault, Outcome, Slot, Unreached};
+use crate::store::breakers::CallEnd;
+use crate::upstream::{Cause, EndpointOutcome, Fault, Slot, Unreached};
 
 /// What an exchange failed by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,12 +103,12 @@ impl Met {
     }
 
     /// To the breaker, and to what judges the endpoint.
-    fn end(self) -> Option<End> {
+    fn end(self) -> Option<CallEnd> {
         match self {
-            Met::NoConnection => Some(End::ConnectFailed),
-            Met::Broken | Met::BrokenOff => Some(End::Reset),
-            Met::TimedOut => Some(End::TimedOut),
-            Met::Deadline => Some(End::Deadline),
+            Met::NoConnection => Some(CallEnd::ConnectFailed),
+            Met::Broken | Met::BrokenOff => Some(CallEnd::Reset),
+            Met::TimedOut => Some(CallEnd::TimedOut),
+            Met::Deadline => Some(CallEnd::Deadline),
             // What weir lacks itself is not the upstream's fault.
             Met::NoPlace | Met::Own | Met::CutShort | Met::ClientLeft | Met::NotTheirs => None,
         }
@@ -116,14 +116,14 @@ impl Met {
 }
 
 /// What a failed exchange says of the upstream; `None` when it says nothing.
-pub(super) fn end_of(failure: &Failure, request: &Request, record: &Record) -> Option<End> {
+pub(super) fn end_of(failure: &Failure, request: &Request, record: &Record) -> Option<CallEnd> {
     // One that gives up on a body may have had its reason in the client's pace; calls of gRPC stream at whatever pace they like.
     let is_its_own = record.sent.is_some() || request.grpc.is_some();
     end_of_met(Met::of(failure), is_its_own)
 }
 
 /// `is_its_own`: whether the upstream, where it broke off, had no other reason.
-fn end_of_met(met: Met, is_its_own: bool) -> Option<End> {
+fn end_of_met(met: Met, is_its_own: bool) -> Option<CallEnd> {
     met.end().filter(|_| is_its_own || met != Met::Broken)
 }
 
@@ -132,11 +132,11 @@ pub(super) fn end_of_response<T>(
     status: u16,
     grpc: Option<GrpcStatus>,
     streamed: &Result<T, Failure>,
-) -> End {
+) -> CallEnd {
     let end = match (streamed, grpc) {
-        (Err(Failure::CutShort(_)), Some(GrpcStatus::DEADLINE_EXCEEDED)) => End::Deadline,
-        (_, Some(status)) => End::Grpc(status),
-        (_, None) => End::Status(status),
+        (Err(Failure::CutShort(_)), Some(GrpcStatus::DEADLINE_EXCEEDED)) => CallEnd::Deadline,
+        (_, Some(status)) => CallEnd::Grpc(status),
+        (_, None) => CallEnd::Status(status),
     };
     // Where the rest is the client's or weir's own, the upstream has answered.
     let failed = streamed.as_ref().err().map(Met::of);
@@ -148,24 +148,26 @@ pub(super) fn of_endpoint(
     tried: Result<u16, &Failure>,
     request: &Request,
     record: &Record,
-) -> Option<Outcome> {
+) -> Option<EndpointOutcome> {
     judged(match (tried, record.grpc) {
-        (Ok(status @ 500..), _) | (Ok(status), None) => End::Status(status),
-        (Ok(_), Some(status)) => End::Grpc(status),
+        (Ok(status @ 500..), _) | (Ok(status), None) => CallEnd::Status(status),
+        (Ok(_), Some(status)) => CallEnd::Grpc(status),
         (Err(failure), _) => end_of(failure, request, record)?,
     })
 }
 
-fn judged(end: End) -> Option<Outcome> {
+fn judged(end: CallEnd) -> Option<EndpointOutcome> {
     Some(match end {
-        End::Status(status @ 500..=599) => Outcome::Failed(Fault::Status(status)),
-        End::Grpc(status) if status.is_servers_fault() => Outcome::Failed(Fault::Grpc(status)),
-        End::ConnectFailed => Outcome::Failed(Fault::Unreached),
-        End::TimedOut => Outcome::Failed(Fault::TimedOut),
-        End::Reset => Outcome::Failed(Fault::Reset),
-        End::Status(_) | End::Grpc(_) => Outcome::Served,
+        CallEnd::Status(status @ 500..=599) => EndpointOutcome::Failed(Fault::Status(status)),
+        CallEnd::Grpc(status) if status.is_servers_fault() => {
+            EndpointOutcome::Failed(Fault::Grpc(status))
+        }
+        CallEnd::ConnectFailed => EndpointOutcome::Failed(Fault::Unreached),
+        CallEnd::TimedOut => EndpointOutcome::Failed(Fault::TimedOut),
+        CallEnd::Reset => EndpointOutcome::Failed(Fault::Reset),
+        CallEnd::Status(_) | CallEnd::Grpc(_) => EndpointOutcome::Served,
         // The client's patience says nothing of the endpoint.
-        End::Deadline => return None,
+        CallEnd::Deadline => return None,
     })
 }
 
@@ -331,8 +333,8 @@ mod tests {
             };
             let endpoint = match end_of_met(met, true).and_then(judged) {
                 None => "-".to_owned(),
-                Some(Outcome::Served) => "Served".to_owned(),
-                Some(Outcome::Failed(fault)) => format!("{fault:?}"),
+                Some(EndpointOutcome::Served) => "Served".to_owned(),
+                Some(EndpointOutcome::Failed(fault)) => format!("{fault:?}"),
             };
             let reasons = ["connect_failure", "reset", "timeout"];
             let again = reasons
@@ -417,14 +419,22 @@ mod tests {
             let streamed = Err::<(), _>(failure);
             assert_eq!(end_of_response(200, grpc, &streamed), expected);
         };
-        check(Failure::UpstreamGone, None, End::Reset);
-        check(Failure::UpstreamGone, Some(deadline), End::Reset);
-        check(Rejection::UpstreamBroken.into(), None, End::Reset);
-        check(Rejection::AuditUnavailable.into(), None, End::Status(200));
-        check(Failure::ClientGone, None, End::Status(200));
-        check(Failure::NotPersisted, Some(deadline), End::Grpc(deadline));
-        check(Failure::CutShort("why"), None, End::Status(200));
-        check(Failure::CutShort("why"), Some(deadline), End::Deadline);
-        assert_eq!(end_of_response(503, None, &Ok(())), End::Status(503));
+        check(Failure::UpstreamGone, None, CallEnd::Reset);
+        check(Failure::UpstreamGone, Some(deadline), CallEnd::Reset);
+        check(Rejection::UpstreamBroken.into(), None, CallEnd::Reset);
+        check(
+            Rejection::AuditUnavailable.into(),
+            None,
+            CallEnd::Status(200),
+        );
+        check(Failure::ClientGone, None, CallEnd::Status(200));
+        check(
+            Failure::NotPersisted,
+            Some(deadline),
+            CallEnd::Grpc(deadline),
+        );
+        check(Failure::CutShort("why"), None, CallEnd::Status(200));
+        check(Failure::CutShort("why"), Some(deadline), CallEnd::Deadline);
+        assert_eq!(end_of_response(503, None, &Ok(())), CallEnd::Status(503));
     }
 }

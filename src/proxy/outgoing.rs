@@ -24,7 +24,7 @@ use crate::http1::head::{BodyLength, RequestHead};
 use crate::http2::grpc;
 use crate::plan::Plan;
 use crate::policy::session::{Session, SessionId};
-use crate::store::breakers::{CallPermit, End};
+use crate::store::breakers::{CallEnd, CallPermit};
 use crate::upstream::{Aim, authority_of};
 
 /// A checked request with its head as it goes out, and what its answer will need.
@@ -168,7 +168,7 @@ impl<'p> Outgoing<'p> {
         let told = match told.await {
             Ok(told) => told,
             Err(rejection) => {
-                self.finish(End::Status(head.status), record);
+                self.finish(CallEnd::Status(head.status), record);
                 return Err(rejection);
             }
         };
@@ -199,7 +199,7 @@ impl<'p> Outgoing<'p> {
     }
 
     /// The upstream's part is over.
-    pub(super) fn finish(&mut self, end: End, record: &Record) {
+    pub(super) fn finish(&mut self, end: CallEnd, record: &Record) {
         if let Some(permit) = self.permit.take() {
             let waited = record.waited().unwrap_or_default();
             permit.end(end, waited, clock::mono());

@@ -13,7 +13,7 @@ use tokio::task::AbortHandle;
 use tracing::warn;
 
 use super::caps::{Caps, Full, Turn};
-use super::live::{Endpoint, LiveUpstream, Outcome, Snapshot};
+use super::live::{Endpoint, EndpointOutcome, LiveUpstream, Snapshot};
 use super::pool::{Bound, Pool};
 use crate::clock;
 use crate::config::upstreams::Balancing;
@@ -333,7 +333,7 @@ impl Drop for Slot<'_> {
 
 impl Picked<'_> {
     /// What the endpoint made of the request.
-    pub fn tell(&self, outcome: Outcome) {
+    pub fn tell(&self, outcome: EndpointOutcome) {
         self.upstream.shared.tell(&self.pool.endpoint, outcome);
     }
 

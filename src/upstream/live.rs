@@ -87,7 +87,7 @@ pub struct Endpoint {
 
 /// What an endpoint made of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub enum EndpointOutcome {
     Served,
     Failed(Fault),
 }
@@ -472,11 +472,11 @@ impl LiveUpstream {
     }
 
     /// Notes what an endpoint made of a request; ejects it where that is one failure too many.
-    pub(super) fn tell(&self, endpoint: &Arc<Endpoint>, outcome: Outcome) {
+    pub(super) fn tell(&self, endpoint: &Arc<Endpoint>, outcome: EndpointOutcome) {
         if !self.ejects() {
             return;
         }
-        let Outcome::Failed(last) = outcome else {
+        let EndpointOutcome::Failed(last) = outcome else {
             // Nearly always so already, and then no line of memory changes hands.
             if endpoint.failures.load(Ordering::Relaxed) > 0 {
                 endpoint.failures.store(0, Ordering::Relaxed);

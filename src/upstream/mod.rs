@@ -18,7 +18,7 @@ mod reach;
 
 pub use lane::{Aim, LaneUpstream, NoEndpoint, Picked, Slot};
 pub use live::{
-    Counts, Endpoint, EndpointState, Fault, LiveUpstream, Outcome, ResponseLines, Retrying,
+    Counts, Endpoint, EndpointOutcome, EndpointState, Fault, LiveUpstream, ResponseLines, Retrying,
     authority_of,
 };
 pub use pool::{Bound, Connected, Pool, Reached, Until};

@@ -12,8 +12,8 @@ use std::time::Duration;
 use super::half_open::{self, Leg, Ramp};
 use super::window::{Call, Calls, reaches};
 use super::{
-    Breaker, HalfOpenProbes, Outcome, Permit as LocalPermit, Phase, Refused, Settings, Snapshot,
-    Stage, State,
+    Breaker, CallOutcome, HalfOpenProbes, Permit as LocalPermit, Phase, Refused, Settings,
+    Snapshot, Stage, State,
 };
 pub use crate::config::breakers::OnLoss;
 use probes::{Probes, Ready};
@@ -223,7 +223,7 @@ impl Member {
     pub fn record(
         &mut self,
         permit: Permit,
-        outcome: Outcome,
+        outcome: CallOutcome,
         elapsed: Duration,
         now: Duration,
         draw: f64,

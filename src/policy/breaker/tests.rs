@@ -2,7 +2,7 @@
 
 mod properties;
 
-use super::Outcome::{Failure, Success};
+use super::CallOutcome::{Failure, Success};
 use super::*;
 
 const FAST: Duration = Duration::from_millis(1);
@@ -30,12 +30,12 @@ fn settings() -> Settings {
     }
 }
 
-fn call(breaker: &mut Breaker, outcome: Outcome, elapsed: Duration, now: Duration) {
+fn call(breaker: &mut Breaker, outcome: CallOutcome, elapsed: Duration, now: Duration) {
     let permit = breaker.try_enter(now, 0.0).expect("admitted");
     breaker.record(permit, outcome, elapsed, now, 0.0);
 }
 
-fn calls(breaker: &mut Breaker, outcomes: &[Outcome], now: Duration) {
+fn calls(breaker: &mut Breaker, outcomes: &[CallOutcome], now: Duration) {
     for outcome in outcomes {
         call(breaker, *outcome, FAST, now);
     }
@@ -94,7 +94,7 @@ fn a_successor_goes_on_in_the_same_state_by_its_own_settings() {
 
 #[test]
 fn failure_rate_trips_once_minimum_calls_are_in_the_window() {
-    let check = |outcomes: &[Outcome], expected| {
+    let check = |outcomes: &[CallOutcome], expected| {
         let mut breaker = Breaker::new(settings());
         calls(&mut breaker, outcomes, secs(0));
         assert_eq!(state(&mut breaker, secs(0)), expected, "{outcomes:?}");
@@ -275,7 +275,7 @@ fn trip_while_recovering_doubles_too() {
 
 #[test]
 fn probes_are_judged_as_soon_as_the_rest_cannot_matter() {
-    let check = |outcomes: &[Outcome], expected| {
+    let check = |outcomes: &[CallOutcome], expected| {
         let mut breaker = opened(Settings {
             half_open: HalfOpen {
                 probes: 4,

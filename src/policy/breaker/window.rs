@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::{Outcome, Settings, Window};
+use super::{CallOutcome, Settings, Window};
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Call {
@@ -12,10 +12,10 @@ pub(super) struct Call {
 }
 
 impl Call {
-    pub(super) fn new(settings: &Settings, outcome: Outcome, elapsed: Duration) -> Call {
+    pub(super) fn new(settings: &Settings, outcome: CallOutcome, elapsed: Duration) -> Call {
         let slow = settings.slow_call;
         Call {
-            failed: outcome == Outcome::Failure,
+            failed: outcome == CallOutcome::Failure,
             slow: slow.is_some_and(|slow| elapsed > slow.duration),
         }
     }

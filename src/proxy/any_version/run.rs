@@ -28,7 +28,7 @@ use crate::proxy::record::Record;
 use crate::proxy::reply::Rejection;
 use crate::proxy::retries::Point;
 use crate::proxy::wire::{Deadlines, Elapsed};
-use crate::store::breakers::End;
+use crate::store::breakers::CallEnd;
 
 /// The upstream's side of an exchange.
 pub(super) struct Upstream<'a, 'r> {
@@ -127,7 +127,7 @@ impl Exchange<'_, '_, '_> {
         let key = outgoing.websocket_key.as_deref();
         let opens = opens(answer, &answered.head, key, by_http2).inspect_err(|rejection| {
             if *rejection == Rejection::NotSwitched {
-                outgoing.finish(End::Status(status), record);
+                outgoing.finish(CallEnd::Status(status), record);
             }
         })?;
         // What is left of a body cut off by an early response cannot be told from a next request; streams are apart from each other.
@@ -137,7 +137,7 @@ impl Exchange<'_, '_, '_> {
         let grpc = grpc_status(&request, answer, &answered.head);
         answer.drain(..answered.head.len);
         if opens {
-            outgoing.finish(End::Status(status), record);
+            outgoing.finish(CallEnd::Status(status), record);
             return Ok(Ran::Switched(body));
         }
         let keep_alive = answered.head.keep_alive;

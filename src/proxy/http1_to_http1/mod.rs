@@ -29,7 +29,7 @@ use crate::http1::body::Piece;
 use crate::http1::head::{BodyLength, RequestHead};
 use crate::http1::response::ResponseHead;
 use crate::net::stream::{BothWays, Reading, Stream, Writing};
-use crate::store::breakers::End;
+use crate::store::breakers::CallEnd;
 use crate::upstream::{Bound, LaneUpstream};
 use upload::{Responding, Rest, Upload};
 
@@ -136,7 +136,7 @@ impl<'p> Exchange<'_, 'p> {
         answer.drain(..answered.head.len);
         let upstream = &mut answerer.connected.stream;
         if status == 101 {
-            outgoing.finish(End::Status(101), record);
+            outgoing.finish(CallEnd::Status(101), record);
             let answer = std::mem::take(&mut **answer);
             // Boxed, to keep the common future small.
             let switched = upgrade::switched(

@@ -18,13 +18,13 @@ use crate::config::limits::Mode;
 use crate::http2::grpc::GrpcStatus;
 use crate::keys::{BreakerKeys, Keys};
 use crate::policy::breaker::shared::{Member, Permit};
-use crate::policy::breaker::{self as policy, Breaker, Outcome, Refused, Snapshot, Stage};
+use crate::policy::breaker::{self as policy, Breaker, CallOutcome, Refused, Snapshot, Stage};
 use shared::Forced;
 use telling::Telling;
 
 /// How an exchange with an upstream ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
+pub enum CallEnd {
     /// A whole response of this status.
     Status(u16),
     /// A whole response of gRPC's, of this status.
@@ -197,7 +197,7 @@ impl LiveBreaker {
         }
     }
 
-    fn record(&self, permit: Permit, outcome: Outcome, elapsed: Duration, now: Duration) {
+    fn record(&self, permit: Permit, outcome: CallOutcome, elapsed: Duration, now: Duration) {
         let draw = fastrand::f64();
         match (&self.state, permit) {
             (State::Local(breaker), Permit::Local(permit)) => self.act(breaker, now, |it| {
@@ -290,7 +290,7 @@ impl Probe {
 
     /// The head of a response of this status has come, `elapsed` after the request was sent.
     pub fn answered(&self, status: u16, elapsed: Duration, now: Duration) {
-        if let Some(outcome) = outcome(&self.breaker.settings.failure_on, End::Status(status)) {
+        if let Some(outcome) = outcome(&self.breaker.settings.failure_on, CallEnd::Status(status)) {
             let stage = Stage::Answered(outcome, elapsed);
             self.breaker.come(self.permit, stage, now);
         }
@@ -306,7 +306,7 @@ impl CallPermit {
     }
 
     /// Tells how the call that took `elapsed` ended.
-    pub fn end(mut self, end: End, elapsed: Duration, now: Duration) {
+    pub fn end(mut self, end: CallEnd, elapsed: Duration, now: Duration) {
         let Some(outcome) = outcome(&self.breaker.settings.failure_on, end) else {
             return self.abandon(elapsed, now);
         };
@@ -320,7 +320,7 @@ impl CallPermit {
     pub fn abandon(self, waited: Duration, now: Duration) {
         let slow = self.breaker.settings.settings.slow_call;
         if slow.is_some_and(|slow| waited > slow.duration) {
-            self.end(End::TimedOut, waited, now);
+            self.end(CallEnd::TimedOut, waited, now);
         }
     }
 }
@@ -334,24 +334,26 @@ impl Drop for CallPermit {
 }
 
 /// `None` where it is as if the client had left.
-fn outcome(failure_on: &FailureOn, end: End) -> Option<Outcome> {
+fn outcome(failure_on: &FailureOn, end: CallEnd) -> Option<CallOutcome> {
     let failed = match end {
-        End::ConnectFailed => failure_on.connect_failure,
-        End::TimedOut => failure_on.timeout,
-        End::Reset => failure_on.reset,
-        End::Grpc(status) => failure_on.grpc.contains(&status),
+        CallEnd::ConnectFailed => failure_on.connect_failure,
+        CallEnd::TimedOut => failure_on.timeout,
+        CallEnd::Reset => failure_on.reset,
+        CallEnd::Grpc(status) => failure_on.grpc.contains(&status),
         // A short one must not tell against the upstream unless the file says so, nor any for it.
-        End::Deadline if !failure_on.grpc.contains(&GrpcStatus::DEADLINE_EXCEEDED) => return None,
-        End::Deadline => true,
-        End::Status(status) => {
+        CallEnd::Deadline if !failure_on.grpc.contains(&GrpcStatus::DEADLINE_EXCEEDED) => {
+            return None;
+        }
+        CallEnd::Deadline => true,
+        CallEnd::Status(status) => {
             failure_on.statuses.contains(&status)
                 || (failure_on.server_error && (500..600).contains(&status))
         }
     };
     Some(if failed {
-        Outcome::Failure
+        CallOutcome::Failure
     } else {
-        Outcome::Success
+        CallOutcome::Success
     })
 }
 
@@ -369,15 +371,19 @@ mod tests {
             statuses: vec![429],
             grpc: Vec::new(),
         };
-        let check = |failure_on: &FailureOn, ends: &[End], expected: Outcome| {
+        let check = |failure_on: &FailureOn, ends: &[CallEnd], expected: CallOutcome| {
             for end in ends {
                 assert_eq!(outcome(failure_on, *end), Some(expected), "{end:?}");
             }
         };
-        let broken = [End::ConnectFailed, End::TimedOut, End::Reset];
-        check(&none, &broken, Outcome::Success);
-        check(&none, &[500, 599].map(End::Status), Outcome::Success);
-        check(&none, &[End::Status(429)], Outcome::Failure);
+        let broken = [CallEnd::ConnectFailed, CallEnd::TimedOut, CallEnd::Reset];
+        check(&none, &broken, CallOutcome::Success);
+        check(
+            &none,
+            &[500, 599].map(CallEnd::Status),
+            CallOutcome::Success,
+        );
+        check(&none, &[CallEnd::Status(429)], CallOutcome::Failure);
         let all = FailureOn {
             connect_failure: true,
             timeout: true,
@@ -385,17 +391,17 @@ mod tests {
             server_error: true,
             ..none
         };
-        check(&all, &broken, Outcome::Failure);
+        check(&all, &broken, CallOutcome::Failure);
         check(
             &all,
-            &[500, 511, 599, 429].map(End::Status),
-            Outcome::Failure,
+            &[500, 511, 599, 429].map(CallEnd::Status),
+            CallOutcome::Failure,
         );
         check(
             &all,
-            &[200, 404, 499, 600].map(End::Status),
-            Outcome::Success,
+            &[200, 404, 499, 600].map(CallEnd::Status),
+            CallOutcome::Success,
         );
-        assert_eq!(outcome(&all, End::Deadline), None);
+        assert_eq!(outcome(&all, CallEnd::Deadline), None);
     }
 }

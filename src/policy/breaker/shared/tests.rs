@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::super::{HalfOpen, SlowCall, Window};
-use super::Outcome::{Failure, Success};
+use super::CallOutcome::{Failure, Success};
 use super::*;
 use model::Script;
 
@@ -77,7 +77,7 @@ impl Sim {
         entered
     }
 
-    fn end(&mut self, index: usize, outcome: Outcome) {
+    fn end(&mut self, index: usize, outcome: CallOutcome) {
         let (process, permit, since) = self.calls.swap_remove(index);
         if let Permit::Shared { generation, .. } = permit {
             *self.results.entry((process, generation)).or_default() += 1;
@@ -337,7 +337,7 @@ fn all_sync(sim: &mut Sim) {
 }
 
 /// Calls that end so, reported.
-fn calls(sim: &mut Sim, process: usize, outcome: Outcome, n: usize) {
+fn calls(sim: &mut Sim, process: usize, outcome: CallOutcome, n: usize) {
     for _ in 0..n {
         assert!(sim.enter(process));
         sim.end(sim.calls.len() - 1, outcome);
@@ -394,7 +394,7 @@ fn a_failure_now_and_then_is_no_reason_to_doubt() {
 
 #[test]
 fn half_of_what_trips_is_reason_to_doubt() {
-    let doubts = |settings: Settings, outcomes: &[Outcome]| {
+    let doubts = |settings: Settings, outcomes: &[CallOutcome]| {
         let mut member = Member::new(settings, OnLoss::Local);
         for outcome in outcomes {
             let (permit, _) = member.try_enter(SECOND, 0.0);
