@@ -13,7 +13,7 @@ use crate::clock;
 use crate::config::upstreams::{Retries, RetryOn};
 use crate::http1::head::BodyLength;
 use crate::policy::retry::{Pauses, full_jitter};
-use crate::upstream::{Aim, LaneUpstream, Picked, Pool, Retrying, Until};
+use crate::upstream::{Aim, LaneUpstream, Picked, Pool, RetryPermit, Until};
 
 /// How far a try had come when its connection broke.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +79,7 @@ pub(super) struct Tries<'r> {
     /// The endpoints that were tried.
     before: SmallVec<[Rc<Pool>; 4]>,
     /// Where it is tried again.
-    budget: Option<Retrying<'r>>,
+    budget: Option<RetryPermit<'r>>,
 }
 
 impl<'r> Tries<'r> {

@@ -39,7 +39,7 @@ pub type ConnectionPermit = OwnedSemaphorePermit;
 
 /// A request's place below the caps, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Turn<'c> {
+pub(super) struct RequestPermit<'c> {
     _place: SemaphorePermit<'c>,
     /// Until its answer begins, where it is learnt how many may be without one.
     unanswered: Option<Unanswered<'c>>,
@@ -70,36 +70,36 @@ impl Caps {
     }
 
     /// The place of a request.
-    pub(super) async fn request(&self, within: Duration) -> Result<Turn<'_>, Full> {
-        if let Some(turn) = self.at_once() {
-            return Ok(turn);
+    pub(super) async fn request(&self, within: Duration) -> Result<RequestPermit<'_>, Full> {
+        if let Some(permit) = self.at_once() {
+            return Ok(permit);
         }
         let _waits = self.wait(&self.metrics.over_requests)?;
-        let turn = async {
+        let permit = async {
             let place = self.requests.acquire().await?;
             let unanswered = match &self.learnt {
                 None => None,
                 Some(learnt) => Some(learnt.enter().await?),
             };
-            Ok::<_, AcquireError>(Turn {
+            Ok::<_, AcquireError>(RequestPermit {
                 _place: place,
                 unanswered,
             })
         };
-        let turn = timeout(within, turn).await;
-        turn.ok().and_then(Result::ok).ok_or_else(|| {
+        let permit = timeout(within, permit).await;
+        permit.ok().and_then(Result::ok).ok_or_else(|| {
             self.metrics.over_requests.inc();
             Full
         })
     }
 
-    fn at_once(&self) -> Option<Turn<'_>> {
+    fn at_once(&self) -> Option<RequestPermit<'_>> {
         let place = self.requests.try_acquire().ok()?;
         let unanswered = match &self.learnt {
             None => None,
             Some(learnt) => Some(learnt.try_enter()?),
         };
-        Some(Turn {
+        Some(RequestPermit {
             _place: place,
             unanswered,
         })
@@ -170,7 +170,7 @@ impl Caps {
     }
 }
 
-impl Turn<'_> {
+impl RequestPermit<'_> {
     /// Its answer has begun: what is still to come of that takes no place but one of `max`.
     pub(super) fn answered(&mut self) {
         self.unanswered = None;

@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 use tokio::task::AbortHandle;
 use tracing::warn;
 
-use super::caps::{Caps, Full, Turn};
+use super::caps::{Caps, Full, RequestPermit};
 use super::live::{Endpoint, EndpointOutcome, LiveUpstream, Snapshot};
 use super::pool::{Bound, Pool};
 use crate::clock;
@@ -64,7 +64,7 @@ pub struct NoEndpoint;
 pub struct Slot<'c> {
     upstream: &'c LaneUpstream,
     /// Where requests are capped.
-    turn: Option<Turn<'c>>,
+    permit: Option<RequestPermit<'c>>,
 }
 
 /// An endpoint that takes a request, until it is dropped.
@@ -102,7 +102,7 @@ impl LaneUpstream {
         let mut slot = Slot::new(self);
         if let Some(caps) = &self.shared.caps {
             let within = self.shared.settings.connect_timeout;
-            slot.turn = Some(caps.request(within).await?);
+            slot.permit = Some(caps.request(within).await?);
         }
         Ok(slot)
     }
@@ -309,8 +309,8 @@ impl Slot<'_> {
     /// The head of the response that goes to the client is here. How long the rest takes is not what is learnt, so that a stream that
     /// stays open leaves its place to others.
     pub fn answered(&mut self) {
-        if let Some(turn) = &mut self.turn {
-            turn.answered();
+        if let Some(permit) = &mut self.permit {
+            permit.answered();
         }
     }
 
@@ -319,7 +319,7 @@ impl Slot<'_> {
         count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         Slot {
             upstream,
-            turn: None,
+            permit: None,
         }
     }
 }

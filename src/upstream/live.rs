@@ -119,9 +119,9 @@ impl Display for Fault {
 
 /// The right to try a request again, until it is dropped.
 #[derive(Debug)]
-pub struct Retrying<'e>(&'e AtomicU32);
+pub struct RetryPermit<'e>(&'e AtomicU32);
 
-impl Drop for Retrying<'_> {
+impl Drop for RetryPermit<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -404,7 +404,7 @@ impl LiveUpstream {
     }
 
     /// The right to try a request again, as the budget allows.
-    pub fn retry(&self, budget: Budget) -> Option<Retrying<'_>> {
+    pub fn retry(&self, budget: Budget) -> Option<RetryPermit<'_>> {
         let under_way = self.under_way();
         let more = |retrying| {
             let allowed = within_budget(retrying, under_way, budget.percent, budget.min_concurrent);
@@ -412,7 +412,7 @@ impl LiveUpstream {
         };
         let relaxed = Ordering::Relaxed;
         let counted = self.retrying.fetch_update(relaxed, relaxed, more);
-        counted.ok().map(|_| Retrying(&self.retrying))
+        counted.ok().map(|_| RetryPermit(&self.retrying))
     }
 
     /// The name that is the source of this index has these addresses; whether they are others than before.

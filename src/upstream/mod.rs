@@ -18,8 +18,8 @@ mod reach;
 
 pub use lane::{Aim, LaneUpstream, NoEndpoint, Picked, Slot};
 pub use live::{
-    Counts, Endpoint, EndpointOutcome, EndpointState, Fault, LiveUpstream, ResponseLines, Retrying,
-    authority_of,
+    Counts, Endpoint, EndpointOutcome, EndpointState, Fault, LiveUpstream, ResponseLines,
+    RetryPermit, authority_of,
 };
 pub use pool::{Bound, Connected, Pool, Reached, Until};
 pub use reach::{Cause, Stage, Unreached};
