@@ -48,7 +48,7 @@ pub(super) fn may_be_kept(length: BodyLength, most: usize) -> bool {
 
 /// A try that is over.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Over<'t> {
+pub(super) struct EndedTry<'t> {
     /// The status of its response, or why there is none.
     pub came: Result<u16, &'t Failure>,
     pub point: Point,
@@ -58,7 +58,7 @@ pub(super) struct Over<'t> {
     pub waited: Duration,
 }
 
-impl Over<'_> {
+impl EndedTry<'_> {
     /// Whether it may be followed by another try. Where the upstream may have seen the request, that is for those alone to which it is
     /// `harmless`.
     fn is_reason(&self, on: &RetryOn, harmless: bool) -> bool {
@@ -111,16 +111,16 @@ impl<'r> Tries<'r> {
     }
 
     /// How long to wait before another try; `None` where what came of this one stands.
-    pub(super) fn another(&mut self, request: &Request, over: &Over<'_>) -> Option<Duration> {
+    pub(super) fn another(&mut self, request: &Request, ended: &EndedTry<'_>) -> Option<Duration> {
         let metrics = &self.upstream.shared.metrics;
         let on = &self.retries.retry_on;
-        if let Ok(status) = over.came
+        if let Ok(status) = ended.came
             && !on.has_status(status)
             && !self.before.is_empty()
         {
             metrics.rescued.inc();
         }
-        if !over.is_reason(on, request.may_be_retried) || !over.is_kept {
+        if !ended.is_reason(on, request.may_be_retried) || !ended.is_kept {
             return None;
         }
         let count = u32::try_from(self.before.len()).unwrap_or(u32::MAX);
@@ -133,7 +133,7 @@ impl<'r> Tries<'r> {
             longest: self.retries.backoff.max,
         };
         let wait = full_jitter(pauses.nth(count), fastrand::f64());
-        if clock::mono() + wait >= self.deadline(over.waited) {
+        if clock::mono() + wait >= self.deadline(ended.waited) {
             metrics.out_of_time.inc();
             return None;
         }

@@ -3,11 +3,11 @@
 //! of the instructions. Must not decide policy.
 
 mod answers;
+mod current_try;
 mod down;
 mod kept;
 mod parts;
 mod run;
-mod trying;
 mod up;
 
 use std::cell::Cell;
@@ -36,11 +36,11 @@ use crate::net::window::Window;
 use crate::upstream::http2::StreamPermit;
 use crate::upstream::{Connected, Pool, Reached};
 use answers::{Answers, Fate};
+use current_try::CurrentTry;
 use down::Back;
 use kept::Body;
 use parts::{Sink, Source};
 use run::{Ran, Upstream};
-use trying::Trying;
 
 /// Whoever asks.
 pub(super) enum Client<'a, 'b> {
@@ -170,11 +170,11 @@ impl Exchange<'_, '_, '_> {
             let picked = picked.map_err(|_| Rejection::NoEndpoint)?;
             record.note_target(&picked.pool);
             let tries = retries.map(|retries| Tries::new(upstream, retries, within));
-            let mut trying = Trying::new(slot, picked, tries, &is_lost);
+            let mut current = CurrentTry::new(slot, picked, tries, &is_lost);
             let length = outgoing.request.body;
             let mut body = Body::new(source, length, outgoing.keep(), &is_lost);
             loop {
-                let attempt = self.attempt(&mut body, &mut trying).await;
+                let attempt = self.attempt(&mut body, &mut current).await;
                 let Exchange {
                     outgoing,
                     back,
@@ -183,25 +183,25 @@ impl Exchange<'_, '_, '_> {
                 } = &mut *self;
                 let failure = match attempt {
                     Ok(Ended::Whole(next)) => {
-                        trying.tell(Ok(record.status), &outgoing.request, record);
+                        current.tell(Ok(record.status), &outgoing.request, record);
                         return Ok(next);
                     }
                     Ok(Ended::Again) => continue,
                     Err(failure) => failure,
                 };
-                trying.tell(Err(&failure), &outgoing.request, record);
+                current.tell(Err(&failure), &outgoing.request, record);
                 // An answer has told it already.
                 if record.answered.is_none() {
-                    learn(&trying.slot, Err(&failure), record);
+                    learn(&current.slot, Err(&failure), record);
                 }
                 // Once the head of a response is on its way there is no other.
                 if record.status != 0 {
                     return Err(failure);
                 }
-                let Some(wait) = trying.another(&outgoing.request, Err(&failure)) else {
+                let Some(wait) = current.another(&outgoing.request, Err(&failure)) else {
                     return Err(failure);
                 };
-                let gone_on = trying.go_on(wait, Err(&failure), outgoing, back, record);
+                let gone_on = current.go_on(wait, Err(&failure), outgoing, back, record);
                 if !gone_on.await? {
                     return Err(failure);
                 }
@@ -218,9 +218,9 @@ impl Exchange<'_, '_, '_> {
     async fn attempt(
         &mut self,
         body: &mut Body<'_, '_, '_>,
-        trying: &mut Trying<'_>,
+        current: &mut CurrentTry<'_>,
     ) -> Result<Ended, Failure> {
-        let pool = &trying.picked.pool.clone();
+        let pool = &current.picked.pool.clone();
         for is_first in [true, false] {
             let Exchange {
                 outgoing,
@@ -229,8 +229,8 @@ impl Exchange<'_, '_, '_> {
                 ..
             } = &mut *self;
             body.begin_again();
-            trying.point = Point::Unseen;
-            let mut until = trying.until();
+            current.point = Point::Unseen;
+            let mut until = current.until();
             if let Some(until) = until {
                 outgoing.request.within = until.left();
             }
@@ -263,8 +263,8 @@ impl Exchange<'_, '_, '_> {
             };
             record.reached = Some(pool.clone());
             let used = match reached {
-                Reached::Http1(connected) => self.by_http1(pool, connected, body, trying).await,
-                Reached::Http2(place) => self.by_http2(pool, place, body, trying).await,
+                Reached::Http1(connected) => self.by_http1(pool, connected, body, current).await,
+                Reached::Http2(place) => self.by_http2(pool, place, body, current).await,
             };
             match used? {
                 Used::Ended(ended) => return Ok(ended),
@@ -285,7 +285,7 @@ impl Exchange<'_, '_, '_> {
         pool: &Pool,
         mut connected: Connected,
         body: &mut Body<'_, '_, '_>,
-        trying: &mut Trying<'_>,
+        current: &mut CurrentTry<'_>,
     ) -> Result<Used, Failure> {
         let mut answer = self.conn.lane.buffers.take();
         let mut both = BothWays::of(&mut connected.stream);
@@ -297,11 +297,11 @@ impl Exchange<'_, '_, '_> {
                 chunked: self.outgoing.request.body == BodyLength::Chunked,
             }),
             answers: Answers::Http1(reading),
-            trying,
+            current,
         };
         let reused = connected.reused;
         let ran = match self.run(body, upstream, &mut answer).await {
-            Err(failure) if reused && self.is_stale(&failure, trying.point, body) => {
+            Err(failure) if reused && self.is_stale(&failure, current.point, body) => {
                 return Ok(Used::Stale);
             }
             ran => ran?,
@@ -350,7 +350,7 @@ impl Exchange<'_, '_, '_> {
         pool: &Pool,
         mut place: StreamPermit,
         body: &mut Body<'_, '_, '_>,
-        trying: &mut Trying<'_>,
+        current: &mut CurrentTry<'_>,
     ) -> Result<Used, Failure> {
         let bodiless = self.outgoing.request.body == BodyLength::None;
         let request = upgrade_request(
@@ -382,7 +382,7 @@ impl Exchange<'_, '_, '_> {
                 fate: &fate,
                 window: &window,
             },
-            trying,
+            current,
         };
         let mut answer = self.conn.lane.buffers.take();
         let ran = self.run(body, upstream, &mut answer).await;
@@ -391,7 +391,7 @@ impl Exchange<'_, '_, '_> {
             Err(failure) if waited_in_vain(failure, self.record.status != 0) => place.doubt(),
             Err(_) => {}
         }
-        trying.point = match fate.get() {
+        current.point = match fate.get() {
             Fate::Unseen => Point::Unseen,
             Fate::Answered => Point::Answered,
             // Whatever of it is no good.
@@ -404,7 +404,7 @@ impl Exchange<'_, '_, '_> {
         };
         if let Err(failure) = &ran
             && was_closed
-            && self.is_stale(failure, trying.point, body)
+            && self.is_stale(failure, current.point, body)
         {
             return Ok(Used::Stale);
         }

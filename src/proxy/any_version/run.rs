@@ -9,10 +9,10 @@ use std::task::Poll;
 use h2::RecvStream;
 
 use super::answers::Answers;
+use super::current_try::CurrentTry;
 use super::down::{Back, Down, grpc_status};
 use super::kept::Body;
 use super::parts::{Sink, Source};
-use super::trying::Trying;
 use super::up::{Uploading, upload};
 use super::{Ended, Exchange};
 use crate::config::rewrite::HeaderChanges;
@@ -35,7 +35,7 @@ pub(super) struct Upstream<'a, 'r> {
     /// None for a tunnel, which begins behind the answer.
     pub sink: Option<Sink<'a>>,
     pub answers: Answers<'a>,
-    pub trying: &'a mut Trying<'r>,
+    pub current: &'a mut CurrentTry<'r>,
 }
 
 /// How an exchange went.
@@ -66,10 +66,10 @@ impl Exchange<'_, '_, '_> {
         let Upstream {
             sink,
             mut answers,
-            trying,
+            current,
         } = upstream;
         record.sent = None;
-        let progress = Progress::begin(trying.waited, record.probe.clone());
+        let progress = Progress::begin(current.waited, record.probe.clone());
         progress.made();
         let bytes_in = Cell::new(0);
         let request = outgoing.request;
@@ -98,8 +98,8 @@ impl Exchange<'_, '_, '_> {
             record,
         );
         let answered = answered.await;
-        trying.waited = progress.waited();
-        trying.point = Point::of(progress.begun.get(), answer);
+        current.waited = progress.waited();
+        current.point = Point::of(progress.begun.get(), answer);
         let (head, mut body) = answered?;
         record.note_answered(head.status);
         progress.answer();
@@ -110,9 +110,9 @@ impl Exchange<'_, '_, '_> {
         };
         let by_http2 = matches!(answers, Answers::Http2 { .. });
         let is_bound = request.binds || answered.challenges(answer);
-        if let Some(wait) = trying.another(&request, Ok(status)) {
+        if let Some(wait) = current.another(&request, Ok(status)) {
             // Boxed, to keep the common future small.
-            let gone_on = Box::pin(trying.go_on(wait, Ok(status), outgoing, back, record));
+            let gone_on = Box::pin(current.go_on(wait, Ok(status), outgoing, back, record));
             if gone_on.await? {
                 let reusable = !by_http2 && !is_bound && is_over(&answered, answer);
                 answer.clear();
@@ -122,8 +122,8 @@ impl Exchange<'_, '_, '_> {
                 });
             }
         }
-        learn(&trying.slot, Ok(status), record);
-        trying.answered();
+        learn(&current.slot, Ok(status), record);
+        current.answered();
         let key = outgoing.websocket_key.as_deref();
         let opens = opens(answer, &answered.head, key, by_http2).inspect_err(|rejection| {
             if *rejection == Rejection::NotSwitched {

@@ -12,7 +12,7 @@ use crate::config::upstreams::Retries;
 use crate::proxy::exchange::{Answered, Failure, Peer, is_over};
 use crate::proxy::outcome::{is_stale, learn, of_endpoint, unreached};
 use crate::proxy::reply::Rejection;
-use crate::proxy::retries::{Over, Point, Tries};
+use crate::proxy::retries::{EndedTry, Point, Tries};
 use crate::upstream::{Bound, Connected, Picked, Pool, Slot, Until};
 
 /// The endpoint that has answered, over this connection.
@@ -97,17 +97,17 @@ impl<'p> Exchange<'_, 'p> {
         loop {
             let tried = self.ask_one(Some(&tries), picked).await;
             self.tell(picked, &tried);
-            let over = Over {
+            let ended = EndedTry {
                 came: tried.as_ref().map(|(_, answered)| answered.head.status),
                 point: Point::of(self.upload.progress.begun.get(), &self.answer),
                 is_kept: self.upload.can_begin_again(),
                 waited: self.upload.progress.waited(),
             };
-            let Some(wait) = tries.another(&self.outgoing.request, &over) else {
+            let Some(wait) = tries.another(&self.outgoing.request, &ended) else {
                 return tried;
             };
-            let reason = over.came.err().map(Failure::reason);
-            let over = self.record.tried(&picked.pool, over.came.ok(), reason);
+            let reason = ended.came.err().map(Failure::reason);
+            let over = self.record.tried(&picked.pool, ended.came.ok(), reason);
             self.unless_left(sleep(wait)).await?;
             let Some(next) = tries.next(self.outgoing.aim, &picked.pool) else {
                 return tried;

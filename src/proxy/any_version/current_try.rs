@@ -11,11 +11,11 @@ use crate::proxy::outcome::of_endpoint;
 use crate::proxy::outgoing::{Outgoing, Request};
 use crate::proxy::record::Record;
 use crate::proxy::reply::Rejection;
-use crate::proxy::retries::{Over, Point, Tries};
+use crate::proxy::retries::{EndedTry, Point, Tries};
 use crate::upstream::{Picked, Slot, Until};
 
 /// A request whose response has not begun.
-pub(super) struct Trying<'r> {
+pub(super) struct CurrentTry<'r> {
     /// For all tries together.
     pub slot: Slot<'r>,
     /// Whom this one goes to.
@@ -32,14 +32,14 @@ pub(super) struct Trying<'r> {
     is_lost: &'r Cell<bool>,
 }
 
-impl<'r> Trying<'r> {
+impl<'r> CurrentTry<'r> {
     pub(super) fn new(
         slot: Slot<'r>,
         picked: Picked<'r>,
         tries: Option<Tries<'r>>,
         is_lost: &'r Cell<bool>,
-    ) -> Trying<'r> {
-        Trying {
+    ) -> CurrentTry<'r> {
+        CurrentTry {
             slot,
             picked,
             told: false,
@@ -77,13 +77,13 @@ impl<'r> Trying<'r> {
         request: &Request,
         came: Result<u16, &Failure>,
     ) -> Option<Duration> {
-        let over = Over {
+        let ended = EndedTry {
             came,
             point: self.point,
             is_kept: !self.is_lost.get(),
             waited: self.waited,
         };
-        self.tries.as_mut()?.another(request, &over)
+        self.tries.as_mut()?.another(request, &ended)
     }
 
     /// The head of the response that goes to the client is here: there is no other try.
