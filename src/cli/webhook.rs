@@ -34,8 +34,8 @@ use crate::config::tls::{Certificate, ClientAuth, ListenerTls, Version};
 use crate::config::units::TimeLength;
 use crate::inject::review::{NoReview, OnUnfit, Reviewer, Verdict};
 use crate::net::places::Places;
-use crate::net::taken::Taken;
 use crate::net::tls::{TlsError, server::ServerTls};
+use crate::net::write_deadline::WriteDeadline;
 use crate::net::{self, body};
 use crate::telemetry::metrics::format;
 use crate::telemetry::metrics::webhook::WebhookMetrics;
@@ -218,7 +218,7 @@ async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, webhook: Arc<We
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(WITHIN)
-        .serve_connection(TokioIo::new(Taken::within(WITHIN, stream)), service);
+        .serve_connection(TokioIo::new(WriteDeadline::within(WITHIN, stream)), service);
     let mut served = std::pin::pin!(served);
     let ended = async { drop(stage.wait_for(|stage| *stage == Stage::Ended).await) };
     tokio::select! {
@@ -354,7 +354,7 @@ async fn admin_connection(stream: TcpStream, webhook: Arc<Webhook>) {
     let _ = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(WITHIN)
-        .serve_connection(TokioIo::new(Taken::within(WITHIN, stream)), service)
+        .serve_connection(TokioIo::new(WriteDeadline::within(WITHIN, stream)), service)
         .await;
 }
 

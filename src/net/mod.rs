@@ -10,11 +10,11 @@ pub mod names;
 pub mod places;
 pub mod resolve;
 pub mod stream;
-pub mod taken;
 pub mod tls;
 pub mod tunnel;
 mod turn;
 pub mod window;
+pub mod write_deadline;
 
 use std::convert::Infallible;
 use std::future::pending;

@@ -10,15 +10,15 @@ use tokio::time::{Sleep, sleep};
 
 /// From the first byte that is written to when all that was written is flushed it has so long.
 #[derive(Debug)]
-pub struct Taken<S> {
+pub struct WriteDeadline<S> {
     stream: S,
     within: Duration,
     late: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> Taken<S> {
-    pub fn within(within: Duration, stream: S) -> Taken<S> {
-        Taken {
+impl<S> WriteDeadline<S> {
+    pub fn within(within: Duration, stream: S) -> WriteDeadline<S> {
+        WriteDeadline {
             stream,
             within,
             late: None,
@@ -51,7 +51,7 @@ impl<S> Taken<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Taken<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WriteDeadline<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -61,7 +61,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Taken<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Taken<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteDeadline<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -106,7 +106,7 @@ mod tests {
     /// Whether an answer of 100 bytes is sent well, of which the other side takes 10 at a time, `every` so often.
     async fn is_taken(every: Duration) -> bool {
         let (mut theirs, ours) = duplex(10);
-        let mut ours = Taken::within(WITHIN, ours);
+        let mut ours = WriteDeadline::within(WITHIN, ours);
         let read = async {
             let mut part = [0; 10];
             loop {
@@ -134,7 +134,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn each_answer_has_its_own_time() {
         let (mut theirs, ours) = duplex(10);
-        let mut ours = Taken::within(WITHIN, ours);
+        let mut ours = WriteDeadline::within(WITHIN, ours);
         for _ in 0..3 {
             ours.write_all(&[0; 10]).await.expect("there is room");
             ours.flush().await.expect("it is out");
