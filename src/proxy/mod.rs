@@ -29,7 +29,7 @@ mod record;
 mod reply;
 mod retries;
 mod sessions;
-mod shares;
+mod shared_limits;
 mod shed;
 mod trace;
 mod upgrade;

@@ -1,5 +1,5 @@
 //! What a request is charged by the limits of its route, and gives back. What they look at is of `facts`, what they say of `verdicts`,
-//! and those that processes have in common are asked by `shares`.
+//! and those that processes have in common are asked by `shared_limits`.
 
 use std::time::Duration;
 
