@@ -11,13 +11,13 @@ use tokio::time::timeout;
 use super::admit::{self, Way};
 use super::answer::Answer;
 use super::draft;
-use super::drain::Drain;
 use super::exchange::{Conn, Ends, Failure, Next, Peer, answer_on_record, on_record};
 use super::following::LaneView;
 use super::greet::Guest;
 use super::headers;
 use super::http1_to_http1;
 use super::http2;
+use super::idle_closing::IdleClosing;
 use super::lane::Lane;
 use super::record::{Ongoing, Record};
 use super::reply::{Asker, Rejection};
@@ -364,7 +364,7 @@ async fn read_head(
     buffer: &mut Buffer<'_>,
     deadlines: &mut Deadlines,
     may_switch: bool,
-    end: &Drain,
+    end: &IdleClosing,
     listener_index: usize,
 ) -> Result<Opening, Rejection> {
     // An empty line ahead of a request is some clients' end of the body before it (RFC 9112 section 2.2).

@@ -13,9 +13,9 @@ use tokio::task::{JoinSet, LocalSet};
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::drain::Drain;
 use super::following::Following;
 use super::greet::{count_peer, greet};
+use super::idle_closing::IdleClosing;
 use super::outbox::Outbox;
 use super::reply::Date;
 use super::shed::{self, Shedding};
@@ -41,9 +41,9 @@ pub(super) struct Lane {
     pub redis: Option<FleetConnections>,
     pub phases: watch::Receiver<Phase>,
     /// Since clients are told to leave: each connection closes behind its next reply.
-    pub leave: Drain,
+    pub leave: IdleClosing,
     /// Since no connection is taken any more: those that have asked for nothing yet close, too.
-    pub drain: Drain,
+    pub drain: IdleClosing,
 }
 
 /// How often a lane says that it turns.
@@ -120,8 +120,8 @@ async fn serve(
         date: Date::default(),
         shed: Shedding::default(),
         phases,
-        leave: Drain::default(),
-        drain: Drain::default(),
+        leave: IdleClosing::default(),
+        drain: IdleClosing::default(),
     });
     let mut accepting = JoinSet::new();
     // A reload changes neither their number nor their order.
@@ -276,7 +276,7 @@ impl Open {
         };
         // Who is to make room may take its time, or ask for something just then.
         let is_near = before < max + max.div_ceil(8);
-        let makes_room = |drain: &Drain| drain.make_room(listener_index);
+        let makes_room = |closing: &IdleClosing| closing.make_room(listener_index);
         let has_room =
             before < max || is_near && (makes_room(&lane.drain) || makes_room(&lane.leave));
         has_room.then_some(open)

@@ -17,11 +17,11 @@ use crate::plan::Phase;
 /// How long an idle connection lives on, or a quarter of the drain's time where that is less.
 const LAST_CALL: Duration = Duration::from_secs(1);
 
-/// How many [ticks](Drain::tick) a connection has been idle before it makes room: clients that ask without pause keep theirs.
+/// How many [ticks](IdleClosing::tick) a connection has been idle before it makes room: clients that ask without pause keep theirs.
 const IDLE_TICKS: u32 = 2;
 
 #[derive(Debug, Default)]
-pub(super) struct Drain {
+pub(super) struct IdleClosing {
     begun: Cell<bool>,
     /// How long the last call lasts, once it is over.
     called: Cell<Option<Duration>>,
@@ -52,7 +52,7 @@ struct LongIdle {
 /// asks without pause has been told in time by a reply.
 #[derive(Debug)]
 pub(super) struct LastCall<'d> {
-    drain: &'d Drain,
+    closing: &'d IdleClosing,
     listener: usize,
     /// Where it is among the idle, once it has waited.
     at: Option<usize>,
@@ -60,7 +60,7 @@ pub(super) struct LastCall<'d> {
     own: Option<Pin<Box<Sleep>>>,
 }
 
-impl Drain {
+impl IdleClosing {
     pub(super) fn has_begun(&self) -> bool {
         self.begun.get()
     }
@@ -68,7 +68,7 @@ impl Drain {
     /// For a connection of the listener with this number.
     pub(super) fn last_call(&self, listener: usize) -> LastCall<'_> {
         LastCall {
-            drain: self,
+            closing: self,
             listener,
             at: None,
             own: None,
@@ -144,7 +144,7 @@ impl Future for LastCall<'_> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(lasts) = self.drain.called.get() {
+        if let Some(lasts) = self.closing.called.get() {
             // All who waited were taken out, and called.
             return match self.at.take() {
                 Some(_) => Poll::Ready(()),
@@ -154,7 +154,7 @@ impl Future for LastCall<'_> {
                 }
             };
         }
-        let mut idle = self.drain.idle.borrow_mut();
+        let mut idle = self.closing.idle.borrow_mut();
         match self.at {
             Some(at) if idle[at].makes_room => return Poll::Ready(()),
             Some(at) => idle[at].waker.clone_from(cx.waker()),
@@ -162,7 +162,7 @@ impl Future for LastCall<'_> {
                 let at = idle.insert(Idle {
                     waker: cx.waker().clone(),
                     listener: self.listener,
-                    since: self.drain.ticks.get(),
+                    since: self.closing.ticks.get(),
                     makes_room: false,
                 });
                 drop(idle);
@@ -176,7 +176,7 @@ impl Future for LastCall<'_> {
 impl Drop for LastCall<'_> {
     fn drop(&mut self) {
         if let Some(at) = self.at {
-            self.drain.idle.borrow_mut().try_remove(at);
+            self.closing.idle.borrow_mut().try_remove(at);
         }
     }
 }
@@ -197,71 +197,71 @@ mod tests {
             .build()
             .unwrap();
         runtime.block_on(async {
-            let drain = Drain::default();
+            let closing = IdleClosing::default();
             let (tell, phases) = watch::channel(Phase::Serving);
             let began = Instant::now();
             let waiting = async {
-                drain.last_call(0).await;
-                (began.elapsed(), drain.has_begun())
+                closing.last_call(0).await;
+                (began.elapsed(), closing.has_begun())
             };
             let draining = async {
                 sleep(Duration::from_secs(60)).await;
                 tell.send_replace(Phase::Draining);
                 let time = || Duration::from_secs(2);
-                drain.when(phases, Phase::Leaving, time).await;
+                closing.when(phases, Phase::Leaving, time).await;
             };
             let (called, ()) = tokio::join!(waiting, draining);
             // A quarter of the drain's time.
             assert_eq!(called, (Duration::from_millis(60_500), true));
-            assert!(drain.idle.borrow().is_empty());
+            assert!(closing.idle.borrow().is_empty());
             let idle_since = Instant::now();
-            drain.last_call(0).await;
+            closing.last_call(0).await;
             assert_eq!(idle_since.elapsed(), Duration::from_millis(500));
         });
     }
 
     #[test]
     fn who_has_been_idle_for_longest_makes_room() {
-        let drain = Drain::default();
+        let closing = IdleClosing::default();
         let polled = |call: &mut LastCall<'_>| call.now_or_never().is_some();
         let [mut first, mut other, mut second] =
-            [0, 1, 0].map(|listener| drain.last_call(listener));
+            [0, 1, 0].map(|listener| closing.last_call(listener));
         assert!(!polled(&mut first));
         assert!(!polled(&mut other));
-        drain.tick();
+        closing.tick();
         assert!(!polled(&mut second));
-        assert!(!drain.make_room(0));
-        drain.tick();
-        assert!(drain.make_room(0));
+        assert!(!closing.make_room(0));
+        closing.tick();
+        assert!(closing.make_room(0));
         assert!(
-            !drain.make_room(0),
+            !closing.make_room(0),
             "the other one has not been idle for long"
         );
         assert!(polled(&mut first));
-        drain.tick();
-        assert!(drain.make_room(0));
+        closing.tick();
+        assert!(closing.make_room(0));
         assert!(polled(&mut second));
         assert!(!polled(&mut other));
         drop((first, second));
-        assert!(!drain.make_room(0));
-        assert!(drain.make_room(1));
+        assert!(!closing.make_room(0));
+        assert!(closing.make_room(1));
     }
 
     #[test]
     fn who_comes_into_the_place_of_one_that_went_makes_no_room() {
-        let drain = Drain::default();
-        let mut gone = drain.last_call(0);
-        let mut stays = drain.last_call(0);
+        let closing = IdleClosing::default();
+        let mut gone = closing.last_call(0);
+        let mut stays = closing.last_call(0);
         assert!((&mut gone).now_or_never().is_none());
         assert!((&mut stays).now_or_never().is_none());
-        drain.tick();
-        drain.tick();
-        assert!(drain.make_room(0));
+        closing.tick();
+        closing.tick();
+        assert!(closing.make_room(0));
         assert!((&mut stays).now_or_never().is_none() || (&mut gone).now_or_never().is_none());
         drop(gone);
         drop(stays);
-        let mut new = drain.last_call(0);
+        let mut new = closing.last_call(0);
         assert!((&mut new).now_or_never().is_none());
-        assert!(!drain.make_room(0));
+        assert!(!closing.make_room(0));
     }
 }
