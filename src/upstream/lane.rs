@@ -13,7 +13,9 @@ use tokio::task::AbortHandle;
 use tracing::warn;
 
 use super::caps::{Caps, Full, RequestPermit};
-use super::live::{Endpoint, EndpointOutcome, LiveUpstream, Snapshot};
+use super::endpoint::{Endpoint, EndpointOutcome};
+use super::live::LiveUpstream;
+use super::members::Snapshot;
 use super::pool::{Bound, Pool};
 use crate::clock;
 use crate::config::upstreams::Balancing;

@@ -2,10 +2,9 @@
 //! what changes it is rare, and makes the snapshot that they read anew.
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Display};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -14,14 +13,14 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::caps::Caps;
-use super::connect::Target;
+use super::endpoint::{Endpoint, EndpointOutcome};
+use super::members::{Counts, Member, Members, Snapshot, count, member};
 use super::names::{Look, names};
 use super::pool::Pool;
 use super::reach::Reach;
 use crate::clock;
 use crate::config::Upstream;
-use crate::config::upstreams::{Balancing, Budget, DnsName, Source};
-use crate::http2::grpc::GrpcStatus;
+use crate::config::upstreams::{Balancing, Budget, Source};
 use crate::net::tls::client::ClientTls;
 use crate::policy::balance::{self, Ring};
 use crate::policy::outlier::{Checks, Ejections, may_eject};
@@ -66,57 +65,6 @@ pub struct ResponseLines {
     pub full: Mutex<LogRateLimit>,
 }
 
-/// Where requests can go.
-#[derive(Debug)]
-pub struct Endpoint {
-    /// `HOST:PORT` or `unix:PATH`.
-    pub place: String,
-    /// What its certificate is to be for, unless the upstream says otherwise.
-    pub(super) name: String,
-    /// As requests name it that name no host, and checks: of the name, where it is an address of one.
-    pub authority: String,
-    pub(super) target: Target,
-    /// Requests under way, of all lanes.
-    pub(super) under_way: AtomicU32,
-    /// In a row.
-    failures: AtomicU32,
-    /// When it came or came back, in milliseconds of [`clock::mono`]; 0 for one that was there from the start.
-    came: AtomicU64,
-    pub(super) reach: Arc<Reach>,
-}
-
-/// What an endpoint made of a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EndpointOutcome {
-    Served,
-    Failed(Fault),
-}
-
-/// What tells against an endpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
-    /// A 5xx.
-    Status(u16),
-    /// One of gRPC that [tells against the server](GrpcStatus::is_servers_fault).
-    Grpc(GrpcStatus),
-    Unreached,
-    TimedOut,
-    /// It broke off, or sent nonsense.
-    Reset,
-}
-
-impl Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Fault::Status(status) => write!(f, "status {status}"),
-            Fault::Grpc(status) => f.write_str(status.name().unwrap_or("UNKNOWN")),
-            Fault::Unreached => f.write_str("no connection"),
-            Fault::TimedOut => f.write_str("no answer in time"),
-            Fault::Reset => f.write_str("it broke off"),
-        }
-    }
-}
-
 /// The right to try a request again, until it is dropped.
 #[derive(Debug)]
 pub struct RetryPermit<'e>(&'e AtomicU32);
@@ -125,17 +73,6 @@ impl Drop for RetryPermit<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
-}
-
-/// The endpoints at a moment, as lanes see them.
-#[derive(Debug)]
-pub(super) struct Snapshot {
-    pub endpoints: Vec<Arc<Endpoint>>,
-    /// Indexes of those that requests may go to: those that are up, or all in a panic.
-    pub usable: Vec<usize>,
-    /// Where requests go by their key.
-    pub ring: Arc<Ring>,
-    counts: Counts,
 }
 
 /// An endpoint at a moment, as operators see it.
@@ -150,69 +87,6 @@ pub struct EndpointState {
     pub ejected_for: Option<Duration>,
     /// Under way.
     pub requests: u32,
-}
-
-/// How many endpoints there are, and how they are.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counts {
-    pub all: usize,
-    pub up: usize,
-    pub unhealthy: usize,
-    pub ejected: usize,
-    /// Whether so few are up that all are used.
-    pub panic: bool,
-}
-
-/// What the snapshot is made of.
-#[derive(Debug, Default)]
-struct Members {
-    /// The addresses of each source that is a name.
-    found: Vec<Vec<SocketAddr>>,
-    list: Vec<Member>,
-    ring: Arc<Ring>,
-    /// Whether the list is that from before a reload, in place of names none of which was found yet.
-    stand_in: bool,
-}
-
-#[derive(Debug, Clone)]
-struct Member {
-    endpoint: Arc<Endpoint>,
-    checks: Checks,
-    ejections: Ejections,
-    /// Why its last check that failed did, or what ejected it.
-    last_fault: Option<String>,
-}
-
-impl Member {
-    fn is_up(&self) -> bool {
-        self.checks.is_healthy() && !self.ejections.is_ejected()
-    }
-}
-
-impl Endpoint {
-    /// `name`: of which it is an address, where it is one of many.
-    pub(super) fn new(place: String, name: Option<&str>) -> Endpoint {
-        Endpoint {
-            target: Target::new(&place),
-            name: name.unwrap_or_else(|| host(&place)).to_owned(),
-            authority: authority(&place, name),
-            place,
-            under_way: AtomicU32::new(0),
-            failures: AtomicU32::new(0),
-            came: AtomicU64::new(0),
-            reach: Arc::default(),
-        }
-    }
-
-    /// Since it came or came back; `None` for one that was there from the start.
-    pub(super) fn age(&self, now: Duration) -> Option<Duration> {
-        let came = self.came.load(Ordering::Relaxed);
-        (came > 0).then(|| now.saturating_sub(Duration::from_millis(came)))
-    }
-
-    fn note_coming(&self, now: Duration) {
-        self.came.store(clock::millis(now), Ordering::Relaxed);
-    }
 }
 
 impl LiveUpstream {
@@ -636,42 +510,6 @@ impl LiveUpstream {
     }
 }
 
-impl Snapshot {
-    fn empty() -> Snapshot {
-        Snapshot {
-            endpoints: Vec::new(),
-            usable: Vec::new(),
-            ring: Arc::default(),
-            counts: Counts::default(),
-        }
-    }
-}
-
-/// Of `HOST:PORT`; a socket has none, and is of this machine.
-fn host(place: &str) -> &str {
-    if place.starts_with("unix:") {
-        return "localhost";
-    }
-    let host = place.rsplit_once(':').map_or(place, |(host, _)| host);
-    host.trim_start_matches('[').trim_end_matches(']')
-}
-
-/// As requests name it that name no host.
-pub fn authority_of(source: &Source) -> String {
-    match source {
-        Source::Fixed(place) => authority(place, None),
-        Source::Dns(DnsName { name, port, .. }) => format!("{name}:{port}"),
-    }
-}
-
-fn authority(place: &str, name: Option<&str>) -> String {
-    match (name, place.rsplit_once(':')) {
-        (Some(name), Some((_, port))) => format!("{name}:{port}"),
-        _ if place.starts_with("unix:") => host(place).to_owned(),
-        _ => place.to_owned(),
-    }
-}
-
 fn is_name(source: &Source) -> bool {
     match source {
         Source::Fixed(_) => false,
@@ -688,13 +526,4 @@ fn of_endpoints(upstream: &Upstream) -> Upstream {
         trust_session_headers: false,
         ..upstream.clone()
     }
-}
-
-fn member<'m>(members: &'m mut Members, endpoint: &Arc<Endpoint>) -> Option<&'m mut Member> {
-    let mut list = members.list.iter_mut();
-    list.find(|member| Arc::ptr_eq(&member.endpoint, endpoint))
-}
-
-fn count(members: &Members, is: impl Fn(&Member) -> bool) -> usize {
-    members.list.iter().filter(|member| is(member)).count()
 }

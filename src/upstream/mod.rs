@@ -6,20 +6,21 @@
 mod adaptive;
 pub mod caps;
 pub mod connect;
+mod endpoint;
 pub mod grpc_health;
 pub mod http2;
 mod lane;
 mod live;
+mod members;
 pub mod names;
 pub mod ours;
 mod pool;
 pub mod probe;
 mod reach;
 
+pub use endpoint::{Endpoint, EndpointOutcome, Fault, authority_of};
 pub use lane::{Aim, LaneUpstream, NoEndpoint, Picked, Slot};
-pub use live::{
-    Counts, Endpoint, EndpointOutcome, EndpointState, Fault, LiveUpstream, ResponseLines,
-    RetryPermit, authority_of,
-};
+pub use live::{EndpointState, LiveUpstream, ResponseLines, RetryPermit};
+pub use members::Counts;
 pub use pool::{Bound, Connected, Pool, Reached, Until};
 pub use reach::{Cause, Stage, Unreached};

@@ -14,8 +14,8 @@ use tracing::{info, warn};
 
 use super::caps::{Caps, ConnectionPermit, Full};
 use super::connect::{Way, connect};
+use super::endpoint::Endpoint;
 use super::http2::{self, Multiplexed};
-use super::live::Endpoint;
 use super::ours::Ours;
 use super::reach::{Stage, Unreached};
 use crate::clock;

@@ -10,8 +10,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::connect::{Way, connect};
+use super::endpoint::Endpoint;
 use super::grpc_health;
-use super::live::{Endpoint, LiveUpstream};
+use super::live::LiveUpstream;
 use crate::config::Protocol;
 use crate::config::upstreams::{Asks, HealthCheck};
 use crate::http1::head::HeadLimits;
