@@ -10,6 +10,8 @@ mod harness;
 
 mod adaptive;
 mod breakers;
+mod limit_keys;
 mod limits;
+mod limits_together;
 mod sessions;
 mod told;
