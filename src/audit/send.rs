@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
+use tokio::runtime::LocalOptions;
 use tokio::sync::Notify;
-use tokio::task::LocalSet;
 use tokio::time::sleep;
 use tracing::{error, info, warn};
 
@@ -99,10 +99,10 @@ struct Load<'a> {
 pub(super) fn run(sending: Sending) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .build();
+        .build_local(LocalOptions::default());
     match runtime {
         Ok(runtime) => {
-            LocalSet::new().block_on(&runtime, serve(sending));
+            runtime.block_on(serve(sending));
             // As a lane's.
             runtime.shutdown_background();
         }

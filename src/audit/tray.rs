@@ -112,6 +112,7 @@ mod tests {
 
     use super::super::{Queue, Taken};
     use super::*;
+    use crate::clock;
     use crate::config::audit::Delivery;
 
     const SOON: Duration = Duration::from_secs(20);
@@ -191,9 +192,11 @@ mod tests {
             .collect();
         let mut left = LANES * EVENTS;
         while left > 0 {
+            let asleep = clock::now();
             let taken = take(&queue, SOON);
+            // A wake that comes late, of what was taken by chance before, finds nothing.
             assert!(
-                taken.count > 0,
+                taken.count > 0 || clock::now() - asleep < SOON,
                 "nobody woke the thread, and {left} events wait"
             );
             left -= taken.count;

@@ -93,7 +93,6 @@ mod tests {
     use std::rc::Rc;
 
     use tokio::sync::Notify;
-    use tokio::task::LocalSet;
 
     use super::*;
 
@@ -138,14 +137,14 @@ mod tests {
         times.get()
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "local")]
     async fn a_connection_is_driven_once_for_all_that_send() {
         // Before anyone sends, and behind all.
-        assert_eq!(LocalSet::new().run_until(driven(true)).await, 2);
+        assert_eq!(driven(true).await, 2);
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "local")]
     async fn one_that_few_send_by_is_driven_at_once() {
-        assert!(LocalSet::new().run_until(driven(false)).await >= 2);
+        assert!(driven(false).await >= 2);
     }
 }

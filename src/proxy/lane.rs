@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::runtime;
+use tokio::runtime::{self, LocalOptions};
 use tokio::sync::{oneshot, watch};
-use tokio::task::{JoinSet, LocalSet};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::warn;
 
@@ -69,23 +69,17 @@ pub fn spawn(
         .spawn(move || {
             let runtime = runtime::Builder::new_current_thread()
                 .enable_all()
-                .build()?;
-            let tasks = LocalSet::new();
-            let ended = tasks.block_on(
-                &runtime,
-                serve(number, listeners, plans, phases, heartbeat, accepts),
-            );
-            // What is cut off is in the outbox once all tasks are gone; those of HTTP/2's streams go behind their connections.
-            let entered = runtime.enter();
-            drop((tasks, entered));
-            let ended = ended.map(|served| {
+                .build_local(LocalOptions::default())?;
+            let ended =
+                runtime.block_on(serve(number, listeners, plans, phases, heartbeat, accepts));
+            // Not for what a thread of its own still does: the process waits for this one.
+            runtime.shutdown_background();
+            ended.map(|served| {
+                // What was cut off is in the outbox, since all tasks are gone.
                 if let Some((lane, plan)) = served {
                     lane.outbox.flush(&plan);
                 }
-            });
-            // Not for what a thread of its own still does: the process waits for this one.
-            runtime.shutdown_background();
-            ended
+            })
         })
 }
 
