@@ -147,6 +147,7 @@ async fn serve(
         let by_head = ends.buffer[head.method.clone()] == *b"HEAD";
         (by_head, head.minor_version == 0)
     });
+        is_http2: false,
     let served = match head {
         Ok(head) => one(&conn, &view, &mut ends, &head, now, record).await,
         Err(rejection) => {

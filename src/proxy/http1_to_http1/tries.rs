@@ -149,6 +149,7 @@ impl<'p> Exchange<'_, 'p> {
             None => self.connect(pool, &mut until).await?,
         };
         self.record.reached = Some(pool.clone());
+        self.record.sent_by = Some("1.1");
         loop {
             if let Some(until) = until {
                 self.outgoing.request.within = until.left();
