@@ -34,7 +34,7 @@ impl Answerer<'_> {
             (false, _) => pool.give_back(connected, after_head),
             (true, false) => {}
             (true, true) => {
-                let bound = Bound::keep(pool.clone(), connected, after_head);
+                let bound = Bound::keep(pool, connected, after_head);
                 client.bound.set(bound.map(Box::new));
             }
         }
