@@ -1,4 +1,4 @@
-//! Large bodies on a lane, and small requests beside them.
+//! Large bodies and handshakes on a lane, and small requests beside them.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use super::harness::process::{Running, file};
 use super::harness::raw::{read_head, scripted};
+use super::harness::tls::Authority;
 use super::harness::{Lane, eventually};
 
 const LARGE: usize = 16;
@@ -111,4 +113,46 @@ fn small_beside(large: Large) {
     }
     let quarter = meanwhile[meanwhile.len() / 4];
     assert!(quarter < FEW, "{large:?}: {meanwhile:?}");
+}
+
+/// Clients that say hello at once.
+const GREETED: usize = 64;
+
+/// Each costs the lane as much as dozens of small requests.
+#[test]
+fn small_requests_have_their_turn_beside_handshakes() {
+    let authority = Authority::new();
+    authority.issue("a", "DNS:a.test");
+    let config = file(&format!(
+        "listeners: [{{address: '127.0.0.1:0', tls: {{certificates: [{}]}}}}]\n\
+         admin: {{address: '127.0.0.1:0'}}\nruntime: {{lanes: 1}}\n\
+         upstreams: {{app: {{endpoints: ['http://127.0.0.1:1']}}}}\n\
+         routes:\n  - {{match: {{path: /small}}, reply: {{status: 200, body: ok}}}}\n  - {{upstream: app}}\n",
+        authority.pair("a")
+    ));
+    let weir = Running::start_as("proxy", config.path(), &[]);
+    let tls = authority.client();
+    let mut client = tls.connect(&weir.address, "a.test");
+    assert_eq!(client.get("/small").status, 200);
+    let mut meanwhile: Vec<usize> = (0..8)
+        .map(|_| {
+            eventually(|| weir.metric("weir_connections_open") == 1);
+            let connect = |_| TcpStream::connect(&weir.address).unwrap();
+            let greeted: Vec<_> = (0..GREETED).map(connect).collect();
+            eventually(|| weir.metric("weir_connections_open") == 1 + GREETED as u64);
+            let hello = tls.hello("a.test");
+            for mut stream in &greeted {
+                stream.write_all(&hello).unwrap();
+            }
+            assert_eq!(client.get("/small").status, 200);
+            let is_answered = |stream: &&TcpStream| {
+                stream.set_nonblocking(true).unwrap();
+                stream.peek(&mut [0]).is_ok()
+            };
+            greeted.iter().filter(is_answered).count()
+        })
+        .collect();
+    meanwhile.sort_unstable();
+    let quarter = meanwhile[meanwhile.len() / 4];
+    assert!(quarter < GREETED / 4, "{meanwhile:?}");
 }
