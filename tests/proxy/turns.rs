@@ -1,4 +1,4 @@
-//! Large bodies and handshakes on a lane, and small requests beside them.
+//! Large bodies, handshakes and requests sent ahead on a lane, and small requests beside them.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -155,4 +155,44 @@ fn small_requests_have_their_turn_beside_handshakes() {
     meanwhile.sort_unstable();
     let quarter = meanwhile[meanwhile.len() / 4];
     assert!(quarter < GREETED / 4, "{meanwhile:?}");
+}
+
+/// Bytes of answers to all who ask ahead, within two turns of the lane, and more in the time that a client takes to see its answer.
+const FEW_ANSWERS: usize = 64 * 1024;
+
+#[test]
+fn small_requests_have_their_turn_beside_those_that_are_sent_ahead() {
+    let lane = Lane::start(
+        "listeners: [{address: '127.0.0.1:0'}]\nupstreams: {app: {endpoints: ['http://127.0.0.1:1']}}\n\
+         routes:\n  - {match: {path: /small}, reply: {status: 200, body: ok}}\n  - {upstream: app}\n",
+    );
+    let moved = Arc::<AtomicUsize>::default();
+    let clients: Vec<TcpStream> = (0..LARGE)
+        .map(|_| {
+            let stream = TcpStream::connect(lane.address).unwrap();
+            let (mut asks, mut hears) = (stream.try_clone().unwrap(), stream.try_clone().unwrap());
+            let moved = moved.clone();
+            thread::spawn(move || drain(&mut hears, &moved));
+            thread::spawn(move || {
+                let ahead = b"GET /small HTTP/1.1\r\nHost: a\r\n\r\n".repeat(1_000);
+                while asks.write_all(&ahead).is_ok() {}
+            });
+            stream
+        })
+        .collect();
+    eventually(|| moved.load(Ordering::Relaxed) > 16 * FEW_ANSWERS);
+    let mut client = lane.connect();
+    let mut meanwhile: Vec<usize> = (0..50)
+        .map(|_| {
+            let before = moved.load(Ordering::Relaxed);
+            assert_eq!(client.get("/small").status, 200);
+            moved.load(Ordering::Relaxed) - before
+        })
+        .collect();
+    meanwhile.sort_unstable();
+    for client in clients {
+        let _ = client.shutdown(Shutdown::Both);
+    }
+    let quarter = meanwhile[meanwhile.len() / 4];
+    assert!(quarter < FEW_ANSWERS, "{meanwhile:?}");
 }
