@@ -205,6 +205,8 @@ fn tcp(address: SocketAddr, port: Port) -> io::Result<Socket> {
         // IPv4 as well, whatever net.ipv6.bindv6only says.
         socket.set_only_v6(false)?;
     }
+    // What is accepted has it from here, at no cost of its own.
+    socket.set_tcp_keepalive(&stream::keepalive())?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     Ok(socket)

@@ -12,7 +12,7 @@ pub mod resolve;
 pub mod stream;
 pub mod tls;
 pub mod tunnel;
-mod turn;
+pub mod turn;
 pub mod window;
 pub mod write_deadline;
 

@@ -1,13 +1,14 @@
 //! The end of a lane's turn, when all that the kernel's last news woke has run. A connection that many tasks send by is driven then: so it
-//! writes once for all of them, where it would else be woken, and write, behind each.
+//! writes once for all of them, where it would else be woken, and write, behind each. And what is dear is done once a turn.
 
-use std::future::Future;
-use std::pin::pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker, ready};
 
 use futures_util::task::AtomicWaker;
+use tokio::sync::Mutex;
 use tokio::task::yield_now;
 
 /// Of one connection.
@@ -71,6 +72,20 @@ impl Turn {
             }
             false => Poll::Pending,
         }
+    }
+}
+
+/// Work that is dear to a lane, each piece of it in a turn of its own: what is ready by then goes first, where many pieces that come at once
+/// would else hold it up together. In the order in which they come.
+#[derive(Debug, Default)]
+pub struct OnceATurn(Mutex<()>);
+
+impl OnceATurn {
+    /// Polls `dear` once, in its turn.
+    pub async fn poll<T>(&self, mut dear: Pin<&mut impl Future<Output = T>>) -> Poll<T> {
+        let _turn = self.0.lock().await;
+        yield_now().await;
+        poll_fn(|cx| Poll::Ready(dear.as_mut().poll(cx))).await
     }
 }
 

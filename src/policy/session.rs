@@ -201,9 +201,15 @@ impl Session {
         self.idle_timeout.fetch_min(idle, Ordering::Relaxed);
     }
 
-    /// Whether it is over at `now`: the timeouts are its first instant without.
+    /// When it is over unless it is used before: its first instant without.
+    pub fn over_at(&self) -> Duration {
+        let idle = self.last_seen().saturating_add(self.idle_timeout());
+        idle.min(self.ends())
+    }
+
+    /// Whether it is over at `now`.
     pub fn is_expired(&self, now: Duration) -> bool {
-        now >= self.ends() || now.saturating_sub(self.last_seen()) >= self.idle_timeout()
+        now >= self.over_at()
     }
 }
 

@@ -76,6 +76,7 @@ pub(super) async fn admit<'p>(
         rejection
     };
     let Checked {
+        asked,
         path,
         sent_path,
         query,
@@ -106,6 +107,12 @@ pub(super) async fn admit<'p>(
         session: None,
     };
     let request_id = begin(plan, route, &facts, now, record);
+    if let (Some(draft), Some(_)) = (&mut record.draft, &plan.traces)
+        && asked != facts.request.path.as_bytes()
+    {
+        let asked = String::from_utf8_lossy(asked);
+        draft.set_asked_path(plan.redaction.redact_path(&asked));
+    }
     if audit::refuses(plan, route.audit) {
         audit::give_up(record);
         return Err(Rejection::AuditUnavailable);
@@ -171,6 +178,8 @@ pub(super) async fn admit<'p>(
 
 /// What a request's head says that any route may serve.
 struct Checked<'b> {
+    /// The path as it came.
+    asked: &'b [u8],
     /// In normal form.
     path: Cow<'b, [u8]>,
     /// As upstreams get it: [`path::as_sent`].
@@ -202,6 +211,7 @@ fn checked<'b>(
     check_length(conn.listener, head)?;
     Ok(Checked {
         expects: headers::expects_continue(buffer, head)?,
+        asked,
         path,
         sent_path,
         query: escaped(query),
@@ -403,17 +413,25 @@ fn target(
     record: &mut Record,
 ) -> Vec<u8> {
     let (path, query) = (facts.request.path, facts.query);
+    let told = record.draft.as_mut().filter(|_| plan.traces.is_some());
     let Some(prefix) = &route.rewrite.path_prefix else {
+        if let Some(draft) = told.filter(|_| sent_path != path) {
+            draft.set_sent_path(plan.redaction.redact_path(sent_path));
+        }
         return [sent_path.as_bytes(), query].concat();
     };
     let behind = rewrite::behind(route.matches.path.as_ref(), path);
-    if let (Some(draft), Some(_)) = (&mut record.draft, &plan.traces) {
+    let sent = rewrite::with_prefix(rewrite::as_sent(path, behind, sent_path), prefix);
+    if let Some(draft) = told {
         let moved = rewrite::with_prefix(behind, prefix);
         let kept = behind.matches('/').count();
-        draft.set_sent_path(plan.redaction.redact_moved(path, &moved, kept));
+        draft.set_sent_path(match plan.redaction.redact_moved(path, &moved, kept) {
+            // Nothing of it is hidden, however it is spelt.
+            Cow::Borrowed(_) => Cow::Borrowed(&*sent),
+            hidden @ Cow::Owned(_) => hidden,
+        });
     }
-    let moved = rewrite::with_prefix(rewrite::as_sent(path, behind, sent_path), prefix);
-    [moved.as_bytes(), query].concat()
+    [sent.as_bytes(), query].concat()
 }
 
 fn ring_key(plan: &Plan, upstream: usize, facts: &Facts<'_>) -> Option<u64> {

@@ -63,7 +63,9 @@ pub(super) struct Draft {
     pub request_id: Option<Text>,
     /// For those that tell of requests beside the audit.
     pub user_agent: Option<Text>,
-    /// The path that the upstream is asked for, where it is another and spans tell of it.
+    /// The path as the client spells it, where that is another and spans tell of it.
+    pub asked_path: Option<Text>,
+    /// The path that the upstream is asked for, likewise.
     pub sent_path: Option<Text>,
     /// Of the session, or who logs in.
     pub user: Option<Text>,
@@ -104,6 +106,10 @@ impl Draft {
     /// The request is to begin a session of this user.
     pub(super) fn set_user(&mut self, user: &str) {
         self.user = Some(put(&mut self.texts, user));
+    }
+
+    pub(super) fn set_asked_path(&mut self, path: Cow<'_, str>) {
+        self.asked_path = Some(put(&mut self.texts, &cut(path)));
     }
 
     pub(super) fn set_sent_path(&mut self, path: Cow<'_, str>) {
@@ -167,8 +173,7 @@ pub(super) fn begin(
 ) {
     let traces = plan.config.traces.as_ref();
     let trusted = seen.client.behind_trusted;
-    record.trace =
-        traces.map(|traces| trace::begin(traces, conn.peer, seen.buffer, seen.head, trusted));
+    record.trace = traces.map(|traces| trace::begin(traces, conn, seen.buffer, seen.head, trusted));
     let spare = &conn.lane.outbox.spare;
     record.draft = draft(plan, spare, level, seen, record.trace.as_ref());
 }
@@ -215,6 +220,7 @@ fn draft(
         },
         texts,
         user_agent: None,
+        asked_path: None,
         sent_path: None,
         user: None,
         session: false,

@@ -95,6 +95,8 @@ pub(super) struct Conn<'a> {
     pub lane: &'a Lane,
     pub listener: &'a Listener,
     pub peer: &'a Peer,
+    /// Whether the client speaks HTTP/2.
+    pub is_http2: bool,
     /// Whether the client's connection was too old for another request when this one came, or others are let in since it began.
     pub is_outdated: bool,
 }

@@ -21,7 +21,7 @@ use super::idle_closing::IdleClosing;
 use super::lane::Lane;
 use super::record::{Ongoing, Record};
 use super::reply::{Asker, Rejection};
-use super::wire::{Buffer, Deadlines, Elapsed, read_first, read_some};
+use super::wire::{Buffer, Deadlines, Elapsed, Share, read_first, read_some};
 use crate::clock;
 use crate::config::Listener;
 use crate::http1::body::{BodyReader, Piece};
@@ -36,6 +36,9 @@ const LINGER: Duration = Duration::from_secs(30);
 const LINGER_PAUSE: Duration = Duration::from_secs(5);
 /// How long it may take to come, where bodies may take no less.
 const SKIPPED_WITHIN: Duration = Duration::from_secs(5);
+
+/// What a request counts for that was sent ahead, before the answer to the one before it, in bytes of a body that cost the lane as much.
+const AHEAD: usize = 8 * 1024;
 
 /// Serves a client until it closes, breaks, is refused or stays idle too long. One that begins as HTTP/2 does is served as
 /// that (RFC 9113 section 3.3), unless HTTP/1.1 was agreed on.
@@ -60,6 +63,7 @@ pub(super) fn connection(
         buffer.extend_from_slice(&guest.ahead);
         guest.ahead = Vec::new();
         let mut deadlines = Deadlines::new();
+        let mut share = Share::default();
         loop {
             let view = lane.following.current();
             let opening = read_head(
@@ -111,6 +115,9 @@ pub(super) fn connection(
             if !lives {
                 return Box::pin(close(lane, listener_index, &mut guest.stream)).await;
             }
+            if !buffer.is_empty() {
+                share.take(AHEAD).await;
+            }
         }
     }
 }
@@ -140,6 +147,7 @@ async fn serve(
         lane,
         listener: &view.plan.config.listeners[listener_index],
         peer,
+        is_http2: false,
         is_outdated: now.mono >= peer.old_at
             || view.plan.listeners[listener_index].admission != peer.admission,
     };

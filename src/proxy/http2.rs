@@ -326,6 +326,7 @@ async fn answer(
         lane,
         listener: &view.plan.config.listeners[listener_index],
         peer,
+        is_http2: true,
         // It hears by a farewell, which no answer has to carry.
         is_outdated: false,
     };

@@ -23,6 +23,7 @@ use super::wire::Buffers;
 use crate::clock;
 use crate::heartbeat::Heartbeat;
 use crate::net::listen::{Accepting, Bound};
+use crate::net::turn::OnceATurn;
 use crate::plan::{Phase, Plan};
 use crate::store::fleet::FleetConnections;
 use crate::telemetry::log::LogRateLimit;
@@ -37,6 +38,8 @@ pub(super) struct Lane {
     pub buffers: Buffers,
     pub date: Date,
     pub shed: Shedding,
+    /// Handshakes with clients.
+    pub handshakes: OnceATurn,
     /// Where the plan has a fleet.
     pub redis: Option<FleetConnections>,
     pub phases: watch::Receiver<Phase>,
@@ -113,6 +116,7 @@ async fn serve(
         buffers: Buffers::default(),
         date: Date::default(),
         shed: Shedding::default(),
+        handshakes: OnceATurn::default(),
         phases,
         leave: IdleClosing::default(),
         drain: IdleClosing::default(),

@@ -41,6 +41,8 @@ pub(super) struct Record {
     pub grpc: Option<GrpcStatus>,
     /// Whether the client was told so by weir.
     pub rejected: bool,
+    /// Whether the client was told no status at all: what is recorded is weir's own number.
+    pub untold: bool,
     /// Bytes of the request's body.
     pub bytes_in: u64,
     /// Bytes of the response's body.
@@ -61,6 +63,8 @@ pub(super) struct Record {
     pub aimed_at: Option<Rc<Pool>>,
     /// Of the endpoint that was reached, the last one of several.
     pub reached: Option<Rc<Pool>>,
+    /// The version of HTTP by which the last try was sent.
+    pub sent_by: Option<&'static str>,
     /// Where weir takes part in traces.
     pub trace: Option<Trace>,
     /// Its texts, where something tells of it.
@@ -75,6 +79,7 @@ pub(super) struct Try {
     pub began: Duration,
     pub ended: Duration,
     pub pool: Option<Rc<Pool>>,
+    pub sent_by: Option<&'static str>,
     pub status: Option<u16>,
     pub reason: Option<&'static str>,
     pub waited: Option<Duration>,
@@ -89,6 +94,7 @@ impl Record {
             reason: None,
             grpc: None,
             rejected: false,
+            untold: false,
             bytes_in: 0,
             bytes_out: 0,
             forwarded: None,
@@ -99,6 +105,7 @@ impl Record {
             before: Vec::new(),
             aimed_at: None,
             reached: None,
+            sent_by: None,
             trace: None,
             draft: None,
         }
@@ -165,6 +172,7 @@ impl Record {
             began,
             ended: clock::mono(),
             pool: Some(pool.clone()),
+            sent_by: self.sent_by,
             status,
             reason,
             waited: self.waited(),
@@ -178,7 +186,7 @@ impl Record {
         next: &Rc<Pool>,
         head: &mut [u8],
     ) -> Option<Renamed> {
-        (self.sent, self.answered) = (None, None);
+        (self.sent, self.answered, self.sent_by) = (None, None, None);
         self.tried_again += 1;
         if let Some(tried) = tried {
             self.before.push(tried);
@@ -201,7 +209,7 @@ impl Record {
     /// The exchange broke off, for the client's part or the upstream's.
     pub(super) fn note_aborted(&mut self, reason: &'static str) {
         if self.status == 0 {
-            self.status = CLIENT_LEFT;
+            (self.status, self.untold) = (CLIENT_LEFT, true);
         }
         self.reason = Some(reason);
     }
@@ -279,7 +287,7 @@ impl Drop for Ongoing<'_> {
     fn drop(&mut self) {
         if !self.ended {
             if self.record.status == 0 {
-                self.record.status = CUT_OFF;
+                (self.record.status, self.record.untold) = (CUT_OFF, true);
             }
             self.record.note_aborted(CUT_SHORT);
         }

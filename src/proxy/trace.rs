@@ -1,16 +1,21 @@
 //! The trace that a request belongs to, where weir takes part in traces: a trusted proxy's goes on, every other begins here.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::draft::{Draft, Text};
-use super::exchange::Peer;
+use super::exchange::Conn;
 use super::record::{Record, Try};
+use crate::config::listeners::{Address, ProxyProtocol};
 use crate::config::telemetry::Traces;
 use crate::event::{AuditEvent, Micros};
 use crate::http1::head::RequestHead;
 use crate::http1::trace_context::{LENGTH, TraceParent, is_tracestate};
 use crate::plan::Plan;
 use crate::telemetry::spans::{Call, Traced};
+
+/// Of a name, with its port (RFC 1035 section 2.3.4).
+const LONGEST_HOST: usize = 255 + ":65535".len();
 
 /// A request's place in its trace.
 #[derive(Debug)]
@@ -28,6 +33,12 @@ pub(super) struct Trace {
     pub keeps_state: bool,
     /// That, for its spans.
     state: Option<String>,
+    /// The host that a trusted proxy says it was asked for, for its spans.
+    host: Option<String>,
+    /// Who is at the other end of the client's connection, where that is known.
+    peer: Option<IpAddr>,
+    /// The version of HTTP by which the request came, where it could be read.
+    came_by: Option<&'static str>,
     /// Whether weir has spans in it, if it is kept.
     has_spans: bool,
 }
@@ -49,6 +60,7 @@ impl Trace {
             until,
             secure: it.pool.as_ref().is_some_and(|pool| pool.is_secure),
             endpoint: it.pool.as_ref().map(|pool| pool.endpoint.place.clone()),
+            sent_by: it.sent_by,
             status: it.status,
             reason: it.reason.map(str::to_owned),
             waited: it.waited.map(Micros::from),
@@ -61,6 +73,7 @@ impl Trace {
             began: forwarded,
             ended: Duration::ZERO,
             pool: record.aimed_at.clone(),
+            sent_by: record.sent_by,
             status: answered.then_some(record.status),
             reason: record.reason,
             waited: record.waited(),
@@ -74,7 +87,13 @@ impl Trace {
             parent_id: self.parent_id,
             state: self.state.clone(),
             secure: self.secure,
+            host: self.host.clone(),
+            peer: self.peer,
+            came_by: self.came_by,
+            told: !record.untold,
+            rejected: record.rejected,
             grpc: record.grpc.map(|status| status.0),
+            asked_path: text(&draft.asked_path),
             sent_path: text(&draft.sent_path),
             session: draft.session,
             calls: before.chain(last).collect(),
@@ -116,7 +135,7 @@ impl Trace {
 /// Where the request belongs; `head` is missing when it could not be read.
 pub(super) fn begin(
     traces: &Traces,
-    peer: &Peer,
+    conn: &Conn<'_>,
     buffer: &[u8],
     head: Option<&RequestHead>,
     behind_trusted: bool,
@@ -128,10 +147,12 @@ pub(super) fn begin(
         values.next().is_none().then_some((head, parent))
     });
     let has_spans = traces.otlp.is_some();
-    let secure = head
-        .filter(|_| behind_trusted && has_spans)
+    let told = head.filter(|_| behind_trusted && has_spans);
+    let secure = told
         .and_then(|head| is_secure(head.field(buffer, "x-forwarded-proto")?))
-        .unwrap_or(peer.tls.is_some());
+        .unwrap_or(conn.peer.tls.is_some());
+    let host = told.and_then(|head| first_host(head.field(buffer, "x-forwarded-host")?));
+    let (peer, came_by) = (peer(conn), came_by(conn, head));
     match given {
         Some((head, parent)) => {
             let states = || head.values(buffer, "tracestate");
@@ -150,6 +171,9 @@ pub(super) fn begin(
                 span_id: span_id(),
                 parent_id: Some(parent.parent_id),
                 secure,
+                host,
+                peer,
+                came_by,
                 keeps_state,
                 state: is_told.then(|| joined(states())),
                 has_spans,
@@ -165,6 +189,9 @@ pub(super) fn begin(
             span_id: span_id(),
             parent_id: None,
             secure,
+            host,
+            peer,
+            came_by,
             keeps_state: false,
             state: None,
             has_spans,
@@ -177,6 +204,30 @@ fn is_secure(forwarded_proto: &[u8]) -> Option<bool> {
     let first = forwarded_proto.split(|byte| *byte == b',').next()?;
     let is = |scheme: &[u8]| first.trim_ascii().eq_ignore_ascii_case(scheme);
     (is(b"https") || is(b"http")).then(|| is(b"https"))
+}
+
+/// What the first of all proxies was asked for.
+fn first_host(forwarded_host: &[u8]) -> Option<String> {
+    let first = forwarded_host.split(|byte| *byte == b',').next()?;
+    let first = str::from_utf8(first.trim_ascii()).ok()?;
+    (!first.is_empty() && first.len() <= LONGEST_HOST).then(|| first.to_owned())
+}
+
+fn peer(conn: &Conn<'_>) -> Option<IpAddr> {
+    match (&conn.listener.address, conn.listener.proxy_protocol) {
+        (Address::Tcp(_), ProxyProtocol::None) => Some(conn.peer.ip),
+        // It says of whom it is, and a socket says nothing.
+        (Address::Tcp(_), ProxyProtocol::Accept | ProxyProtocol::Require)
+        | (Address::Unix(_), _) => None,
+    }
+}
+
+fn came_by(conn: &Conn<'_>, head: Option<&RequestHead>) -> Option<&'static str> {
+    match (conn.is_http2, head?.minor_version) {
+        (true, _) => Some("2"),
+        (false, 0) => Some("1.0"),
+        (false, _) => Some("1.1"),
+    }
 }
 
 /// As one field.

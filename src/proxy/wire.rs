@@ -144,7 +144,7 @@ impl Room {
     }
 }
 
-/// A body's share of the lane, by the bytes that it has moved of it.
+/// The share of the lane that a body has, or what a client has sent ahead, by the bytes that were moved of it.
 #[derive(Debug, Default)]
 pub(super) struct Share(usize);
 

@@ -2,6 +2,7 @@
 //! each of weir's calls of the upstream, which are several where it is tried again. Does no I/O.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use opentelemetry::trace::{
@@ -26,9 +27,21 @@ pub struct Traced {
     pub state: Option<String>,
     /// Whether the client spoke TLS.
     pub secure: bool,
+    /// The host that it asked for, where a proxy says that it is another.
+    pub host: Option<String>,
+    /// Who is at the other end of the connection, where that is known.
+    pub peer: Option<IpAddr>,
+    /// The version of HTTP, where it is known.
+    pub came_by: Option<&'static str>,
+    /// Whether the client was told the event's status.
+    pub told: bool,
+    /// Whether it was told so by weir.
+    pub rejected: bool,
     /// The number of gRPC's status, where it is a call of that.
     pub grpc: Option<u8>,
-    /// The path that the upstream was asked for, where it is another.
+    /// The path as the client spelt it, where it is another.
+    pub asked_path: Option<String>,
+    /// The path that the upstream was asked for, likewise.
     pub sent_path: Option<String>,
     /// Whether it came with a session.
     pub session: bool,
@@ -48,6 +61,8 @@ pub struct Call {
     pub until: Option<Micros>,
     /// Whom it was sent to, where that is known.
     pub endpoint: Option<String>,
+    /// The version of HTTP, once there was a connection.
+    pub sent_by: Option<&'static str>,
     /// What the upstream answered, if it did.
     pub status: Option<u16>,
     /// Why it did not, or not to its end.
@@ -79,6 +94,8 @@ impl Traced {
             &event.request_id,
             &self.user_agent,
             &self.state,
+            &self.host,
+            &self.asked_path,
             &self.sent_path,
         ];
         let calls = self.calls.iter();
@@ -104,12 +121,21 @@ fn server_span(traced: &Traced) -> SpanData {
     let mut put = |key: &'static str, value: Value| attributes.push(KeyValue::new(key, value));
     let scheme = if traced.secure { "https" } else { "http" };
     put("url.scheme", scheme.into());
-    put("url.path", event.path.clone().into());
+    let path = traced.asked_path.as_ref().unwrap_or(&event.path);
+    put("url.path", path.clone().into());
     if let Some(query) = &event.query {
         put("url.query", query.clone().into());
     }
     put("client.address", event.client.to_string().into());
-    put("http.response.status_code", i64::from(event.status).into());
+    if let Some(peer) = traced.peer {
+        put("network.peer.address", peer.to_string().into());
+    }
+    if let Some(version) = traced.came_by {
+        put("network.protocol.version", version.into());
+    }
+    if traced.told {
+        put("http.response.status_code", i64::from(event.status).into());
+    }
     put("http.request.body.size", count(event.bytes_in));
     put("http.response.body.size", count(event.bytes_out));
     if let Some(route) = &event.route {
@@ -136,16 +162,16 @@ fn server_span(traced: &Traced) -> SpanData {
         let limits = event.limits.iter().cloned().map(StringValue::from);
         put("weir.limits", Value::Array(Array::String(limits.collect())));
     }
-    let is_error = event.status >= 500 || (event.label.is_some() && event.status < 400);
+    // What broke off is one, whatever was told before.
+    let is_error = event.status >= 500 || (event.label.is_some() && !traced.rejected);
     let status = status(
         is_error,
         event.label.as_deref(),
         event.status,
         &mut attributes,
     );
-    let usual = if traced.secure { 443 } else { 80 };
-    let (host, port) = host_and_port(&event.host);
-    attributes.extend(address(host, port.filter(|port| *port != usual)));
+    let (host, port) = host_and_port(traced.host.as_ref().unwrap_or(&event.host));
+    attributes.extend(address(host, port));
     let name = match &event.route {
         Some(route) => Cow::Owned(format!("{} {route}", name(&event.method))),
         None => Cow::Owned(name(&event.method).to_owned()),
@@ -171,12 +197,21 @@ fn client_span(traced: &Traced, call: &Call) -> SpanData {
             None => {
                 // The conventions require it of clients, the usual one too.
                 let (host, port) = host_and_port(endpoint);
-                attributes.extend(address(host, Some(port.unwrap_or(usual))));
+                let port = port.unwrap_or(usual);
+                attributes.extend(address(host, Some(port)));
+                // A name's address is known to the connection alone.
+                if call.sent_by.is_some() && host.parse::<IpAddr>().is_ok() {
+                    attributes.push(KeyValue::new("network.peer.address", host.to_owned()));
+                    attributes.push(KeyValue::new("network.peer.port", i64::from(port)));
+                }
                 endpoint
             }
             Some(socket) => {
                 attributes.push(KeyValue::new("server.address", socket.to_owned()));
                 attributes.push(KeyValue::new("network.transport", "unix"));
+                if call.sent_by.is_some() {
+                    attributes.push(KeyValue::new("network.peer.address", socket.to_owned()));
+                }
                 "localhost"
             }
         };
@@ -187,6 +222,9 @@ fn client_span(traced: &Traced, call: &Call) -> SpanData {
         attributes.push(KeyValue::new("url.full", url));
     }
     let mut put = |key: &'static str, value: Value| attributes.push(KeyValue::new(key, value));
+    if let Some(version) = call.sent_by {
+        put("network.protocol.version", version.into());
+    }
     if let Some(status) = call.status {
         put("http.response.status_code", i64::from(status).into());
     }
@@ -359,7 +397,13 @@ pub(super) mod tests {
             parent_id: None,
             state: None,
             secure: false,
+            host: None,
+            peer: None,
+            came_by: Some("1.1"),
+            told: true,
+            rejected: false,
             grpc: None,
+            asked_path: None,
             sent_path: Some("/v2/x".to_owned()),
             session: true,
             calls: vec![Call {
@@ -368,6 +412,7 @@ pub(super) mod tests {
                 secure: false,
                 until: None,
                 endpoint: Some("app.internal:8080".to_owned()),
+                sent_by: Some("1.1"),
                 status: Some(200),
                 reason: None,
                 waited: Some(Micros(900)),
@@ -398,7 +443,7 @@ pub(super) mod tests {
         assert_eq!((&*server.name, &*client.name), ("GET /pay/*", "GET"));
         assert!(client.start_time > server.start_time && client.end_time == server.end_time);
         assert_eq!(value(server, "server.address").as_deref(), Some("::1"));
-        assert_eq!(value(server, "server.port"), None);
+        assert_eq!(value(server, "server.port").as_deref(), Some("80"));
         assert_eq!(value(server, "weir.session").as_deref(), Some("true"));
         assert_eq!(value(server, "url.path").as_deref(), Some("/pay/x"));
         let full = value(client, "url.full");
@@ -412,22 +457,34 @@ pub(super) mod tests {
 
     #[test]
     fn a_call_says_where_it_went_and_how() {
-        let check = |endpoint: &str, secure: bool, address, port, full| {
+        let check = |endpoint: &str, secure: bool, address, port, full, peer: [_; 2]| {
             let mut traced = traced();
             traced.event.query = None;
             traced.calls[0].endpoint = Some(endpoint.to_owned());
             traced.calls[0].secure = secure;
-            let span = of(&traced).nth(1).unwrap();
-            let said = ["server.address", "server.port", "url.full"].map(|key| value(&span, key));
-            let said = said.each_ref().map(Option::as_deref);
-            assert_eq!(said, [Some(address), port, Some(full)], "{endpoint}");
+            let check = |traced: &Traced, peer: [_; 2]| {
+                let span = of(traced).nth(1).unwrap();
+                let keys = ["server.address", "server.port", "url.full"];
+                let said = keys.map(|key| value(&span, key));
+                let said = said.each_ref().map(Option::as_deref);
+                assert_eq!(said, [Some(address), port, Some(full)], "{endpoint}");
+                let keys = ["network.peer.address", "network.peer.port"];
+                let said = keys.map(|key| value(&span, key));
+                assert_eq!(said.each_ref().map(Option::as_deref), peer, "{endpoint}");
+            };
+            check(&traced, peer);
+            traced.calls[0].sent_by = None;
+            check(&traced, [None; 2]);
         };
-        check("app:443", true, "app", Some("443"), "https://app:443/v2/x");
-        check("app:443", false, "app", Some("443"), "http://app:443/v2/x");
-        check("[::1]:80", false, "::1", Some("80"), "http://[::1]:80/v2/x");
+        let (port, none) = (Some("443"), [None; 2]);
+        check("app:443", true, "app", port, "https://app:443/v2/x", none);
+        check("app:443", false, "app", port, "http://app:443/v2/x", none);
+        let (port, peer) = (Some("80"), [Some("::1"), Some("80")]);
+        check("[::1]:80", false, "::1", port, "http://[::1]:80/v2/x", peer);
         let (socket, address) = ("unix:/run/app.sock", "/run/app.sock");
-        check(socket, false, address, None, "http://localhost/v2/x");
-        check(socket, true, address, None, "https://localhost/v2/x");
+        let peer = [Some(address), None];
+        check(socket, false, address, None, "http://localhost/v2/x", peer);
+        check(socket, true, address, None, "https://localhost/v2/x", peer);
     }
 
     #[test]
@@ -436,6 +493,7 @@ pub(super) mod tests {
             let mut traced = traced();
             traced.event.status = status;
             traced.event.label = label.map(str::to_owned);
+            traced.rejected = label.is_some() && status >= 400;
             traced.calls[0].status = answered;
             traced.calls[0].reason = label.map(str::to_owned);
             let kinds: Vec<_> = of(&traced).map(|span| value(&span, "error.type")).collect();

@@ -73,6 +73,7 @@ pub async fn connect(target: &Target, way: Way<'_>, within: Duration) -> io::Res
             Target::Unix(path) => Socket::from(UnixStream::connect(path).await?),
         };
         socket.set_nodelay()?;
+        socket.keep_alive()?;
         match way {
             Way::Plain => Ok(Stream::Plain(socket)),
             // Boxed, to keep the common future small.

@@ -152,21 +152,21 @@ impl LaneUpstream {
 
     /// The endpoint that a bound connection is of; none where it is not to be asked any more, or is of another upstream.
     pub fn pick_bound(&self, aim: Aim, bound: &Bound) -> Option<Picked<'_>> {
-        let is_it = |pool: &Rc<Pool>| Rc::ptr_eq(pool, &bound.pool);
-        match aim.original {
-            Some(original) => drop(
-                self.originals
-                    .borrow()
-                    .get(&original)
-                    .filter(|it| is_it(it))?,
-            ),
+        let is_it = |pool: &&Rc<Pool>| bound.is_of(pool);
+        let pool = match aim.original {
+            Some(original) => {
+                let originals = self.originals.borrow();
+                originals.get(&original).filter(is_it)?.clone()
+            }
             None => {
                 let view = self.view();
-                let index = view.pools.iter().position(is_it)?;
+                let mut pools = view.pools.iter().enumerate();
+                let (index, pool) = pools.find(|(_, pool)| is_it(pool))?;
                 view.snapshot.usable.binary_search(&index).ok()?;
+                pool.clone()
             }
-        }
-        Some(self.picked(bound.pool.clone()))
+        };
+        Some(self.picked(pool))
     }
 
     /// Closes connections that have been idle for too long, or whose endpoints are gone. Requests do so in passing; without any, none
@@ -179,14 +179,14 @@ impl LaneUpstream {
         originals.retain(|_, pool| pool.close_old() || Rc::strong_count(pool) > 1);
     }
 
-    /// Closes the idle connections that no other view has taken over. For one whose place another has taken: clients that wait with
-    /// their next request have it still.
+    /// Closes the idle connections that no other view has taken over, and clients' own. For one whose place another has taken: clients that
+    /// wait with their next request have it still.
     pub fn close_left(&self) {
         let view = self.view.borrow();
         let originals = self.originals.borrow();
         let left = view.pools.iter().chain(originals.values());
         for pool in left.filter(|pool| Rc::strong_count(pool) == 1) {
-            while pool.close_one() {}
+            while pool.close_one() || pool.close_bound() {}
         }
     }
 
@@ -196,7 +196,10 @@ impl LaneUpstream {
         if !originals.contains_key(&original) {
             // No one asks again for most: what they leave is not to stay open.
             let full = originals.len() >= MAX_ORIGINALS;
-            originals.retain(|_, pool| Rc::strong_count(pool) > 1 || (!full && pool.close_old()));
+            originals.retain(|_, pool| {
+                let is_used = || Rc::strong_count(pool) > 1 || pool.has_bound();
+                is_used() || (!full && pool.close_old())
+            });
         }
         let pool = originals
             .entry(original)
@@ -367,7 +370,8 @@ async fn close_on_demand(upstream: Weak<LaneUpstream>, caps: Arc<Caps>) {
             return;
         };
         let (view, originals) = (upstream.view.borrow(), upstream.originals.borrow());
-        let mut pools = view.pools.iter().chain(originals.values());
-        let _ = pools.any(|pool| pool.close_one());
+        let pools = || view.pools.iter().chain(originals.values());
+        // Clients would have to say anew who they are.
+        let _ = pools().any(|pool| pool.close_one()) || pools().any(|pool| pool.close_bound());
     }
 }

@@ -2,9 +2,9 @@
 //! requests.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Display;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,37 +46,56 @@ pub struct Pool {
     caps: Option<Arc<Caps>>,
     /// With when each was given back, by [`clock::coarse`], the oldest first.
     idle: RefCell<VecDeque<(Duration, Connected)>>,
+    /// The same of those that are clients' own, each by its number.
+    bound: RefCell<BTreeMap<u64, (Duration, Connected)>>,
+    next_bound: Cell<u64>,
     multiplexed: Multiplexed,
 }
 
-/// A bound connection of a client's between its requests.
+/// A bound connection of a client's between its requests, closed with this. Its pool has it, and closes it before where it is of no use: one that
+/// only its client knew would have its place for as long as that lives.
 #[derive(Debug)]
 pub struct Bound {
-    pub pool: Rc<Pool>,
-    connected: Connected,
-    /// By [`clock::coarse`].
-    since: Duration,
+    pool: Weak<Pool>,
+    number: u64,
 }
 
 impl Bound {
     /// `after_head` as for [`Pool::give_back`]; none where others wait for its place.
-    pub fn keep(pool: Rc<Pool>, connected: Connected, after_head: bool) -> Option<Bound> {
+    pub fn keep(pool: &Rc<Pool>, connected: Connected, after_head: bool) -> Option<Bound> {
+        if pool.is_short() {
+            return None;
+        }
         let connected = Connected {
             reused: true,
             after_head,
             ..connected
         };
-        let since = clock::coarse();
-        (!pool.is_short()).then_some(Bound {
-            pool,
-            connected,
-            since,
-        })
+        let number = pool.next_bound.get();
+        pool.next_bound.set(number + 1);
+        let kept = (clock::coarse(), connected);
+        pool.bound.borrow_mut().insert(number, kept);
+        let pool = Rc::downgrade(pool);
+        Some(Bound { pool, number })
+    }
+
+    pub(super) fn is_of(&self, pool: &Rc<Pool>) -> bool {
+        std::ptr::eq(self.pool.as_ptr(), Rc::as_ptr(pool))
     }
 
     /// The connection, where it may serve another request; `is_safe` as for [`Pool::idle`].
     pub fn take(self, is_safe: bool) -> Option<Connected> {
-        self.pool.if_fit(self.since, self.connected, is_safe)
+        let pool = self.pool.upgrade()?;
+        let (since, connected) = pool.bound.borrow_mut().remove(&self.number)?;
+        pool.if_fit(since, connected, is_safe)
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        if let Some(pool) = self.pool.upgrade() {
+            pool.bound.borrow_mut().remove(&self.number);
+        }
     }
 }
 
@@ -162,6 +181,8 @@ impl Pool {
             max_age: settings.max_age,
             caps,
             idle: RefCell::default(),
+            bound: RefCell::default(),
+            next_bound: Cell::default(),
             multiplexed: Multiplexed::default(),
         }
     }
@@ -385,7 +406,11 @@ impl Pool {
         let now = clock::coarse();
         self.drop_old(&mut idle, now);
         idle.retain(|(_, connected)| !connected.is_old(now));
-        !idle.is_empty() || self.multiplexed.is_open()
+        let mut bound = self.bound.borrow_mut();
+        bound.retain(|_, (since, connected)| {
+            now.saturating_sub(*since) < self.idle_timeout && !connected.is_old(now)
+        });
+        !idle.is_empty() || !bound.is_empty() || self.multiplexed.is_open()
     }
 
     fn drop_old(&self, idle: &mut VecDeque<(Duration, Connected)>, now: Duration) {
@@ -400,6 +425,16 @@ impl Pool {
     pub(super) fn close_one(&self) -> bool {
         let idle = self.idle.borrow_mut().pop_front();
         idle.is_some() || self.multiplexed.close_one()
+    }
+
+    /// Closes the bound connection between two requests that was not used for longest; whether there was one.
+    pub(super) fn close_bound(&self) -> bool {
+        self.bound.borrow_mut().pop_first().is_some()
+    }
+
+    /// Whether a client has one.
+    pub(super) fn has_bound(&self) -> bool {
+        !self.bound.borrow().is_empty()
     }
 }
 

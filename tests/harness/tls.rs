@@ -178,6 +178,15 @@ impl Tls {
         self
     }
 
+    /// What a client begins with.
+    pub fn hello(&self, name: &str) -> Vec<u8> {
+        let name = ServerName::try_from(name.to_owned()).unwrap();
+        let mut tls = ClientConnection::new(Arc::new(self.config.clone()), name).unwrap();
+        let mut hello = Vec::new();
+        tls.write_tls(&mut hello).unwrap();
+        hello
+    }
+
     /// A connection to `address`, asking for `name`, once both ends agree; or what was said against it.
     pub fn try_connect(&self, address: &str, name: &str) -> Result<TlsClient, String> {
         let tcp = TcpStream::connect(address).unwrap();

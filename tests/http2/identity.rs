@@ -10,15 +10,19 @@ use super::harness::versions::{Client, Length, Version, run};
 use super::harness::{self, Lane, at_once, eventually, ok};
 
 fn lane(endpoints: &[SocketAddr], keys: &str) -> Lane {
+    Lane::start(&configuration(endpoints, keys))
+}
+
+fn configuration(endpoints: &[SocketAddr], keys: &str) -> String {
     let endpoints: Vec<_> = endpoints
         .iter()
         .map(|it| format!("'http://{it}'"))
         .collect();
     let endpoints = endpoints.join(", ");
-    Lane::start(&format!(
+    format!(
         "listeners: [{{address: '127.0.0.1:0'}}]\n\
          upstreams: {{app: {{endpoints: [{endpoints}], timeout: 5s, {keys}}}}}\n"
-    ))
+    )
 }
 
 /// Says which request of its connection each is; one for `/who` is asked who it is of.
@@ -175,4 +179,49 @@ fn no_connection_is_kept_that_its_upstream_did_not_ask_for_or_several_may_use() 
         assert_eq!(proxy.send("GET", "/", &fields, "").status, 401);
     }
     eventually(|| open.load(Ordering::Relaxed) == 0);
+}
+
+/// What it holds of an upstream others have a use for.
+#[test]
+fn a_connection_of_a_client_s_own_ends_once_it_is_of_no_use() {
+    let ends = |keys: &str, then: &dyn Fn(&Lane, SocketAddr)| {
+        let (secret, open) = ntlm();
+        let lane = lane(&[secret], keys);
+        let mut alice = lane.connect();
+        sign_in(&mut alice, "alice");
+        assert_eq!(alice.get("/").body, "alice");
+        then(&lane, secret);
+        eventually(|| open.load(Ordering::Relaxed) == 0);
+        (lane, alice)
+    };
+    // Not used for so long.
+    let (_lane, mut alice) = ends("idle_timeout: 1s", &|_, _| {});
+    assert_eq!(alice.get("/").status, 401);
+    sign_in(&mut alice, "alice");
+    // Of an endpoint that is one no more, whose upstream has its place for another.
+    let one = "connect_timeout: 3s, concurrency: {max_connections: 1}";
+    let (_lane, mut alice) = ends(one, &|lane, _| {
+        lane.reload(&configuration(&[counting()], one));
+        assert_eq!(lane.connect().get("/").body, "1");
+    });
+    assert_eq!(alice.get("/").body, "2");
+    // Of an upstream that is gone.
+    ends("", &|lane, _| {
+        lane.reload("listeners: [{address: '127.0.0.1:0'}]\nupstreams: {other: {endpoints: ['http://127.0.0.1:1']}}\n");
+        assert_eq!(lane.connect().get("/").status, 502);
+    });
+}
+
+#[test]
+fn a_connection_of_a_client_s_own_makes_room_for_who_waits_for_its_place() {
+    let (secret, _) = ntlm();
+    let lane = lane(
+        &[secret],
+        "connect_timeout: 3s, concurrency: {max_connections: 1}",
+    );
+    let (mut alice, mut bob) = (lane.connect(), lane.connect());
+    sign_in(&mut alice, "alice");
+    assert_eq!(bob.get("/").status, 401);
+    sign_in(&mut bob, "bob");
+    assert_eq!(alice.get("/").status, 401);
 }

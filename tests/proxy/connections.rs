@@ -689,3 +689,37 @@ fn what_is_idempotent_and_has_no_body_is_asked_again_where_an_idle_connection_wa
         assert_eq!(reply.status, status, "{method} {body:?}");
     }
 }
+
+/// Of the connection from `local` to `remote`, which is open, where each is a port or any: which timer of the kernel's runs, and for how
+/// many hundredths of a second yet (`Documentation/networking/proc_net_tcp.rst`).
+fn timer(local: Option<u16>, remote: Option<u16>) -> Option<(u8, u64)> {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    table.lines().skip(1).find_map(|line| {
+        let columns: Vec<_> = line.split_whitespace().collect();
+        let port =
+            |column: &str| u16::from_str_radix(column.split_once(':').unwrap().1, 16).unwrap();
+        let is = |wanted: Option<u16>, column| wanted.is_none_or(|wanted| wanted == port(column));
+        let (timer, left) = columns[5].split_once(':').unwrap();
+        let is_it = columns[3] == "01" && is(local, columns[1]) && is(remote, columns[2]);
+        is_it.then(|| {
+            let number = |text| u64::from_str_radix(text, 16).unwrap();
+            (number(timer) as u8, number(left))
+        })
+    })
+}
+
+/// Else one that is gone without a word would be kept for as long as a stream may be silent, and middleboxes would forget it.
+#[test]
+fn the_kernel_asks_silent_ends_whether_they_are_there() {
+    const KEEPALIVE: u8 = 2;
+    let upstream = Upstream::answering("ok");
+    let lane = lane(&upstream, "");
+    let mut client = lane.connect();
+    assert_eq!(client.get("/").status, 200);
+    let port = |url: &str| url.rsplit(':').next().unwrap().parse().unwrap();
+    let upstream = port(&upstream.url());
+    for (local, remote) in [(Some(lane.address.port()), None), (None, Some(upstream))] {
+        // While a segment is not acknowledged yet, it is the timer of that.
+        eventually(|| matches!(timer(local, remote), Some((KEEPALIVE, 1..=6_000))));
+    }
+}

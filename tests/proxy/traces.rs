@@ -511,6 +511,17 @@ async fn traced(asks: Version, serves: Version) {
     ] {
         assert_eq!(server["attributes"][key], value, "{key} {server}");
     }
+    for (span, version) in [(&server, asks), (&call, serves)] {
+        let spoken = match version {
+            Version::One => "1.1",
+            Version::Two => "2",
+        };
+        let attributes = &span["attributes"];
+        assert_eq!(attributes["network.protocol.version"], spoken, "{span}");
+        assert_eq!(attributes["network.peer.address"], "127.0.0.1", "{span}");
+    }
+    let port = &call["attributes"]["network.peer.port"];
+    assert_eq!(*port, json!(origin.address.port()), "{call}");
     let url = format!("http://{}/v2/x?a=1", origin.address);
     assert_eq!(call["attributes"]["url.full"], url);
     assert_eq!(call["attributes"]["http.response.status_code"], 200);
@@ -745,4 +756,65 @@ fn hidden_segments_stay_hidden_behind_another_prefix() {
     assert_eq!(asked, "/users/***/keys/***", "{server}");
     let url = format!("{}/v2/keys/***", upstream.url());
     assert_eq!(call["attributes"]["url.full"], url, "{call}");
+}
+
+/// What it is matched and counted by is the audit's.
+#[test]
+fn spans_tell_the_paths_that_were_asked_for_and_sent() {
+    let (upstream, collector) = (Upstream::answering(""), Collector::start(None));
+    let traces = format!("otlp: '{}', sample: 100%", collector.url());
+    let weir = weir(&upstream, &traces);
+    for (asked, sent) in [
+        ("/a%7Eb//c%2Bd", "/a~b//c%2Bd"),
+        ("/a/./b", "/a/b"),
+        ("/pay/x%2By//%7Ez", "/v2/x%2By//~z"),
+    ] {
+        weir.client().get(&format!("{asked}?a=%7E"));
+        let head = upstream.wait_for_request();
+        assert!(head.starts_with(&format!("GET {sent}?a=%7E ")), "{head}");
+        let (server, call) = pair(&collector);
+        assert_eq!(server["attributes"]["url.path"], asked, "{server}");
+        let url = format!("{}{sent}?a=%7E", upstream.url());
+        assert_eq!(call["attributes"]["url.full"], url, "{call}");
+    }
+}
+
+#[test]
+fn a_span_has_a_status_where_one_was_sent() {
+    let (upstream, collector) = (Upstream::held(), Collector::start(None));
+    let traces = format!("otlp: '{}', sample: 100%", collector.url());
+    let weir = weir(&upstream, &traces);
+    let mut client = weir.client();
+    client.begin("GET", "/", &[], "");
+    upstream.wait_for_request();
+    drop(client);
+    let (server, call) = pair(&collector);
+    for span in [server, call] {
+        let attributes = &span["attributes"];
+        let status = attributes.get("http.response.status_code");
+        assert_eq!((status, &span["status"]), (None, &json!(2)), "{span}");
+        assert_eq!(attributes["error.type"], "client_left", "{span}");
+    }
+}
+
+#[test]
+fn a_span_names_the_host_that_a_trusted_proxy_was_asked_for() {
+    let (upstream, collector) = (Upstream::answering(""), Collector::start(None));
+    let traces = format!("otlp: '{}', sample: 100%", collector.url());
+    let weir = weir(&upstream, &traces);
+    for (fields, address, port) in [
+        (vec!["Host: a.test:80"], "a.test", json!(80)),
+        (vec!["Host: a.test"], "a.test", Value::Null),
+        (
+            vec!["Host: a.test:80", "X-Forwarded-Host: shop.test:8443, a"],
+            "shop.test",
+            json!(8443),
+        ),
+    ] {
+        weir.client().send("GET", "/here", &fields, "");
+        let span = collector.span();
+        let attributes = &span["attributes"];
+        assert_eq!(attributes["server.address"], address, "{span}");
+        assert_eq!(attributes["server.port"], port, "{span}");
+    }
 }

@@ -1,4 +1,4 @@
-//! Large bodies on a lane, and small requests beside them.
+//! Large bodies, handshakes and requests sent ahead on a lane, and small requests beside them.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use super::harness::process::{Running, file};
 use super::harness::raw::{read_head, scripted};
+use super::harness::tls::Authority;
 use super::harness::{Lane, eventually};
 
 const LARGE: usize = 16;
@@ -111,4 +113,86 @@ fn small_beside(large: Large) {
     }
     let quarter = meanwhile[meanwhile.len() / 4];
     assert!(quarter < FEW, "{large:?}: {meanwhile:?}");
+}
+
+/// Clients that say hello at once.
+const GREETED: usize = 64;
+
+/// Each costs the lane as much as dozens of small requests.
+#[test]
+fn small_requests_have_their_turn_beside_handshakes() {
+    let authority = Authority::new();
+    authority.issue("a", "DNS:a.test");
+    let config = file(&format!(
+        "listeners: [{{address: '127.0.0.1:0', tls: {{certificates: [{}]}}}}]\n\
+         admin: {{address: '127.0.0.1:0'}}\nruntime: {{lanes: 1}}\n\
+         upstreams: {{app: {{endpoints: ['http://127.0.0.1:1']}}}}\n\
+         routes:\n  - {{match: {{path: /small}}, reply: {{status: 200, body: ok}}}}\n  - {{upstream: app}}\n",
+        authority.pair("a")
+    ));
+    let weir = Running::start_as("proxy", config.path(), &[]);
+    let tls = authority.client();
+    let mut client = tls.connect(&weir.address, "a.test");
+    assert_eq!(client.get("/small").status, 200);
+    let mut meanwhile: Vec<usize> = (0..8)
+        .map(|_| {
+            eventually(|| weir.metric("weir_connections_open") == 1);
+            let connect = |_| TcpStream::connect(&weir.address).unwrap();
+            let greeted: Vec<_> = (0..GREETED).map(connect).collect();
+            eventually(|| weir.metric("weir_connections_open") == 1 + GREETED as u64);
+            let hello = tls.hello("a.test");
+            for mut stream in &greeted {
+                stream.write_all(&hello).unwrap();
+            }
+            assert_eq!(client.get("/small").status, 200);
+            let is_answered = |stream: &&TcpStream| {
+                stream.set_nonblocking(true).unwrap();
+                stream.peek(&mut [0]).is_ok()
+            };
+            greeted.iter().filter(is_answered).count()
+        })
+        .collect();
+    meanwhile.sort_unstable();
+    let quarter = meanwhile[meanwhile.len() / 4];
+    assert!(quarter < GREETED / 4, "{meanwhile:?}");
+}
+
+/// Bytes of answers to all who ask ahead, within two turns of the lane, and more in the time that a client takes to see its answer.
+const FEW_ANSWERS: usize = 64 * 1024;
+
+#[test]
+fn small_requests_have_their_turn_beside_those_that_are_sent_ahead() {
+    let lane = Lane::start(
+        "listeners: [{address: '127.0.0.1:0'}]\nupstreams: {app: {endpoints: ['http://127.0.0.1:1']}}\n\
+         routes:\n  - {match: {path: /small}, reply: {status: 200, body: ok}}\n  - {upstream: app}\n",
+    );
+    let moved = Arc::<AtomicUsize>::default();
+    let clients: Vec<TcpStream> = (0..LARGE)
+        .map(|_| {
+            let stream = TcpStream::connect(lane.address).unwrap();
+            let (mut asks, mut hears) = (stream.try_clone().unwrap(), stream.try_clone().unwrap());
+            let moved = moved.clone();
+            thread::spawn(move || drain(&mut hears, &moved));
+            thread::spawn(move || {
+                let ahead = b"GET /small HTTP/1.1\r\nHost: a\r\n\r\n".repeat(1_000);
+                while asks.write_all(&ahead).is_ok() {}
+            });
+            stream
+        })
+        .collect();
+    eventually(|| moved.load(Ordering::Relaxed) > 16 * FEW_ANSWERS);
+    let mut client = lane.connect();
+    let mut meanwhile: Vec<usize> = (0..50)
+        .map(|_| {
+            let before = moved.load(Ordering::Relaxed);
+            assert_eq!(client.get("/small").status, 200);
+            moved.load(Ordering::Relaxed) - before
+        })
+        .collect();
+    meanwhile.sort_unstable();
+    for client in clients {
+        let _ = client.shutdown(Shutdown::Both);
+    }
+    let quarter = meanwhile[meanwhile.len() / 4];
+    assert!(quarter < FEW_ANSWERS, "{meanwhile:?}");
 }

@@ -262,6 +262,10 @@ impl Exchange<'_, '_, '_> {
                 }
             };
             record.reached = Some(pool.clone());
+            record.sent_by = Some(match &reached {
+                Reached::Http1(_) => "1.1",
+                Reached::Http2(_) => "2",
+            });
             let used = match reached {
                 Reached::Http1(connected) => self.by_http1(pool, connected, body, current).await,
                 Reached::Http2(place) => self.by_http2(pool, place, body, current).await,

@@ -34,7 +34,7 @@ impl Answerer<'_> {
             (false, _) => pool.give_back(connected, after_head),
             (true, false) => {}
             (true, true) => {
-                let bound = Bound::keep(pool.clone(), connected, after_head);
+                let bound = Bound::keep(pool, connected, after_head);
                 client.bound.set(bound.map(Box::new));
             }
         }
@@ -149,6 +149,7 @@ impl<'p> Exchange<'_, 'p> {
             None => self.connect(pool, &mut until).await?,
         };
         self.record.reached = Some(pool.clone());
+        self.record.sent_by = Some("1.1");
         loop {
             if let Some(until) = until {
                 self.outgoing.request.within = until.left();

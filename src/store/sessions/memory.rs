@@ -10,7 +10,7 @@
 //! Order: a user's lock before a shard's, and never two of a kind. Whoever adds or takes away a session of a user holds that
 //! user's lock, so the index of a user and the sessions agree whenever it is free.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Bound;
@@ -47,14 +47,32 @@ pub struct Sessions {
     max_sessions: AtomicUsize,
     /// At most, of those that are held.
     timeouts: Mutex<Timeouts>,
+    /// How often those of sessions that were held have been shortened.
+    shortened: AtomicU64,
     /// The order of creation, which `now` cannot tell: two lanes may read the same.
     next_sequence: AtomicU64,
     swept: Mutex<Swept>,
 }
 
 type Shard = BTreeMap<SessionId, Entry>;
-/// The sessions of each user, oldest first.
-type Users = HashMap<String, BTreeMap<u64, SessionId>>;
+type Users = HashMap<String, OfUser>;
+
+/// The sessions of one user.
+#[derive(Default)]
+struct OfUser {
+    /// Oldest first.
+    held: BTreeMap<u64, Held>,
+    /// By when each is to be looked at, which is no later than it is over: a use puts that off, and this at the next look alone. So those that
+    /// are over are found without a look at all others.
+    due: BTreeSet<(Duration, u64)>,
+    /// [`Sessions::shortened`], when that held of all.
+    shortened: u64,
+}
+
+struct Held {
+    id: SessionId,
+    due: Duration,
+}
 
 /// Where the next sweep goes on: in this shard, after this session.
 #[derive(Clone, Copy, Default)]
@@ -93,6 +111,7 @@ impl Sessions {
             held: AtomicUsize::new(0),
             max_sessions: AtomicUsize::new(max_sessions),
             timeouts: Mutex::new(Timeouts::UNBOUNDED),
+            shortened: AtomicU64::new(0),
             next_sequence: AtomicU64::new(0),
             swept: Mutex::default(),
         }
@@ -123,6 +142,8 @@ impl Sessions {
                 }
             }
         }
+        // Behind all of it: who sees this looks at sessions that are as short as they become.
+        self.shortened.fetch_add(1, Ordering::Release);
     }
 
     /// Starts a session. The user's maximum is kept whatever other lanes do at the same time: expired sessions do not count
@@ -166,9 +187,15 @@ impl Sessions {
         };
         // Two tokens with one id would need 2^64 sessions to be likely (the birthday bound of 128 bits).
         self.lock_shard(id).insert(id, entry);
+        let shortened = self.shortened.load(Ordering::Acquire);
         // A lane may still go by the plan before, whose timeouts may be longer. Behind the insertion, which a walk may have missed.
         session.shorten(*self.timeouts.lock());
-        users.entry(user).or_default().insert(sequence, id);
+        let first = || OfUser {
+            shortened,
+            ..OfUser::default()
+        };
+        let of_user = users.entry(user).or_insert_with(first);
+        of_user.add(sequence, id, session.over_at());
         Ok(Created {
             token,
             session,
@@ -220,14 +247,14 @@ impl Sessions {
             let before = ended.len();
             if let Some(sessions) = users.get_mut(user) {
                 while ended.len() < before + PART
-                    && let Some(first) = sessions.first_entry()
-                    && *first.key() < end
+                    && let Some(oldest) = sessions.oldest()
+                    && oldest < end
+                    && let Some(id) = sessions.remove(oldest)
                 {
-                    let id = first.remove();
                     self.lock_shard(id).remove(&id);
                     ended.push(id);
                 }
-                if sessions.is_empty() {
+                if sessions.held.is_empty() {
                     users.remove(user);
                 }
             }
@@ -328,28 +355,39 @@ impl Sessions {
         let Some(sessions) = users.get_mut(user) else {
             return Ok(Vec::new());
         };
-        if sessions.len() < max {
+        if sessions.held.len() < max {
             return Ok(Vec::new());
         }
-        let before = sessions.len();
-        sessions.retain(|_, id| !take_if(&mut self.lock_shard(*id), *id, |s| s.is_expired(now)));
-        self.release(before - sessions.len());
+        sessions.note_shortened(self.shortened.load(Ordering::Acquire));
+        let before = sessions.held.len();
+        while sessions.held.len() >= max
+            && let Some((sequence, id)) = sessions.first_due(now)
+        {
+            let mut shard = self.lock_shard(id);
+            match shard.get(&id).map(|entry| entry.session.over_at()) {
+                Some(over_at) if over_at > now => sessions.put_off(sequence, over_at),
+                Some(_) | None => {
+                    shard.remove(&id);
+                    sessions.remove(sequence);
+                }
+            }
+        }
+        self.release(before - sessions.held.len());
         let mut evicted = Vec::new();
         match on_max {
-            OnMax::RejectNew if sessions.len() >= max => return Err(CreateError::MaxReached),
+            OnMax::RejectNew if sessions.held.len() >= max => return Err(CreateError::MaxReached),
             OnMax::RejectNew => {}
             OnMax::EvictOldest => {
-                while sessions.len() >= max {
-                    let Some((_, id)) = sessions.pop_first() else {
-                        break;
-                    };
+                while sessions.held.len() >= max
+                    && let Some(id) = sessions.oldest().and_then(|it| sessions.remove(it))
+                {
                     self.lock_shard(id).remove(&id);
                     evicted.push(id);
                 }
             }
         }
         // A user without sessions is not remembered, whether or not the create goes on to succeed.
-        if sessions.is_empty() {
+        if sessions.held.is_empty() {
             users.remove(user);
         }
         Ok(evicted)
@@ -371,8 +409,8 @@ impl Sessions {
             sequence
         };
         if let Some(sessions) = users.get_mut(&session.user) {
-            sessions.remove(&sequence);
-            if sessions.is_empty() {
+            sessions.remove(sequence);
+            if sessions.held.is_empty() {
                 users.remove(&session.user);
             }
         }
@@ -388,8 +426,9 @@ impl Sessions {
         now: Duration,
     ) -> Vec<Arc<Session>> {
         let users = self.lock_user(user);
-        let ids = users.get(user).into_iter().flat_map(BTreeMap::values);
-        let mut ids: Vec<_> = ids.copied().filter(|id| Some(*id) > after).collect();
+        let held = users.get(user).into_iter().flat_map(|it| it.held.values());
+        let ids = held.map(|held| held.id);
+        let mut ids: Vec<_> = ids.filter(|id| Some(*id) > after).collect();
         drop(users);
         ids.sort_unstable();
         let live = ids.into_iter().filter_map(|id| self.show(id, now));
@@ -442,12 +481,50 @@ impl Sessions {
     }
 }
 
-fn take_if(shard: &mut Shard, id: SessionId, condition: impl Fn(&Session) -> bool) -> bool {
-    let taken = shard.get(&id).is_none_or(|entry| condition(&entry.session));
-    if taken {
-        shard.remove(&id);
+impl OfUser {
+    fn add(&mut self, sequence: u64, id: SessionId, due: Duration) {
+        self.held.insert(sequence, Held { id, due });
+        self.due.insert((due, sequence));
     }
-    taken
+
+    fn remove(&mut self, sequence: u64) -> Option<SessionId> {
+        let held = self.held.remove(&sequence)?;
+        self.due.remove(&(held.due, sequence));
+        Some(held.id)
+    }
+
+    fn oldest(&self) -> Option<u64> {
+        self.held.keys().next().copied()
+    }
+
+    /// One that may be over.
+    fn first_due(&self, now: Duration) -> Option<(u64, SessionId)> {
+        let (_, sequence) = self.due.first().filter(|(due, _)| *due <= now)?;
+        let held = self.held.get(sequence)?;
+        Some((*sequence, held.id))
+    }
+
+    fn put_off(&mut self, sequence: u64, due: Duration) {
+        if let Some(held) = self.held.get_mut(&sequence) {
+            self.due.remove(&(held.due, sequence));
+            self.due.insert((due, sequence));
+            held.due = due;
+        }
+    }
+
+    /// Any may be over sooner than was known, where sessions have been shortened so often.
+    fn note_shortened(&mut self, times: u64) {
+        if std::mem::replace(&mut self.shortened, times) == times {
+            return;
+        }
+        let held = self.held.iter_mut();
+        self.due = held
+            .map(|(sequence, held)| {
+                held.due = Duration::ZERO;
+                (held.due, *sequence)
+            })
+            .collect();
+    }
 }
 
 /// The session that a token is of, if it is a token at all.

@@ -55,13 +55,16 @@ impl Sessions {
         let mut indexed = 0;
         for users in &self.users {
             for (user, sessions) in users.lock().iter() {
-                assert!(!sessions.is_empty(), "{user} is remembered for nothing");
-                indexed += sessions.len();
-                for (sequence, id) in sessions {
+                let OfUser { held, due, .. } = sessions;
+                assert!(!held.is_empty(), "{user} is remembered for nothing");
+                indexed += held.len();
+                for (sequence, Held { id, .. }) in held {
                     let shard = self.lock_shard(*id);
                     assert_eq!(shard[id].sequence, *sequence);
                     assert_eq!(shard[id].session.user, *user);
                 }
+                let by_age = held.iter().map(|(sequence, held)| (held.due, *sequence));
+                assert_eq!(by_age.collect::<BTreeSet<_>>(), *due, "{user}");
             }
         }
         let held: usize = self.shards.iter().map(|shard| shard.lock().len()).sum();
@@ -197,6 +200,67 @@ fn expired_session_does_not_count_for_the_maximum() {
     }
 }
 
+/// A user may have very many, and a lane must not look at all of them for a log-in.
+#[test]
+fn a_log_in_at_the_maximum_looks_at_none_that_is_not_due() {
+    const COUNT: u32 = 300;
+    let sessions = Sessions::new(usize::MAX);
+    let settings = settings(COUNT, OnMax::EvictOldest);
+    let first = sessions.start(&settings, "ann", 0).unwrap();
+    for _ in 1..COUNT {
+        sessions.start(&settings, "ann", 0).unwrap();
+    }
+    let of_first = shard_of(first.session.id);
+    let others = (0..SHARDS).filter(|shard| *shard != of_first);
+    let others: Vec<_> = others.map(|shard| sessions.shards[shard].lock()).collect();
+    thread::scope(|scope| {
+        let created = scope.spawn(|| sessions.start(&settings, "ann", 1).unwrap());
+        // It goes for the first, whatever is done with the others.
+        let began = crate::clock::now();
+        let is_gone = || {
+            !sessions.shards[of_first]
+                .lock()
+                .contains_key(&first.session.id)
+        };
+        let mut gone = false;
+        while !gone && began.elapsed() < s(10) {
+            gone = is_gone();
+            thread::yield_now();
+        }
+        drop(others);
+        assert_eq!(created.join().unwrap().evicted, [first.session.id]);
+        assert!(gone, "it waits for a session that it has no use for");
+    });
+    sessions.check_consistent();
+}
+
+/// However long before they were to be looked at.
+#[test]
+fn what_is_used_lives_and_what_is_shortened_is_over_at_the_maximum() {
+    let sessions = Sessions::new(10);
+    let settings = settings(3, OnMax::RejectNew);
+    let [used, _, other] = [0, 0, 5].map(|now| sessions.start(&settings, "ann", now).unwrap());
+    sessions.find(used.token.as_str(), s(9)).unwrap();
+    assert!(sessions.start(&settings, "ann", 9).is_err());
+    let next = sessions.start(&settings, "ann", 10).unwrap();
+    assert!(sessions.has(&used, 10) && sessions.has(&other, 10) && sessions.has(&next, 10));
+    assert!(sessions.start(&settings, "ann", 11).is_err());
+    sessions.shorten(Timeouts {
+        absolute: s(25),
+        idle: s(3),
+    });
+    // As a lane has it that goes by the plan before.
+    let last = sessions.start(&settings, "ann", 12).unwrap();
+    assert!(!sessions.has(&used, 12) && !sessions.has(&other, 12) && sessions.has(&next, 12));
+    assert_eq!(last.session.over_at(), s(15));
+    for _ in 0..2 {
+        sessions.start(&settings, "ann", 13).unwrap();
+    }
+    assert!(!sessions.has(&next, 13) && sessions.has(&last, 13));
+    sessions.start(&settings, "ann", 13).unwrap_err();
+    sessions.check_consistent();
+}
+
 #[test]
 fn lowered_maximum_evicts_down_to_itself() {
     let sessions = Sessions::new(10);
@@ -288,7 +352,7 @@ fn left_to_who_waits(count: usize) -> usize {
             let left = sessions
                 .lock_user("ann")
                 .get("ann")
-                .map_or(0, BTreeMap::len);
+                .map_or(0, |sessions| sessions.held.len());
             let began = sessions.start(&unlimited(), "ann", 0).unwrap();
             (left, began)
         });
@@ -325,7 +389,7 @@ fn a_sweep_lets_others_into_a_shard_meanwhile() {
             session: session.clone(),
         };
         let of_user = users.entry(user.into()).or_default();
-        of_user.insert(entry.sequence, id);
+        of_user.add(entry.sequence, id, session.over_at());
         sessions.lock_shard(id).insert(id, entry);
         sessions.held.fetch_add(1, Ordering::Relaxed);
         session
