@@ -23,13 +23,24 @@ pub const MAX_CONNECTION_OPTIONS: usize = 32;
 
 /// Fields that stay though `Connection` names them, as does all that begins as [`FORWARDED`]: without them the request has another
 /// meaning, or its client another name (RFC 9110 section 7.6.1, CVE-2021-33197).
-const NOT_TO_BE_NAMED: [&str; 6] = [
-    "host",
-    "content-length",
-    "forwarded",
-    "via",
-    "x-real-ip",
-    "x-request-id",
+const NOT_TO_BE_NAMED: [&[u8]; 5] = [
+    b"host",
+    b"content-length",
+    b"forwarded",
+    b"via",
+    b"x-request-id",
+];
+
+/// By these proxies and content delivery networks name the client, as nginx, Akamai, Cloudflare and Fastly do, to applications that believe
+/// whoever they come from.
+pub const OF_CLIENTS: [&[u8]; 7] = [
+    b"x-real-ip",
+    b"true-client-ip",
+    b"cf-connecting-ip",
+    b"fastly-client-ip",
+    b"x-client-ip",
+    b"x-cluster-client-ip",
+    b"client-ip",
 ];
 
 /// What proxies say of a request is named so: `X-Forwarded-For`, `-Prefix`, `-Port`, and others that an application may believe.
@@ -93,7 +104,8 @@ fn is_not_to_be_named(name: &[u8]) -> bool {
     begins_folded(name, FORWARDED)
         || NOT_TO_BE_NAMED
             .iter()
-            .any(|other| name.eq_ignore_ascii_case(other.as_bytes()))
+            .chain(&OF_CLIENTS)
+            .any(|other| name.eq_ignore_ascii_case(other))
 }
 
 /// Whether a field belongs to this hop alone by its name. Those that `Connection` names are in no head that was read.
