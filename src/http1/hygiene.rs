@@ -46,6 +46,13 @@ pub const OF_CLIENTS: [&[u8]; 7] = [
 /// What proxies say of a request is named so: `X-Forwarded-For`, `-Prefix`, `-Port`, and others that an application may believe.
 pub const FORWARDED: &[u8] = b"x-forwarded-";
 
+/// By these an application may be told of another method than the request's. Many frameworks heed the first, of a POST, unless told otherwise.
+const OF_METHODS: [&[u8]; 3] = [
+    b"x-http-method-override",
+    b"x-http-method",
+    b"x-method-override",
+];
+
 /// What the value of a `Connection` field names.
 pub fn connection_options(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
@@ -130,6 +137,11 @@ pub fn is_folded(name: &[u8], known: &[u8]) -> bool {
 pub fn begins_folded(name: &[u8], known: &[u8]) -> bool {
     name.get(..known.len())
         .is_some_and(|start| is_folded(start, known))
+}
+
+/// Whether a field of this name says another method, to applications that heed it.
+pub fn names_a_method(name: &[u8]) -> bool {
+    OF_METHODS.iter().any(|known| is_folded(name, known))
 }
 
 /// Whether two names are one once they are [`folded`].
