@@ -146,12 +146,12 @@ pub fn names_a_method(name: &[u8]) -> bool {
 
 /// Whether two names are one once they are [`folded`].
 pub fn fold_to_one(one: &[u8], other: &[u8]) -> bool {
-    one.len() == other.len()
-        && one
-            .iter()
-            .copied()
-            .map(fold)
-            .eq(other.iter().copied().map(fold))
+    one.len() == other.len() && folds_to_one(one.iter().copied(), other)
+}
+
+/// As [`fold_to_one`], for a name that is not there in one piece.
+pub fn folds_to_one(one: impl Iterator<Item = u8>, other: &[u8]) -> bool {
+    one.map(fold).eq(other.iter().copied().map(fold))
 }
 
 fn fold(byte: u8) -> u8 {
