@@ -12,6 +12,8 @@ use crate::event::{AuditEvent, Encoded};
 
 /// Events that a lane lays together, at most.
 const GROUP: usize = 64;
+/// Bytes at which a group is full.
+const GROUP_BYTES: usize = 256 << 10;
 /// What a group has memory for when it begins.
 const FIRST_EVENTS: usize = 32;
 const FIRST_BYTES: usize = 8 << 10;
@@ -64,7 +66,7 @@ impl Tray {
         }
         let mut contents = self.slot.0.lock();
         match &mut *contents {
-            Contents::Group(events, _) if events.len() < GROUP => {
+            Contents::Group(events, _) if events.len() < GROUP && events.size() < GROUP_BYTES => {
                 events.push(event);
                 return Laid::Along;
             }

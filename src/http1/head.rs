@@ -345,7 +345,8 @@ fn framing(
 }
 
 /// `uri-host [ ":" port ]` of RFC 9110 section 7.2, without what no name in DNS has: escapes could spell a name in
-/// another way, and a comma could be two fields made one. Empty where the target has no authority.
+/// another way, and a comma could be two fields made one; nor with a label that is empty, but behind the last dot: to servers that take all
+/// dots off its end it would be another name. Empty where the target has no authority.
 pub fn is_host(value: &[u8]) -> bool {
     let (is_name, port) = match value.strip_prefix(b"[") {
         Some(rest) => {
@@ -362,7 +363,7 @@ pub fn is_host(value: &[u8]) -> bool {
             let is_usual = |byte: &u8| {
                 byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
             };
-            let is_name = name.iter().all(is_usual);
+            let is_name = name.iter().all(is_usual) && !name.windows(2).any(|two| two == b"..");
             (is_name && (port.is_empty() || !name.is_empty()), port)
         }
     };
@@ -528,6 +529,8 @@ mod tests {
             "x/",
             "x,y",
             "x%61",
+            "x..",
+            "x..y:80",
             ":80",
             "x:65536",
             "x:+1",

@@ -23,17 +23,35 @@ pub const MAX_CONNECTION_OPTIONS: usize = 32;
 
 /// Fields that stay though `Connection` names them, as does all that begins as [`FORWARDED`]: without them the request has another
 /// meaning, or its client another name (RFC 9110 section 7.6.1, CVE-2021-33197).
-const NOT_TO_BE_NAMED: [&str; 6] = [
-    "host",
-    "content-length",
-    "forwarded",
-    "via",
-    "x-real-ip",
-    "x-request-id",
+const NOT_TO_BE_NAMED: [&[u8]; 5] = [
+    b"host",
+    b"content-length",
+    b"forwarded",
+    b"via",
+    b"x-request-id",
+];
+
+/// By these proxies and content delivery networks name the client, as nginx, Akamai, Cloudflare and Fastly do, to applications that believe
+/// whoever they come from.
+pub const OF_CLIENTS: [&[u8]; 7] = [
+    b"x-real-ip",
+    b"true-client-ip",
+    b"cf-connecting-ip",
+    b"fastly-client-ip",
+    b"x-client-ip",
+    b"x-cluster-client-ip",
+    b"client-ip",
 ];
 
 /// What proxies say of a request is named so: `X-Forwarded-For`, `-Prefix`, `-Port`, and others that an application may believe.
 pub const FORWARDED: &[u8] = b"x-forwarded-";
+
+/// By these an application may be told of another method than the request's. Many frameworks heed the first, of a POST, unless told otherwise.
+const OF_METHODS: [&[u8]; 3] = [
+    b"x-http-method-override",
+    b"x-http-method",
+    b"x-method-override",
+];
 
 /// What the value of a `Connection` field names.
 pub fn connection_options(value: &[u8]) -> impl Iterator<Item = &[u8]> {
@@ -93,7 +111,8 @@ fn is_not_to_be_named(name: &[u8]) -> bool {
     begins_folded(name, FORWARDED)
         || NOT_TO_BE_NAMED
             .iter()
-            .any(|other| name.eq_ignore_ascii_case(other.as_bytes()))
+            .chain(&OF_CLIENTS)
+            .any(|other| name.eq_ignore_ascii_case(other))
 }
 
 /// Whether a field belongs to this hop alone by its name. Those that `Connection` names are in no head that was read.
@@ -120,14 +139,19 @@ pub fn begins_folded(name: &[u8], known: &[u8]) -> bool {
         .is_some_and(|start| is_folded(start, known))
 }
 
+/// Whether a field of this name says another method, to applications that heed it.
+pub fn names_a_method(name: &[u8]) -> bool {
+    OF_METHODS.iter().any(|known| is_folded(name, known))
+}
+
 /// Whether two names are one once they are [`folded`].
 pub fn fold_to_one(one: &[u8], other: &[u8]) -> bool {
-    one.len() == other.len()
-        && one
-            .iter()
-            .copied()
-            .map(fold)
-            .eq(other.iter().copied().map(fold))
+    one.len() == other.len() && folds_to_one(one.iter().copied(), other)
+}
+
+/// As [`fold_to_one`], for a name that is not there in one piece.
+pub fn folds_to_one(one: impl Iterator<Item = u8>, other: &[u8]) -> bool {
+    one.map(fold).eq(other.iter().copied().map(fold))
 }
 
 fn fold(byte: u8) -> u8 {

@@ -33,6 +33,8 @@ pub struct Index {
     /// The most dots in a key of `below`: a host has no more suffixes worth a look, however many its dots.
     most_dots: usize,
     any: Paths,
+    /// Whether some route is for some methods alone.
+    asks_for_methods: bool,
 }
 
 /// The routes of one host pattern.
@@ -80,6 +82,7 @@ impl Index {
                 methods: matches.all_methods().map(str::to_owned).collect(),
                 headers: matches.headers.clone(),
             };
+            index.asks_for_methods |= !candidate.methods.is_empty();
             match &matches.path {
                 None => paths.any.push(candidate),
                 Some(path) if matches.ignore_case => {
@@ -90,6 +93,11 @@ impl Index {
             }
         }
         index
+    }
+
+    /// Whether requests that differ in their method alone may have several routes.
+    pub fn asks_for_methods(&self) -> bool {
+        self.asks_for_methods
     }
 
     /// The index of the first route that serves `request`.

@@ -24,6 +24,7 @@ use crate::config::rewrite::{Redirect, To};
 use crate::config::upstreams::Balancing;
 use crate::config::{Listener, Route};
 use crate::http1::head::{BodyLength, HeadError, RequestHead, path_and_query};
+use crate::http1::hygiene;
 use crate::http1::path::{self, PathError};
 use crate::net::stream::canonical;
 use crate::plan::{self, Plan};
@@ -240,20 +241,49 @@ fn check_length(listener: &Listener, head: &RequestHead) -> Result<(), Rejection
     }
 }
 
+/// No client has to say more methods, each of which costs a look at all routes.
+const MOST_METHODS_SAID: usize = 8;
+
 /// The route that serves the request. Whatever else servers may read in its path, no other route may be meant, unless the file
-/// names in its pattern what they differ on.
+/// names in its pattern what they differ on; nor may one by a method that a field says.
 fn find_route(plan: &Plan, request: &routes::Request<'_>) -> Result<usize, Rejection> {
     let index = plan.index.find(request).ok_or(Rejection::NoRoute)?;
-    for (path, error) in path::readings(request.path).map_err(Rejection::BadPath)? {
-        let other = routes::Request {
-            path: &path,
+    let find = |path: &str, method: &str| {
+        plan.index.find(&routes::Request {
+            path,
+            method,
             ..*request
-        };
-        if plan.index.find(&other) != Some(index) && !names(&plan.config.routes[index], error) {
-            return Err(Rejection::BadPath(error));
+        })
+    };
+    let readings = path::readings(request.path).map_err(Rejection::BadPath)?;
+    for (path, error) in &readings {
+        let other = find(path, request.method);
+        if other != Some(index) && !names(&plan.config.routes[index], *error) {
+            return Err(Rejection::BadPath(*error));
+        }
+    }
+    if plan.index.asks_for_methods() {
+        let paths = readings.iter().map(|(path, _)| path.as_str());
+        for (count, method) in methods_said(request).enumerate() {
+            let mut paths = [request.path].into_iter().chain(paths.clone());
+            if count == MOST_METHODS_SAID
+                || paths.any(|path| find(path, &method) != find(path, request.method))
+            {
+                return Err(Rejection::OtherMethod);
+            }
         }
     }
     Ok(index)
+}
+
+/// The methods that fields say an application is to take the request's for.
+fn methods_said(request: &routes::Request<'_>) -> impl Iterator<Item = String> {
+    let buffer = request.buffer;
+    let fields = request.fields.iter();
+    let said = fields.filter(|(name, _)| hygiene::names_a_method(&buffer[name.clone()]));
+    let said = said.flat_map(|(_, value)| buffer[value.clone()].split(|byte| *byte == b','));
+    let said = said.map(|method| String::from_utf8_lossy(method.trim_ascii()).to_ascii_uppercase());
+    said.filter(|method| !method.is_empty())
 }
 
 /// Whether the file names in the route's path what servers differ on, so that with it no other route can be meant.

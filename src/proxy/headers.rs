@@ -16,7 +16,7 @@ use crate::config::{Listener, Route};
 use crate::http1::body::BodyError;
 use crate::http1::head::{BodyLength, Fields, RequestHead, values};
 use crate::http1::hygiene::{
-    FORWARDED, begins_folded, connection_options, is_folded, is_hop_by_hop,
+    FORWARDED, OF_CLIENTS, begins_folded, connection_options, is_folded, is_hop_by_hop,
 };
 use crate::http1::response::ResponseHead;
 use crate::http1::trailers::{self, may_follow_a_body};
@@ -193,8 +193,8 @@ pub(super) struct Passed<'a> {
 const NEVER_PASSED: [&[u8]; 4] = [b"expect", b"proxy", b"x-original-url", b"x-rewrite-url"];
 /// What trusted proxies say goes on with this hop behind it.
 const CHAINS: [&[u8]; 3] = [b"x-forwarded-for", b"x-forwarded-client-cert", b"forwarded"];
-/// What a peer says of itself is not believed: all that begins as [`FORWARDED`], and these.
-const PEERS_CLAIMS: [&[u8]; 3] = [b"x-real-ip", b"forwarded", b"x-request-id"];
+/// What a peer says of itself is not believed: all that begins as [`FORWARDED`], these, and what names [clients](OF_CLIENTS).
+const PEERS_CLAIMS: [&[u8]; 2] = [b"forwarded", b"x-request-id"];
 
 /// Appends the request's head for the upstream.
 pub(super) fn put_request_head(
@@ -382,7 +382,8 @@ fn is_of_trace(name: &[u8], trace: &Trace) -> bool {
 
 /// Whether only a trusted proxy may say it, however it is spelt.
 fn is_peers_claim(name: &[u8]) -> bool {
-    begins_folded(name, FORWARDED) || PEERS_CLAIMS.iter().any(|other| is_folded(name, other))
+    let mut known = PEERS_CLAIMS.iter().chain(&OF_CLIENTS);
+    begins_folded(name, FORWARDED) || known.any(|other| is_folded(name, other))
 }
 
 /// Whether an application could take it for a field that weir answers for, though it is spelt in another way: whoever sent

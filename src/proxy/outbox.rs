@@ -24,6 +24,8 @@ use crate::telemetry::traces::{self, Traces};
 
 /// Events that a lane holds back, at most.
 const BATCH: usize = 64;
+/// Bytes at which they are handed on.
+const BATCH_BYTES: usize = 256 << 10;
 /// How long it holds them back, at most.
 const LINGER: Duration = Duration::from_millis(20);
 
@@ -69,7 +71,7 @@ impl Outbox {
                     self.waiting.notify_one();
                 }
                 events.push(event);
-                if events.len() >= BATCH {
+                if events.len() >= BATCH || events.size() >= BATCH_BYTES {
                     let next = Encoded::like(&events);
                     recorder.record(std::mem::replace(&mut *events, next));
                 }

@@ -77,6 +77,7 @@ impl Met {
             Rejection::BadHead(_)
             | Rejection::BadPath(_)
             | Rejection::BadTarget
+            | Rejection::OtherMethod
             | Rejection::HeadTimeout
             | Rejection::BadBody
             | Rejection::BodyTimeout

@@ -193,12 +193,19 @@ impl fmt::Display for Plain<'_> {
         for char in self.0.chars() {
             match char {
                 '"' | '\\' => write!(f, "\\{char}")?,
-                char if char.is_control() => write!(f, "{}", char.escape_default())?,
+                char if is_not_shown(char) => write!(f, "{}", char.escape_default())?,
                 char => f.write_char(char)?,
             }
         }
         Ok(())
     }
+}
+
+/// Whether it does something to a text in place of being seen in it: a control character, and what parts lines or turns the direction of
+/// what is read, so that it shows something else than it says (CVE-2021-42574).
+pub fn is_not_shown(char: char) -> bool {
+    let turns = matches!(char, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    char.is_control() || turns
 }
 
 /// In RFC 3339.
@@ -294,5 +301,11 @@ mod tests {
             assert_eq!(text.matches('\n').count(), 1, "{text}");
             assert!(text.ends_with('\n') && !text.contains(['\r', '\u{1b}']));
         }
+        // Nor one that people see otherwise.
+        let text = line(LogFormat::Pretty, "/a\u{2028}\u{202e}b\u{2066}\u{200f}c");
+        assert!(
+            text.contains(r"/a\u{2028}\u{202e}b\u{2066}\u{200f}c"),
+            "{text}"
+        );
     }
 }

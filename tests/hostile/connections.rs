@@ -284,7 +284,15 @@ fn a_client_is_who_its_connection_says() {
         &[("x-forwarded_for", FORGED)],
         &[("x.forwarded.for", FORGED)],
         &[("forwarded", "for=6.6.6.6;proto=https")],
-        &[("x-real-ip", FORGED)],
+        &[
+            ("x-real-ip", FORGED),
+            ("true-client-ip", FORGED),
+            ("cf-connecting-ip", FORGED),
+            ("fastly-client-ip", FORGED),
+            ("x_client_ip", FORGED),
+            ("x-cluster-client-ip", FORGED),
+            ("client-ip", FORGED),
+        ],
         &[("x-forwarded-host", FORGED), ("x-forwarded-proto", FORGED)],
         &[("connection", "x-forwarded-for")],
         &[

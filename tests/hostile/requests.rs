@@ -685,6 +685,61 @@ fn escaped_slashes_walk_around_no_route() {
     }
 }
 
+/// Frameworks serve a POST as the method that such a field names: Rails and Symfony do unless told otherwise.
+#[test]
+fn no_field_names_a_method_that_has_another_route() {
+    let upstream = Recorder::start();
+    let lane = Lane::start(&format!(
+        "listen: 127.0.0.1:0\nupstreams: {{app: {{endpoints: ['http://{}']}}}}\n\
+         rate_limits: {{none: {{limit: 0/s, by: constant}}}}\n\
+         routes:\n  - {{match: {{path: /a/*, methods: [DELETE, PUT]}}, upstream: app, rate_limits: [none]}}\n\
+         \x20 - {{match: {{path: /b/*, methods: [POST]}}, upstream: app}}\n  - {{upstream: app}}\n",
+        upstream.address
+    ));
+    let ask =
+        |method: &str, path: &str, fields: &[&str]| lane.connect().send(method, path, fields, "");
+    assert_eq!(ask("DELETE", "/a/x", &[]).status, 429);
+    for (method, path, fields) in [
+        ("POST", "/a/x", &["X-HTTP-Method-Override: DELETE"][..]),
+        ("POST", "/a/x", &["x_http_method_override: delete"]),
+        ("POST", "/a/x", &["X-HTTP-Method: PUT"]),
+        ("POST", "/a/x", &["X-Method-Override: PUT"]),
+        ("GET", "/a/x", &["X-HTTP-Method-Override: DELETE"]),
+        (
+            "POST",
+            "/a/x",
+            &[
+                "X-HTTP-Method-Override: PATCH",
+                "X-HTTP-Method-Override: DELETE",
+            ],
+        ),
+        ("POST", "/a/x", &["X-HTTP-Method-Override: PATCH , PUT"]),
+        ("POST", "/a;v/x", &["X-HTTP-Method-Override: PUT"]),
+        ("POST", "/b/x", &["X-HTTP-Method-Override: PUT"]),
+        ("POST", "/c", &["X-HTTP-Method: A,B,C,D,E,F,G,H,I"]),
+    ] {
+        let reply = ask(method, path, fields);
+        assert_eq!(reply.status, 400, "{method} {path} {fields:?}");
+        assert!(reply.body.contains("names another method"), "{reply:?}");
+    }
+    assert_eq!(upstream.whole().len(), 0, "{:?}", upstream.whole());
+    for (method, path, field) in [
+        ("POST", "/a/x", "X-HTTP-Method-Override: PATCH"),
+        ("POST", "/a/x", "X-HTTP-Method-Override:"),
+        ("POST", "/b/x", "X-HTTP-Method-Override: post"),
+        ("POST", "/c", "X-HTTP-Method-Override: DELETE"),
+        ("POST", "/c", "X-HTTP-Method: A,B,C,D,E,F,G,H"),
+    ] {
+        assert_eq!(
+            ask(method, path, &[field]).status,
+            200,
+            "{method} {path} {field}"
+        );
+    }
+    let seen = upstream.bytes();
+    assert!(seen.contains("X-HTTP-Method-Override: PATCH\r\n"), "{seen}");
+}
+
 /// Two servers could take such bytes for other letters; escapes they cannot.
 #[test]
 fn a_target_beyond_ascii_goes_on_in_escapes() {

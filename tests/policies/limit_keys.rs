@@ -227,7 +227,7 @@ fn no_one_chooses_under_which_of_several_values_it_is_counted(store: Store) {
                 &["/", "Cookie: k=1", "Cookie: k=2"],
             ],
         ),
-        ("query:k", &[&["/?k=1&k=2"]]),
+        ("query:k", &[&["/?k=1&k=2"], &["/?k=1;k=2"], &["/?k=1&K=2"]]),
         ("[path, 'query:k']", &[&["/?k=1&k=2"]]),
     ];
     for (by, requests) in several {
@@ -240,7 +240,7 @@ fn no_one_chooses_under_which_of_several_values_it_is_counted(store: Store) {
             assert_eq!(status, 429, "{by}: {request:?}");
         }
     }
-    let same: [(&str, &[&[&str]]); 4] = [
+    let same: [(&str, &[&[&str]]); 8] = [
         (
             "header:x-key",
             &[&["/", "X-Key: 1", "X-Key: 1"], &["/", "x_key: 1"]],
@@ -250,6 +250,11 @@ fn no_one_chooses_under_which_of_several_values_it_is_counted(store: Store) {
             &[&["/", "Cookie: k=1; k=1"], &["/", "Cookie: k=1"]],
         ),
         ("query:k", &[&["/?k=1&k=%31"], &["/?k=1"]]),
+        // As Rack and Perl's CGI part it, ASP.NET reads names, and PHP.
+        ("query:k", &[&["/?k=1"], &["/?a=b;k=1"]]),
+        ("query:k", &[&["/?k=1"], &["/?k=1;2"]]),
+        ("query:k", &[&["/?k=1"], &["/?K=1"]]),
+        ("query:api_key", &[&["/?api_key=1"], &["/?api.key=1"]]),
         (
             "header:authorization",
             &[

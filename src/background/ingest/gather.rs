@@ -17,6 +17,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Bytes that a loop reads ahead, as they are held: an entry, and its batch unpacked. Texts that clients repeat pack 200 to 1, so
 /// that packed bytes would bound nothing.
 const BYTES: usize = 8 << 20;
+/// Bytes of one load, at most, as they are held: what is beyond is left packed until its turn comes. No proxy's batches come to it in one read;
+/// what others put into Redis may say that it is as large as batches ever are, and be small.
+const MOST_BYTES: usize = 5 * BYTES;
 /// Entries of one read, at most: how large they are is only known of those before. A proxy makes batches of 1 MiB at most.
 const ENTRIES: usize = 32;
 /// A consumer that has asked for nothing for so long, and for twice `claim_after`, is gone.
@@ -26,7 +29,8 @@ const GONE: Duration = Duration::from_secs(600);
 #[derive(Default)]
 pub(super) struct Load {
     pub(super) work: Vec<Work>,
-    /// Given to workers too often without being stored: each for itself, and opened when its turn comes.
+    /// Given to workers too often without being stored, or too large to be held beside the others: each for itself, and opened when its
+    /// turn comes.
     pub(super) suspects: Vec<Entry>,
     /// Whether one of these was buried unopened.
     has_buried: bool,
@@ -112,6 +116,9 @@ impl Ingest {
         reading.found(&entries);
         let entries = self.leave_others(shard, entries, |entry| entry);
         for entry in entries.await {
+            let Some(entry) = load.unless_too_large(entry) else {
+                continue;
+            };
             if let Some(work) = self.open(entry).await {
                 reading.opened(&work);
                 load.take(work);
@@ -208,7 +215,9 @@ impl Ingest {
     async fn take_over(&self, entry: Entry, deliveries: u64, load: &mut Load) {
         let most = u64::from(self.worker.max_deliveries);
         if deliveries <= most {
-            if let Some(work) = self.open(entry).await {
+            if let Some(entry) = load.unless_too_large(entry)
+                && let Some(work) = self.open(entry).await
+            {
                 load.take(work);
             }
         } else if deliveries > 2 * most && load.suspects.is_empty() && !load.has_buried {
@@ -218,8 +227,7 @@ impl Ingest {
             let reason = format!("delivered {deliveries} times and never stored");
             self.bury(&entry, &reason).await;
         } else {
-            load.bytes += entry.bytes.len();
-            load.suspects.push(entry);
+            load.put_off(entry);
         }
     }
 }
@@ -233,6 +241,20 @@ impl Work {
 impl Load {
     pub(super) fn is_empty(&self) -> bool {
         self.work.is_empty() && self.suspects.is_empty()
+    }
+
+    /// The entry, where there is room for its batch.
+    fn unless_too_large(&mut self, entry: Entry) -> Option<Entry> {
+        if self.bytes + held(&entry) <= MOST_BYTES {
+            return Some(entry);
+        }
+        self.put_off(entry);
+        None
+    }
+
+    fn put_off(&mut self, entry: Entry) {
+        self.bytes += entry.bytes.len();
+        self.suspects.push(entry);
     }
 
     fn take(&mut self, work: Work) {
@@ -330,6 +352,38 @@ mod tests {
                 load.take(Work { entry, batch });
             }
         }
+    }
+
+    /// Batches that pack 255 to 1 come from whoever can write to Redis, as many as are read at once.
+    #[test]
+    fn what_comes_as_a_surprise_is_bounded_unpacked() {
+        let bomb = entry(1, 30 << 20);
+        assert!(bomb.bytes.len() < 200_000 && held(&bomb) > 30 << 20);
+        let mut load = Load::default();
+        let mut opened = 0;
+        for entry in vec![bomb; ENTRIES] {
+            if let Some(entry) = load.unless_too_large(entry) {
+                let batch = Batch::open(&entry.bytes).unwrap();
+                load.take(Work { entry, batch });
+                opened += 1;
+            }
+        }
+        assert_eq!((opened, load.suspects.len()), (1, ENTRIES - 1));
+        // One that says to be larger than any is is none, and takes no memory for it.
+        let mut bytes = entry(1, 10).bytes;
+        let at = bytes.len() - batch_body(&bytes).len();
+        bytes[at..at + 4].copy_from_slice(&u32::to_le_bytes((64 << 20) + 1));
+        let checksum = crc32fast::hash(&bytes[5..]).to_le_bytes();
+        bytes[1..5].copy_from_slice(&checksum);
+        assert_eq!(Batch::open(&bytes), Err(BatchError::Damaged));
+        assert_eq!(batch::unpacked_size(&bytes), 0);
+    }
+
+    /// What is behind the header.
+    fn batch_body(bytes: &[u8]) -> &[u8] {
+        postcard::take_from_bytes::<batch::Header>(&bytes[5..])
+            .unwrap()
+            .1
     }
 
     #[test]

@@ -7,6 +7,7 @@ use comfy_table::{Table, presets};
 
 use crate::store::audit::Stored;
 use crate::store::audit::record::{self, Record};
+use crate::telemetry::access_log::is_not_shown;
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
@@ -80,9 +81,20 @@ fn or_dash(text: Option<&str>) -> &str {
     text.unwrap_or("-")
 }
 
-/// Without control characters, which could drive the terminal of who reads.
+/// Without what could drive the terminal of who reads, or show something else than it says.
 pub(super) fn printable(text: &str) -> String {
     text.chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .map(|c| if is_not_shown(c) { '\u{fffd}' } else { c })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::printable;
+
+    #[test]
+    fn what_is_printed_is_what_is_seen() {
+        let shown = printable("a\u{1b}[1m\u{9b}\u{2028}\u{202e}\u{2069}\u{e4}");
+        assert_eq!(shown, "a\u{fffd}[1m\u{fffd}\u{fffd}\u{fffd}\u{fffd}\u{e4}");
+    }
 }

@@ -53,6 +53,12 @@ impl Rejection {
                 "bad_target",
                 "request target is not a path, or names another host than Host",
             ),
+            Rejection::OtherMethod => told(
+                400,
+                REQUEST,
+                "other_method",
+                "a field such as X-HTTP-Method-Override names another method, by which this has another route",
+            ),
             Rejection::HeadTimeout => {
                 told(408, REQUEST, "head_timeout", "request head took too long")
             }
@@ -300,6 +306,7 @@ mod tests {
         let others = [
             Rejection::BadPath(PathError::AboveRoot),
             Rejection::BadTarget,
+            Rejection::OtherMethod,
             Rejection::HeadTimeout,
             Rejection::BadBody,
             Rejection::BodyTimeout,

@@ -41,8 +41,8 @@ const NEWEST: u8 = 31;
 const PREFIX: usize = 5;
 /// How far a clock is set back, in microseconds, where it was wrong before and not merely off.
 const LEAP: u64 = 86_400_000_000;
-/// What a body may be; a length beyond is damage.
-const LONGEST: usize = 256 << 20;
+/// What a body may be; a length beyond is damage. A proxy packs 1 MiB, or what a lane has gathered, which is little more.
+const LONGEST: usize = 64 << 20;
 
 /// What a batch says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
