@@ -264,6 +264,7 @@ fn metrics_tell_how_the_process_is() {
         ("weir_limit_keys_max", 1_000_000.0, 1_000_000.0),
         ("weir_log_lines_total{result=\"dropped\"}", 0.0, 0.0),
         ("process_resident_memory_bytes", 1e6, 1e9),
+        ("weir_memory_limit_bytes", 0.0, 1e15),
         ("process_open_fds", 5.0, 1000.0),
         ("process_max_fds", 64.0, f64::MAX),
         ("process_start_time_seconds", 1.7e9, f64::MAX),

@@ -106,6 +106,29 @@ fn a_proxy_whose_redis_is_gone_is_degraded_and_ready() {
     eventually(|| redis() == "ok");
 }
 
+#[test]
+fn a_redis_that_refuses_calls_is_told_with_what_it_says() {
+    let server = Server::single();
+    let weir = proxy(&format!(
+        "worker: {{health: {{cache: 0s}}}}\nrate_limit: 9/s by path\n{}",
+        server.yaml(&key_prefix())
+    ));
+    let redis = || get(&weir, "/health").1["checks"]["redis_main"].clone();
+    eventually(|| redis()["status"] == "ok");
+    // It answers each ping.
+    server.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+    eventually(|| {
+        weir.client().get("/");
+        let redis = redis();
+        let said = redis["error"].as_str().unwrap_or_default();
+        redis["status"] == "degraded" && redis["nodes"][0]["up"] == true && said.contains("OOM")
+    });
+    weir.log_until("redis refuses calls");
+    server.cli(&["CONFIG", "SET", "maxmemory", "0"]);
+    eventually_within(Duration::from_secs(30), || redis()["status"] == "ok");
+    assert!(redis().get("error").is_none());
+}
+
 /// A worker that looks often, with these keys of `health`.
 fn worker(redis: &Server, postgres: &postgres::Server, health: &str) -> Running {
     let config = file(&format!(

@@ -130,7 +130,7 @@ async fn keep(
         match breaker.sync(sharing, &redis, &fleet.process).await {
             Some(Change::Joined) => info!(%upstream, "breaker goes by the shared state"),
             Some(Change::Lost) => {
-                warn!(%upstream, "breaker goes on by itself: redis does not answer");
+                warn!(%upstream, "breaker goes on by itself: redis does not answer, or refuses");
             }
             None => {}
         }

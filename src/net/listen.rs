@@ -12,7 +12,7 @@ use rustix::fs::{Mode, fchmod};
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
-use super::stream;
+use super::{descriptors, stream};
 use crate::config::listeners::Address;
 
 /// Connections that wait to be accepted.
@@ -120,18 +120,21 @@ impl AsFd for Bound {
 }
 
 impl Accepting {
-    /// The next connection, and who is at its other end; a Unix socket does not tell.
+    /// The next connection, and who is at its other end; a Unix socket does not tell. One that would take a descriptor which is
+    /// [left to others](descriptors) is closed, and an error.
     pub async fn accept(&self) -> io::Result<(stream::Socket, Option<SocketAddr>)> {
-        match self {
+        let (socket, peer) = match self {
             Accepting::Tcp(listener) => {
                 let (tcp, peer) = listener.accept().await?;
-                Ok((tcp.into(), Some(peer)))
+                (stream::Socket::from(tcp), Some(peer))
             }
             Accepting::Unix(listener) => {
                 let (unix, _) = listener.accept().await?;
-                Ok((unix.into(), None))
+                (stream::Socket::from(unix), None)
             }
-        }
+        };
+        descriptors::spare(&socket)?;
+        Ok((socket, peer))
     }
 }
 

@@ -4,6 +4,7 @@
 pub mod any;
 pub mod body;
 pub mod clients;
+pub mod descriptors;
 pub mod gather;
 pub mod listen;
 pub mod names;

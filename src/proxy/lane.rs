@@ -232,7 +232,7 @@ async fn accept(lane: Rc<Lane>, listener_index: usize, listener: Accepting) {
                     metrics.connections.accept_failures.inc();
                     if lines.next(clock::mono()).is_some() {
                         let listener = &lane.following.current().plan.config.listeners[listener_index].name;
-                        warn!(%listener, %error, "a connection cannot be accepted, and waits; has the process as many files open as it may?");
+                        warn!(%listener, %error, "a connection cannot be accepted, and waits or is closed; has the process as many files open as it may?");
                     }
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }

@@ -9,9 +9,9 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use super::reach::{Stage, no_address, too_late};
-use crate::net::names;
 use crate::net::stream::{Socket, Stream};
 use crate::net::tls::client::{ClientTls, Offer};
+use crate::net::{descriptors, names};
 
 /// Where an endpoint is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,6 +72,7 @@ pub async fn connect(target: &Target, way: Way<'_>, within: Duration) -> io::Res
             Target::Address(address) => Socket::from(TcpStream::connect(address).await?),
             Target::Unix(path) => Socket::from(UnixStream::connect(path).await?),
         };
+        descriptors::spare(&socket)?;
         socket.set_nodelay()?;
         socket.keep_alive()?;
         match way {

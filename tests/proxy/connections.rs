@@ -494,6 +494,31 @@ fn a_connection_that_finds_no_descriptor_waits_and_is_counted() {
 }
 
 #[test]
+fn connections_leave_descriptors_to_the_admin_port() {
+    let config = file(
+        "listeners: [{address: '127.0.0.1:0'}]\nroutes: [{reply: {status: 200}}]\n\
+         admin: {address: '127.0.0.1:0'}\nruntime: {lanes: 1}\n",
+    );
+    let running = Running::start_after("ulimit -n 80", config.path(), &[]);
+    let held: Vec<_> = (0..160).map(|_| running.connect()).collect();
+    running.log_until("cannot be accepted");
+    // Each over a connection of its own, while clients take whatever they get.
+    for _ in 0..5 {
+        assert_eq!(running.admin().get("/live").status, 200);
+        assert!(running.told("weir_accept_failures_total") > Some(0.0));
+        let (open, most) = (
+            running.told("process_open_fds"),
+            running.told("process_max_fds"),
+        );
+        assert_eq!(most, Some(80.0));
+        assert!(open > Some(72.0), "nine tenths raise the alarm: {open:?}");
+    }
+    drop(held);
+    eventually(|| running.metric("weir_connections_open") == 0);
+    assert_eq!(running.client().get("/").status, 200);
+}
+
+#[test]
 fn what_weir_lacks_opens_no_breaker_and_ejects_no_endpoint() {
     let upstream = Upstream::answering("ok");
     let config = file(&format!(

@@ -543,6 +543,9 @@ fn what_is_known_holds_for_the_grace_while_redis_is_away() {
     away(&mut client);
     wait_for_end(&mut stream);
     assert!(looks(&weir, "grace") > 0 && looks(&weir, "unanswered") > 0);
+    // That is for users, or for a memory, that have as many as they may.
+    let refused = "weir_session_events_total{sessions=\"web\",event=\"refused\"}";
+    assert_eq!(weir.told(refused), Some(0.0));
     server.resume();
     eventually(|| me(&mut client, &ann) == 200);
     // A server that comes back empty has no sessions: now they are over.

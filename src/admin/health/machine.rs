@@ -96,6 +96,7 @@ pub(in crate::admin) fn used(uptime: Duration) -> Used {
     Used {
         cpu: clock::process_cpu(),
         resident_bytes: memory::resident_bytes().unwrap_or_default(),
+        memory_limit_bytes: memory::limit_bytes(),
         open_files: open as u64,
         // Without a bound there is as much as the kernel can count.
         max_files: most.unwrap_or(u64::MAX),

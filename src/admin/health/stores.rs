@@ -151,7 +151,8 @@ fn lag(lag: &Lag, bounds: &worker::Health) -> Finding {
 fn nodes(connections: &Connections, down: Status) -> Finding {
     let nodes = connections.health();
     let up = nodes.iter().filter(|node| node.up).count();
-    let is_well = up == nodes.len() && connections.knows_all_slots();
+    let refusal = connections.client().refuses();
+    let is_well = up == nodes.len() && connections.knows_all_slots() && refusal.is_none();
     // A part of the slots is served all the same.
     let status = match up {
         0 => down,
@@ -160,7 +161,10 @@ fn nodes(connections: &Connections, down: Status) -> Finding {
     let nodes = nodes.iter().map(|node| {
         json!({ "address": node.address, "up": node.up, "latency_seconds": node.latency.as_secs_f64() })
     });
-    Finding::new(status, json!({ "nodes": nodes.collect::<Vec<_>>() }))
+    let mut found = Finding::new(status, json!({ "nodes": nodes.collect::<Vec<_>>() }));
+    let error = refusal.map(|said| ("error".to_owned(), said.into()));
+    found.details.extend(error);
+    found
 }
 
 /// Whether it answered, and what is told of it.

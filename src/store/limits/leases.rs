@@ -20,6 +20,7 @@ use crate::keys::{KeyTag, Keys};
 use crate::policy::lease::{Answer, Batch, Lease, Request, Round, RuleView, Terms};
 use crate::store::redis::{CallError, Connections};
 use crate::store::table::{Key, SHARDS, Shard};
+use crate::telemetry::log::LogRateLimit;
 
 /// A limit counts as shared again once no answer was missing for this long.
 const SHARED_AFTER: Duration = Duration::from_secs(1);
@@ -335,6 +336,10 @@ pub struct Sharing {
     lost_at: AtomicU64,
     /// Until an answer is there for [`SHARED_AFTER`].
     alone: AtomicBool,
+    /// Whether the log was told that it is.
+    told: AtomicBool,
+    /// A slow Redis answers some calls, and others not.
+    lines: Mutex<LogRateLimit>,
 }
 
 impl Sharing {
@@ -343,6 +348,8 @@ impl Sharing {
             limit: limit.to_owned(),
             lost_at: AtomicU64::new(0),
             alone: AtomicBool::new(false),
+            told: AtomicBool::new(false),
+            lines: Mutex::default(),
         }
     }
 
@@ -360,25 +367,60 @@ impl Sharing {
         now.saturating_sub(lost_at)
     }
 
-    /// Redis has answered.
-    pub fn answered(&self, now: Duration) {
+    /// Redis has answered; whether the log is to be told that it does again.
+    fn note_answered(&self, now: Duration) -> bool {
         if !self.alone.load(Ordering::Relaxed) {
-            return;
+            return false;
         }
         let for_long = self.since_lost(now) >= SHARED_AFTER;
-        if for_long && self.alone.swap(false, Ordering::Relaxed) {
+        for_long
+            && self.alone.swap(false, Ordering::Relaxed)
+            && self.told.swap(false, Ordering::Relaxed)
+    }
+
+    /// Redis has not answered; whether the log is to be told, which it is of one change in ten seconds.
+    fn note_lost(&self, now: Duration) -> bool {
+        self.lost_at.store(clock::millis(now), Ordering::Relaxed);
+        self.alone.store(true, Ordering::Relaxed);
+        !self.told.load(Ordering::Relaxed)
+            && self.lines.lock().next(now).is_some()
+            && !self.told.swap(true, Ordering::Relaxed)
+    }
+
+    /// Redis has answered.
+    pub fn answered(&self, now: Duration) {
+        if self.note_answered(now) {
             info!(limit = self.limit, "limit is shared again");
         }
     }
 
-    /// Redis has not answered.
+    /// Redis has not answered, or has refused the call.
     pub fn lost(&self, now: Duration) {
-        self.lost_at.store(clock::millis(now), Ordering::Relaxed);
-        if !self.alone.swap(true, Ordering::Relaxed) {
+        if self.note_lost(now) {
             warn!(
                 limit = self.limit,
-                "limit is not shared: redis does not answer, on_redis_loss says what becomes of requests"
+                "limit is not shared: redis does not answer, or refuses; on_redis_loss says what becomes of requests"
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_that_comes_and_goes_is_told_of_once_in_ten_seconds() {
+        let (sharing, at) = (Sharing::new("a"), Duration::from_millis);
+        assert!(sharing.note_lost(at(100_000)) && !sharing.note_lost(at(100_500)));
+        assert!(!sharing.note_answered(at(100_600)) && sharing.is_alone(at(100_600)));
+        assert!(sharing.note_answered(at(101_600)) && !sharing.is_alone(at(101_600)));
+        // Not told, and known all the same.
+        assert!(!sharing.note_lost(at(102_000)) && sharing.is_alone(at(102_000)));
+        assert!(!sharing.note_answered(at(103_000)) && !sharing.is_alone(at(103_000)));
+        // One that stays is told of once it may be.
+        assert!(!sharing.note_lost(at(104_000)));
+        assert!(sharing.note_lost(at(110_000)) && !sharing.note_lost(at(120_000)));
+        assert!(sharing.note_answered(at(121_000)));
     }
 }

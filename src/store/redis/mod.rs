@@ -27,6 +27,7 @@ use thiserror::Error;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
+use tracing::warn;
 
 pub use node::NodeHealth;
 pub use push::Heard;
@@ -47,6 +48,10 @@ use topology::Topology;
 const QUEUE: usize = 1024;
 /// How often one call is sent, at most: over redirections and repeats.
 const ATTEMPTS: usize = 5;
+/// How long a refused call counts: while a server refuses, shared breakers meet with it each second.
+const REFUSES_FOR: Duration = Duration::from_secs(10);
+/// Without one for so long, the next is told in the log.
+const REFUSES_ANEW: Duration = Duration::from_secs(60);
 /// Before a call is sent again that met a slot on the move.
 const TRY_AGAIN: Duration = Duration::from_millis(1);
 
@@ -84,8 +89,17 @@ pub struct Redis {
     /// Told when the map of slots does not fit what nodes say.
     stale: Notify,
     metrics: RedisMetrics,
+    /// The last call that a server refused.
+    refusal: Mutex<Option<Refusal>>,
     /// Of its tasks.
     panics: Counter,
+}
+
+/// What a server has said to a call that it refused, and when, by [`clock::mono`].
+#[derive(Debug)]
+struct Refusal {
+    said: String,
+    at: Duration,
 }
 
 impl Redis {
@@ -108,6 +122,7 @@ impl Redis {
             settings,
             stale: Notify::new(),
             metrics,
+            refusal: Mutex::default(),
             panics,
         })
     }
@@ -161,6 +176,25 @@ impl Redis {
         };
         result.inc();
         self.metrics.observe(took);
+    }
+
+    /// What a server has said that refuses calls, within the last ten seconds.
+    pub fn refuses(&self) -> Option<String> {
+        let refusal = self.refusal.lock();
+        let lately = |refusal: &&Refusal| clock::mono() < refusal.at + REFUSES_FOR;
+        let refusal = refusal.as_ref().filter(lately);
+        refusal.map(|refusal| refusal.said.clone())
+    }
+
+    /// Notes it, and tells the log of the first of a row: it is full, lacks a right, or loads.
+    fn note_refused(&self, node: &Address, said: String) {
+        let at = clock::mono();
+        let mut refusal = self.refusal.lock();
+        let before = refusal.replace(Refusal { said, at });
+        if before.is_none_or(|before| at >= before.at + REFUSES_ANEW) {
+            let error = refusal.as_ref().map(|refusal| &*refusal.said);
+            warn!(client = self.name, %node, error, "redis refuses calls");
+        }
     }
 
     /// Asks for a new look at who has which slot.
@@ -366,7 +400,13 @@ impl Connections {
                     if is_replica || is_about_topology(&error) {
                         self.redis.suspect_topology();
                     }
-                    return Err(CallError::Refused(error.to_string()));
+                    let said = error.to_string();
+                    // Of a stream that is new, or lost: who asks knows what to do.
+                    let is_absent = |text: &str| said.contains(text);
+                    if !["NOGROUP", "no such key"].into_iter().any(is_absent) {
+                        self.redis.note_refused(&node.address, said.clone());
+                    }
+                    return Err(CallError::Refused(said));
                 }
             }
         }

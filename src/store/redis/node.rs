@@ -302,6 +302,10 @@ async fn hold(
             }
         }
         answers = answers.saturating_add(1);
+        // Before it is told: calls that came behind the first answer may have found a replica again.
+        if state.leaves.swap(false, Ordering::Relaxed) {
+            return Ended::Replica;
+        }
         if answers == told_at {
             tell();
         }
@@ -312,9 +316,6 @@ async fn hold(
             state.settle();
             sleep(PING_AGAIN).await;
             continue;
-        }
-        if state.leaves.swap(false, Ordering::Relaxed) {
-            return Ended::Replica;
         }
         state.note_found(connection);
         let _ = timeout(PING_EVERY, state.doubted.notified()).await;

@@ -185,7 +185,8 @@ impl LiveSessions {
                 self.metrics.evicted.inc_by(created.evicted.len() as u64);
                 created.evicted.iter().for_each(|id| self.watchers.end(*id));
             }
-            Err(_) => drop(self.metrics.refused.inc()),
+            Err(CreateError::MaxReached | CreateError::Full) => drop(self.metrics.refused.inc()),
+            Err(CreateError::Random(_) | CreateError::Store(_)) => {}
         }
         created
     }

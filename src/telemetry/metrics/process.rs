@@ -23,6 +23,7 @@ pub struct ProcessMetrics {
     registry: Registry,
     cpu: Seconds,
     resident: Gauge,
+    memory_limit: Gauge,
     open_files: Gauge,
     max_files: Gauge,
     started: Gauge<f64, AtomicU64>,
@@ -55,6 +56,8 @@ struct PoolStateLabels {
 pub struct Used {
     pub cpu: Duration,
     pub resident_bytes: u64,
+    /// What its control groups allow.
+    pub memory_limit_bytes: Option<u64>,
     pub open_files: u64,
     pub max_files: u64,
     /// When it began, since the Unix epoch.
@@ -90,6 +93,12 @@ impl ProcessMetrics {
                 &mut common,
                 "process_resident_memory",
                 "Resident memory size",
+                Unit::Bytes,
+            ),
+            memory_limit: add_in(
+                weirs,
+                "memory_limit",
+                "What the control group of the process allows; 0 without a bound",
                 Unit::Bytes,
             ),
             open_files: add(&mut common, "process_open_fds", "Open file descriptors"),
@@ -148,6 +157,8 @@ impl ProcessMetrics {
         let more = used.cpu.as_secs_f64() - self.cpu.get();
         self.cpu.inc_by(more.max(0.0));
         self.resident.set(whole(used.resident_bytes));
+        self.memory_limit
+            .set(whole(used.memory_limit_bytes.unwrap_or_default()));
         self.open_files.set(whole(used.open_files));
         self.max_files.set(whole(used.max_files));
         // A clock that is set later does not begin the process anew.
