@@ -17,6 +17,9 @@ use super::harness::{Client, Lane, Store, Upstream, eventually, metrics};
 use futures_util::FutureExt as _;
 use futures_util::future::{join, join_all};
 use socket2::{Domain, Socket, Type};
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
 use weir::clock;
 use weir::config::limits::{Period, Rule, Window};
 use weir::plan::SharedAsk;
@@ -734,6 +737,50 @@ fn a_slot_of_a_request_that_is_gone_before_all_answers_comes_free() {
             () = soon(|| slots.verdict(&ask, Decision::Lost).remaining == 0) => {}
         }
         soon(|| node.keys_of_slots() == 0).await;
+    });
+}
+
+/// A way to a server, until its task is ended.
+async fn way_to(server: SocketAddr) -> (SocketAddr, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let task = tokio::spawn(async move {
+        let mut ways = JoinSet::new();
+        while let Ok((mut near, _)) = listener.accept().await {
+            let mut there = TcpStream::connect(server).await.unwrap();
+            ways.spawn(async move { copy_bidirectional(&mut near, &mut there).await });
+        }
+    });
+    (address, task)
+}
+
+/// Cut off from Redis, its requests go on for longer than that keeps slots for it.
+#[test]
+fn slots_that_others_may_have_by_now_admit_no_one() {
+    let server = Server::single();
+    let limit = "{limit: 2, algorithm: concurrency, by: 'header:t', hold_ttl: 1s}";
+    let file = one_limit(&server, limit, 1_000);
+    run(async {
+        let (way, task) = way_to(server.address()).await;
+        let by_way = file.replace(&server.address().to_string(), &way.to_string());
+        let (cut_off, other) = (Node::start(&by_way).await, Node::start(&file).await);
+        let admitted = |decision: &Decision| matches!(decision, Decision::Admitted(_));
+        for _ in 0..2 {
+            let taken = cut_off.take_slot("k", 1).await;
+            assert!(admitted(&taken), "{taken:?}");
+        }
+        task.abort();
+        // Nobody else is given them meanwhile.
+        cut_off.release_slot("k");
+        let taken = cut_off.take_slot("k", 1).await;
+        assert!(admitted(&taken), "{taken:?}");
+        let mut taken = 0;
+        while taken < 2 {
+            taken += usize::from(admitted(&other.take_slot("k", 1).await));
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        cut_off.release_slot("k");
+        assert_eq!(cut_off.take_slot("k", 1).await, Decision::Lost);
     });
 }
 
