@@ -22,6 +22,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 use weir::clock;
 use weir::config::limits::{Period, Rule, Window};
+use weir::keys::Keys;
 use weir::plan::SharedAsk;
 use weir::store::limits::leases::Decision;
 
@@ -347,6 +348,28 @@ fn processes_alone_keep_to_their_part() {
         statuses.filter(|status| *status == 200).count()
     };
     assert_eq!(lanes.each_ref().map(admitted), [2; 4]);
+}
+
+/// It hears them one after the other.
+#[test]
+fn who_lives_is_known_though_redis_comes_back_without_its_data() {
+    let (server, prefix) = (Server::single(), key_prefix());
+    let file = format!(
+        "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\nrate_limits: {{a: {{limit: 8/h, by: constant}}}}\n\
+         routes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
+        server.yaml(&prefix)
+    );
+    let lanes = [(); 4].map(|()| Lane::start(&file));
+    let alive = |lane: &Lane| lane.plan.borrow().fleet.as_ref().unwrap().alive();
+    eventually(|| lanes.iter().all(|lane| alive(lane) == 4));
+    server.kill();
+    server.restart();
+    eventually(|| {
+        assert_eq!(lanes.each_ref().map(alive), [4; 4]);
+        let heard = server.try_cli(&["ZCARD", &Keys::new(&prefix).processes()]);
+        heard.is_ok_and(|heard| heard.int() == 4)
+    });
+    assert_eq!(lanes.each_ref().map(alive), [4; 4]);
 }
 
 /// In this process's memory and in Redis.
