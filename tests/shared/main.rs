@@ -15,4 +15,5 @@ mod fleet;
 mod limits;
 mod scripts;
 mod sessions;
+mod simulation;
 mod sweep;
