@@ -188,7 +188,7 @@ if state == 'half_open' then
   for _, slot in ipairs(redis.call('ZRANGEBYSCORE', KEYS[5], '(' .. now + slot_lasts, '+inf')) do
     redis.call('ZADD', KEYS[5], now + slot_lasts, slot)
   end
-  local mine = 0
+  local mine, holds = 0, {}
   if counts then
     for id, mark in string.gmatch(results, '(%d+)([+-])') do
       if redis.call('ZREM', KEYS[5], process .. '/' .. id) == 1 then
@@ -196,20 +196,19 @@ if state == 'half_open' then
         dirty = true
       end
     end
-    local holds = {}
     for id in string.gmatch(held, '%d+') do holds[process .. '/' .. id] = true end
-    local slots = redis.call('ZRANGE', KEYS[5], 0, -1)
-    for i = 1, #slots do
-      if holds[slots[i]] then
-        redis.call('ZADD', KEYS[5], now + slot_lasts, slots[i])
+  end
+  local slots = redis.call('ZRANGE', KEYS[5], 0, -1)
+  for i = 1, #slots do
+    if holds[slots[i]] then
+      redis.call('ZADD', KEYS[5], now + slot_lasts, slots[i])
+      mine = mine + 1
+    elseif string.sub(slots[i], 1, #process + 1) == process .. '/' then
+      -- A report that was long on the way does not know what was given since, nor does one of a process that heard no answer.
+      if counts and tonumber(string.sub(slots[i], #process + 2)) <= heard_slot then
+        redis.call('ZREM', KEYS[5], slots[i])
+      else
         mine = mine + 1
-      elseif string.sub(slots[i], 1, #process + 1) == process .. '/' then
-        -- A report that was long on the way does not know what was given since.
-        if tonumber(string.sub(slots[i], #process + 2)) <= heard_slot then
-          redis.call('ZREM', KEYS[5], slots[i])
-        else
-          mine = mine + 1
-        end
       end
     end
   end

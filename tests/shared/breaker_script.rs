@@ -408,6 +408,29 @@ fn probes_are_shared_out_and_judged_by_the_rate_of_the_file() {
     });
 }
 
+/// It asks again, and may never hear an answer.
+#[test]
+fn who_does_not_know_of_its_slots_is_given_no_others() {
+    run(async |redis| {
+        let mut shared = Shared::new(redis, RULES);
+        let known = Some((3, "half_open", 0));
+        let is_there = Report {
+            known,
+            ..Report::default()
+        };
+        shared.tell("a", is_there).await;
+        let asks = Report {
+            known: Some((2, "open", 0)),
+            want: 4,
+            demanded: true,
+            ..Report::default()
+        };
+        assert_eq!(shared.tell("b", asks).await.slots, 2);
+        assert_eq!(shared.tell("b", asks).await.slots, 0);
+        assert_eq!(shared.tell("a", Report { known, ..asks }).await.slots, 2);
+    });
+}
+
 #[test]
 fn what_an_operator_forces_is_later_than_all_that_is_known() {
     run(async |redis| {

@@ -9,6 +9,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod breaker_model;
 mod breaker_script;
 mod breakers;
 mod fleet;

@@ -100,9 +100,13 @@ impl Script {
         (self.generation, self.state, self.ends) =
             (known.generation, known.state, now + known.left);
         (self.good, self.bad, self.wanted) = (0, 0, None);
-        if known.state == State::Open {
-            self.next_open_for = (self.settings.open_for * 2).min(self.settings.max_open_for);
-        }
+        self.next_open_for = match known.state {
+            State::Open => (self.settings.open_for * 2).min(self.settings.max_open_for),
+            State::Closed => self.settings.open_for,
+            State::HalfOpen | State::Recovering | State::ForcedOpen | State::ForcedClosed => {
+                self.next_open_for
+            }
+        };
         self.window = Delta::default();
         self.doubters.clear();
         self.slots.clear();
@@ -130,7 +134,12 @@ impl Script {
             false => self.doubters.len(),
         };
         if counts {
-            self.window = self.window.then(report.delta);
+            self.window = Delta {
+                calls: self.window.calls + report.delta.calls,
+                failures: self.window.failures + report.delta.failures,
+                slow: self.window.slow + report.delta.slow,
+                ..Delta::default()
+            };
             *self.counted.entry((process, self.generation)).or_default() += report.delta.calls;
         }
         let closed = matches!(self.state, State::Closed | State::Recovering);
@@ -197,7 +206,7 @@ impl Script {
                     given.push(self.last_slot);
                     self.slots.insert((process, self.last_slot), now + lasts);
                 }
-                recall = free == 0 && wanted;
+                recall = free == 0 && wanted && self.wanted.is_some_and(|at| at < now);
             }
         }
         Reply {
