@@ -30,6 +30,7 @@
 --         30 channel: that of transitions
 --         31 tag: the breaker's
 --         32 max_jitter: the most that jitter adds, as a share
+--         33 peers: processes that the process takes for alive. Who was away itself, or lost its data, has heard fewer
 -- reply   generation, state, ms left, calls, failures, slow, processes, processes that doubt, 1 where held slots are wanted,
 --         1 where fewer slots are given than asked for, the last slot given to whomever, then the slots given
 --
@@ -50,6 +51,7 @@ local failure_rate, consecutive_failures, slow_rate = tonumber(ARGV[18]), tonumb
 local quorum, open_for, max_open_for, jitter = tonumber(ARGV[21]), tonumber(ARGV[22]), tonumber(ARGV[23]), tonumber(ARGV[24])
 local probes, success_rate, slot_lasts, recover_over = tonumber(ARGV[25]), tonumber(ARGV[26]), tonumber(ARGV[27]), tonumber(ARGV[28])
 local heard_slot, channel, tag, max_jitter = tonumber(ARGV[29]), ARGV[30], ARGV[31], tonumber(ARGV[32])
+local peers = tonumber(ARGV[33])
 
 local field = redis.call('HMGET', KEYS[1], 'g', 's', 'e', 'n', 'k', 'o', 'b', 'p', 'd', 'w')
 local generation, state = tonumber(field[1] or 0), field[2] or 'closed'
@@ -107,6 +109,7 @@ redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now - DEAD_AFTER)
 redis.call('ZREMRANGEBYSCORE', KEYS[3], now + DEAD_AFTER, '+inf')
 redis.call('PEXPIRE', KEYS[3], DEAD_AFTER)
 local processes = redis.call('ZCARD', KEYS[3])
+local alive = math.max(processes, peers)
 redis.call('ZREM', KEYS[4], process, process .. '?')
 if doubts > 0 and counts then
   redis.call('ZADD', KEYS[4], now, doubts > 1 and process or process .. '?')
@@ -117,7 +120,7 @@ redis.call('ZREMRANGEBYSCORE', KEYS[4], now + DOUBT_FOR, '+inf')
 local members = redis.call('ZRANGE', KEYS[4], 0, -1)
 local doubters = #members
 -- A single failure is chance, unless all that live have one.
-if quorum > 1 and doubters < processes then
+if quorum > 1 and doubters < alive then
   for i = 1, #members do
     if string.sub(members[i], -1) == '?' then doubters = doubters - 1 end
   end
@@ -175,7 +178,7 @@ if counts and (state == 'closed' or state == 'recovering') and (calls > 0 or dou
   local trips = consecutive_failures > 0 and row >= consecutive_failures
     or all >= minimum_calls
       and (reaches(all_failures, all, failure_rate) or slow_rate >= 0 and reaches(all_slow, all, slow_rate))
-  if trips and doubters >= math.min(quorum, processes) then open() end
+  if trips and doubters >= math.min(quorum, alive) then open() end
 end
 
 local given, recall, starved = {}, 0, 0
@@ -185,7 +188,7 @@ if state == 'half_open' then
   for _, slot in ipairs(redis.call('ZRANGEBYSCORE', KEYS[5], '(' .. now + slot_lasts, '+inf')) do
     redis.call('ZADD', KEYS[5], now + slot_lasts, slot)
   end
-  local mine = 0
+  local mine, holds = 0, {}
   if counts then
     for id, mark in string.gmatch(results, '(%d+)([+-])') do
       if redis.call('ZREM', KEYS[5], process .. '/' .. id) == 1 then
@@ -193,20 +196,19 @@ if state == 'half_open' then
         dirty = true
       end
     end
-    local holds = {}
     for id in string.gmatch(held, '%d+') do holds[process .. '/' .. id] = true end
-    local slots = redis.call('ZRANGE', KEYS[5], 0, -1)
-    for i = 1, #slots do
-      if holds[slots[i]] then
-        redis.call('ZADD', KEYS[5], now + slot_lasts, slots[i])
+  end
+  local slots = redis.call('ZRANGE', KEYS[5], 0, -1)
+  for i = 1, #slots do
+    if holds[slots[i]] then
+      redis.call('ZADD', KEYS[5], now + slot_lasts, slots[i])
+      mine = mine + 1
+    elseif string.sub(slots[i], 1, #process + 1) == process .. '/' then
+      -- A report that was long on the way does not know what was given since, nor does one of a process that heard no answer.
+      if counts and tonumber(string.sub(slots[i], #process + 2)) <= heard_slot then
+        redis.call('ZREM', KEYS[5], slots[i])
+      else
         mine = mine + 1
-      elseif string.sub(slots[i], 1, #process + 1) == process .. '/' then
-        -- A report that was long on the way does not know what was given since.
-        if tonumber(string.sub(slots[i], #process + 2)) <= heard_slot then
-          redis.call('ZREM', KEYS[5], slots[i])
-        else
-          mine = mine + 1
-        end
       end
     end
   end

@@ -6,6 +6,7 @@ pub mod gradient;
 pub mod lease;
 pub mod limit;
 pub mod outlier;
+pub mod peers;
 pub mod retry;
 pub mod rewrite;
 pub mod routes;

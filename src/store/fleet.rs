@@ -14,6 +14,7 @@ use crate::clock;
 use crate::config::redis::{self, Client};
 use crate::keys::Keys;
 use crate::net::tls::{Spoken, StoreTls};
+use crate::policy::peers::Peers;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::panics::begin_again;
 
@@ -152,16 +153,20 @@ impl Fleet {
 
     /// Gives signs of life and counts those of others, for ever.
     async fn beat(self: Arc<Self>, redis: Arc<Connections>) -> Infallible {
+        let mut peers = Peers::default();
         loop {
             // Unanswered, the last count stays: dead processes take no requests, and live ones are as many as before.
-            if let Ok(alive) = self.beat_once(&redis).await {
-                self.alive.store(alive.max(1), Ordering::Relaxed);
+            match self.beat_once(&redis).await {
+                Ok(alive) => peers.told(alive, clock::mono()),
+                Err(_) => peers.untold(),
             }
+            let alive = usize::try_from(peers.count()).unwrap_or(usize::MAX);
+            self.alive.store(alive.max(1), Ordering::Relaxed);
             sleep(BEAT_EVERY).await;
         }
     }
 
-    async fn beat_once(&self, redis: &Connections) -> Result<usize, CallError> {
+    async fn beat_once(&self, redis: &Connections) -> Result<u64, CallError> {
         let key = self.keys.processes();
         let age = Arg::Int(clock::millis(DEAD_AFTER));
         let args = [Arg::Text(&self.process), age];
@@ -169,7 +174,7 @@ impl Fleet {
             .run_within(BEAT_EVERY, &self.beat, &[&key], &args)
             .await?
         {
-            Value::Int(alive) => usize::try_from(alive).map_err(|_| CallError::Nonsense),
+            Value::Int(alive) => u64::try_from(alive).map_err(|_| CallError::Nonsense),
             _ => Err(CallError::Nonsense),
         }
     }

@@ -17,6 +17,7 @@ struct Rules {
     failure_rate: f64,
     consecutive_failures: u64,
     slow_rate: f64,
+    quorum: u64,
     open_for: u64,
     max_open_for: u64,
     jitter: f64,
@@ -30,6 +31,7 @@ const RULES: Rules = Rules {
     failure_rate: 0.5,
     consecutive_failures: 0,
     slow_rate: -1.0,
+    quorum: 1,
     open_for: 60_000,
     max_open_for: 600_000,
     jitter: 0.0,
@@ -51,6 +53,8 @@ struct Report<'r> {
     demanded: bool,
     held: &'r str,
     results: &'r str,
+    /// Processes that it takes for alive.
+    peers: u64,
 }
 
 /// What it is told.
@@ -111,7 +115,7 @@ impl<'a> Shared<'a> {
             Arg::Float(rules.failure_rate),
             Arg::Int(rules.consecutive_failures),
             Arg::Float(rules.slow_rate),
-            Arg::Int(1),
+            Arg::Int(rules.quorum),
             Arg::Int(rules.open_for),
             Arg::Int(rules.max_open_for),
             Arg::Float(rules.jitter),
@@ -123,6 +127,7 @@ impl<'a> Shared<'a> {
             Arg::Text("channel"),
             Arg::Text("tag"),
             Arg::Float(rules.jitter),
+            Arg::Int(report.peers),
         ];
         let keys = self.keys.each_ref().map(String::as_str);
         let answer = self.redis.run(&self.script, &keys, &args).await.unwrap();
@@ -244,6 +249,30 @@ fn it_opens_by_the_rates_and_the_row_of_the_file() {
         assert_eq!(in_a_row.tell("a", report).await.state, "closed");
         assert_eq!(in_a_row.fail(1, 1).await, state("closed", 0));
         assert_eq!(in_a_row.fail(1, 1).await, state("open", 60_000));
+    });
+}
+
+#[test]
+fn who_has_not_been_heard_yet_counts_as_one_who_does_not_doubt() {
+    run(async |redis| {
+        let rules = Rules { quorum: 2, ..RULES };
+        let mut shared = Shared::new(redis, rules);
+        let fails = |peers| Report {
+            calls: 20,
+            failures: 20,
+            peers,
+            ..Report::default()
+        };
+        assert_eq!(shared.tell("a", fails(2)).await.state, "closed");
+        let strays = Report {
+            failures: 1,
+            ..fails(3)
+        };
+        // By one call alone, unless all that live doubt.
+        assert_eq!(shared.tell("b", strays).await.state, "closed");
+        assert_eq!(shared.tell("a", fails(0)).await.state, "open");
+        let mut alone = Shared::new(redis, rules);
+        assert_eq!(alone.tell("a", fails(1)).await.state, "open");
     });
 }
 
@@ -376,6 +405,29 @@ fn probes_are_shared_out_and_judged_by_the_rate_of_the_file() {
         shared.tell("b", asks).await;
         assert_eq!(shared.tell("a", spare).await.slots, 0);
         assert_eq!(shared.tell("b", asks).await.slots, 1);
+    });
+}
+
+/// It asks again, and may never hear an answer.
+#[test]
+fn who_does_not_know_of_its_slots_is_given_no_others() {
+    run(async |redis| {
+        let mut shared = Shared::new(redis, RULES);
+        let known = Some((3, "half_open", 0));
+        let is_there = Report {
+            known,
+            ..Report::default()
+        };
+        shared.tell("a", is_there).await;
+        let asks = Report {
+            known: Some((2, "open", 0)),
+            want: 4,
+            demanded: true,
+            ..Report::default()
+        };
+        assert_eq!(shared.tell("b", asks).await.slots, 2);
+        assert_eq!(shared.tell("b", asks).await.slots, 0);
+        assert_eq!(shared.tell("a", Report { known, ..asks }).await.slots, 2);
     });
 }
 

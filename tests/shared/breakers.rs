@@ -108,6 +108,25 @@ fn one_sick_process_trips_no_quorum_of_two_and_two_do() {
     assert_eq!(healthy.connect().get("/").status, 503);
 }
 
+/// The sick one is the first that it hears again.
+#[test]
+fn one_sick_process_trips_no_quorum_of_two_where_redis_has_lost_who_lives() {
+    let (well, redis) = (upstream(&Arc::default()), Server::single());
+    let breaker = "{quorum: 2, minimum_calls: 4, open_for: 1h}";
+    let start = |upstream: &str| Lane::start(&guarded(&redis.yaml("t"), upstream, breaker));
+    let (sick, healthy) = (start("http://127.0.0.1:1"), start(&well.url()));
+    let window = Keys::new("t").breaker("app", Window::Time(Duration::from_secs(10)));
+    for _ in 0..5 {
+        eventually(|| processes(&sick) == 2 && processes(&healthy) == 2);
+        redis.cli(&["FLUSHALL"]);
+        // The other has no calls, and reports each second.
+        assert_eq!(statuses(&sick, 20), [502; 20]);
+        eventually(|| redis.cli(&["EXISTS", &window.window]).int() == 1);
+        eventually(|| redis.cli(&["ZCARD", &window.members]).int() == 2);
+        assert_eq!(sick.state(), "closed");
+    }
+}
+
 #[test]
 fn a_late_result_of_an_older_generation_counts_for_nothing() {
     let (answer, held) = mpsc::channel::<String>();

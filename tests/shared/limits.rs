@@ -17,8 +17,12 @@ use super::harness::{Client, Lane, Store, Upstream, eventually, metrics};
 use futures_util::FutureExt as _;
 use futures_util::future::{join, join_all};
 use socket2::{Domain, Socket, Type};
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
 use weir::clock;
 use weir::config::limits::{Period, Rule, Window};
+use weir::keys::Keys;
 use weir::plan::SharedAsk;
 use weir::store::limits::leases::Decision;
 
@@ -344,6 +348,28 @@ fn processes_alone_keep_to_their_part() {
         statuses.filter(|status| *status == 200).count()
     };
     assert_eq!(lanes.each_ref().map(admitted), [2; 4]);
+}
+
+/// It hears them one after the other.
+#[test]
+fn who_lives_is_known_though_redis_comes_back_without_its_data() {
+    let (server, prefix) = (Server::single(), key_prefix());
+    let file = format!(
+        "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\nrate_limits: {{a: {{limit: 8/h, by: constant}}}}\n\
+         routes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
+        server.yaml(&prefix)
+    );
+    let lanes = [(); 4].map(|()| Lane::start(&file));
+    let alive = |lane: &Lane| lane.plan.borrow().fleet.as_ref().unwrap().alive();
+    eventually(|| lanes.iter().all(|lane| alive(lane) == 4));
+    server.kill();
+    server.restart();
+    eventually(|| {
+        assert_eq!(lanes.each_ref().map(alive), [4; 4]);
+        let heard = server.try_cli(&["ZCARD", &Keys::new(&prefix).processes()]);
+        heard.is_ok_and(|heard| heard.int() == 4)
+    });
+    assert_eq!(lanes.each_ref().map(alive), [4; 4]);
 }
 
 /// In this process's memory and in Redis.
@@ -734,6 +760,50 @@ fn a_slot_of_a_request_that_is_gone_before_all_answers_comes_free() {
             () = soon(|| slots.verdict(&ask, Decision::Lost).remaining == 0) => {}
         }
         soon(|| node.keys_of_slots() == 0).await;
+    });
+}
+
+/// A way to a server, until its task is ended.
+async fn way_to(server: SocketAddr) -> (SocketAddr, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let task = tokio::spawn(async move {
+        let mut ways = JoinSet::new();
+        while let Ok((mut near, _)) = listener.accept().await {
+            let mut there = TcpStream::connect(server).await.unwrap();
+            ways.spawn(async move { copy_bidirectional(&mut near, &mut there).await });
+        }
+    });
+    (address, task)
+}
+
+/// Cut off from Redis, its requests go on for longer than that keeps slots for it.
+#[test]
+fn slots_that_others_may_have_by_now_admit_no_one() {
+    let server = Server::single();
+    let limit = "{limit: 2, algorithm: concurrency, by: 'header:t', hold_ttl: 1s}";
+    let file = one_limit(&server, limit, 1_000);
+    run(async {
+        let (way, task) = way_to(server.address()).await;
+        let by_way = file.replace(&server.address().to_string(), &way.to_string());
+        let (cut_off, other) = (Node::start(&by_way).await, Node::start(&file).await);
+        let admitted = |decision: &Decision| matches!(decision, Decision::Admitted(_));
+        for _ in 0..2 {
+            let taken = cut_off.take_slot("k", 1).await;
+            assert!(admitted(&taken), "{taken:?}");
+        }
+        task.abort();
+        // Nobody else is given them meanwhile.
+        cut_off.release_slot("k");
+        let taken = cut_off.take_slot("k", 1).await;
+        assert!(admitted(&taken), "{taken:?}");
+        let mut taken = 0;
+        while taken < 2 {
+            taken += usize::from(admitted(&other.take_slot("k", 1).await));
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        cut_off.release_slot("k");
+        assert_eq!(cut_off.take_slot("k", 1).await, Decision::Lost);
     });
 }
 

@@ -9,10 +9,12 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod breaker_model;
 mod breaker_script;
 mod breakers;
 mod fleet;
 mod limits;
 mod scripts;
 mod sessions;
+mod simulation;
 mod sweep;

@@ -16,6 +16,7 @@ use super::{
     Snapshot, Stage, State,
 };
 pub use crate::config::breakers::OnLoss;
+use crate::policy::peers::Peers;
 use probes::{Probes, Ready};
 pub use report::{Change, Delta, Reply, Report, Word};
 
@@ -68,6 +69,7 @@ pub struct Member {
     together: bool,
     view: View,
     ramp: Ramp,
+    peers: Peers,
     delta: Delta,
     probes: Probes,
     last_slot: u64,
@@ -128,6 +130,7 @@ impl Member {
                 doubters: 0,
             },
             ramp: Ramp::until(Duration::ZERO),
+            peers: Peers::default(),
             delta: Delta::default(),
             probes: Probes::default(),
             last_slot: 0,
@@ -147,6 +150,7 @@ impl Member {
         self.together = old.together;
         self.view = old.view;
         self.ramp = Ramp::until(old.ramp.until);
+        self.peers = old.peers;
         self.failing_since = old.failing_since;
         self.last_slot = old.last_slot;
         let running = old.probes.running.iter().chain(&old.probes.orphans);
@@ -375,6 +379,7 @@ impl Member {
             held: self.probes.held(),
             last_slot: self.last_slot,
             results: self.probes.results.clone(),
+            peers: self.peers.count(),
         };
         self.flight = Some(Flight {
             generation: self.view.generation,
@@ -391,6 +396,7 @@ impl Member {
     pub fn answered(&mut self, reply: &Reply, now: Duration) -> Option<Change> {
         let flight = self.flight.take()?;
         self.failing_since = None;
+        self.peers.told(reply.processes, now);
         let change = (!self.together).then_some(Change::Joined);
         self.last_slot = self.last_slot.max(reply.last_slot);
         if flight.generation == self.view.generation {
@@ -440,6 +446,7 @@ impl Member {
     /// The report has no answer. `sent`: whether it may have been carried out; then its delta counts no second time.
     pub fn unanswered(&mut self, sent: bool, now: Duration) -> Option<Change> {
         let flight = self.flight.take()?;
+        self.peers.untold();
         if !sent && flight.generation == self.view.generation {
             self.delta = flight.delta.then(self.delta);
         }

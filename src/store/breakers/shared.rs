@@ -133,6 +133,7 @@ impl LiveBreaker {
             Arg::Text(&sharing.channel),
             Arg::Text(&keys.tag),
             Arg::Float(settings.jitter),
+            Arg::Int(report.peers),
         ];
         let answer = redis.run_within(BUDGET, &SYNC, &all, &args).await?;
         read(&answer).ok_or(CallError::Nonsense)

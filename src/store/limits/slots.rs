@@ -108,6 +108,8 @@ struct Held {
     /// Whether Redis may think that it is more than `granted`.
     unsure: bool,
     told_at: Duration,
+    /// From then on others may be given what is `granted`, as far as Redis has heard.
+    lasts_until: Duration,
     /// Redis is not told before.
     tell_after: Duration,
     refused_until: Duration,
@@ -131,6 +133,15 @@ impl Of {
             hold_ttl: ask.hold_ttl,
         }
     }
+}
+
+/// What Redis is to be told of a key, in a round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tells {
+    Nothing,
+    /// It has nothing of it, and is told no more.
+    Over,
+    Used(Asked),
 }
 
 enum Step {
@@ -309,24 +320,16 @@ impl Slots {
             if held.of.replace(of).is_none() {
                 self.active.lock().insert(ask.key);
             }
-            held.unsure = true;
-            let waiting = std::mem::take(&mut held.waiting);
-            held.round = held.round.wrapping_add(1);
-            let needs = held.used.saturating_add(ask.cost);
-            Asked {
-                used: held.used,
-                want: needs.saturating_add(waiting).max(held.granted),
-                needs,
-            }
+            held.asks(ask.cost)
         });
         let budget = deadline.saturating_duration_since(Instant::now());
+        let asked_at = clock::mono();
         let answer = self.call(redis, of, asked, budget).await;
         if let Ok(answer) = answer {
-            let now = clock::mono();
             part.change(ask.key, |held| {
-                held.told(answer, now);
+                held.told(answer, asked_at, of.hold_ttl);
                 if answer.granted < asked.want {
-                    held.refused_until = now + REFUSED;
+                    held.refused_until = clock::mono() + REFUSED;
                 }
             });
         }
@@ -338,7 +341,7 @@ impl Slots {
     async fn tell(&self, redis: &Connections, key: Key) {
         let part = self.part(key);
         let now = clock::mono();
-        let (of, used) = {
+        let (of, asked) = {
             let mut slots = part.slots.lock();
             // One that was evicted is not in use; what Redis has of it comes back by itself.
             let held = slots.get_mut(key).and_then(|held| Some((held.of?, held)));
@@ -346,32 +349,25 @@ impl Slots {
                 self.active.lock().remove(&key);
                 return;
             };
-            if held.asking || now < held.tell_after {
-                return;
-            }
-            if held.used == 0 && held.granted == 0 && !held.unsure {
-                slots.remove(key);
-                // Under the part's lock: whoever takes a slot from now on finds no key, and makes it active again.
-                self.active.lock().remove(&key);
-                return;
-            }
-            let fresh = now.saturating_sub(held.told_at) < of.hold_ttl / 3;
-            if held.used == held.granted && !held.unsure && fresh {
-                return;
-            }
-            // Given up first: no request may take what Redis is told is free.
-            (held.granted, held.unsure, held.asking) = (held.used, true, true);
-            let used = held.used;
+            let asked = match held.tells(of.hold_ttl, now) {
+                Tells::Nothing => return,
+                Tells::Over => {
+                    slots.remove(key);
+                    // Under the part's lock: whoever takes a slot from now on finds no key, and makes it active again.
+                    self.active.lock().remove(&key);
+                    return;
+                }
+                Tells::Used(asked) => asked,
+            };
             slots.touch(key, true);
-            (of, used)
+            (of, asked)
         };
         let asking = Asking { part, key };
         let budget = self.fleet.rate_limit.timeout;
-        let answer = self.call(redis, of, Asked::only(used), budget).await;
-        let now = clock::mono();
+        let answer = self.call(redis, of, asked, budget).await;
         part.change(key, |held| match answer {
-            Ok(answer) => held.told(answer, now),
-            Err(_) => held.tell_after = now + TELL_AGAIN,
+            Ok(answer) => held.told(answer, now, of.hold_ttl),
+            Err(_) => held.tell_after = clock::mono() + TELL_AGAIN,
         });
         drop(asking);
     }
@@ -429,7 +425,7 @@ impl Part {
 impl Held {
     fn take(&mut self, ask: &Ask<'_>, now: Duration) -> Step {
         let wanted = self.used.saturating_add(ask.cost);
-        if wanted <= self.granted.min(ask.slots) {
+        if wanted <= self.has(now).min(ask.slots) {
             self.used = wanted;
             return Step::Taken;
         }
@@ -445,14 +441,54 @@ impl Held {
         Step::Ask
     }
 
-    fn told(&mut self, answer: Told, now: Duration) {
+    /// What requests may take: nothing any more, where Redis has heard nothing for as long as it waits to give it to others.
+    fn has(&self, now: Duration) -> u64 {
+        match now < self.lasts_until {
+            true => self.granted,
+            false => 0,
+        }
+    }
+
+    /// What a request of this cost, and those who wait, ask for.
+    fn asks(&mut self, cost: u64) -> Asked {
+        self.unsure = true;
+        let waiting = std::mem::take(&mut self.waiting);
+        self.round = self.round.wrapping_add(1);
+        let needs = self.used.saturating_add(cost);
+        Asked {
+            used: self.used,
+            want: needs.saturating_add(waiting).max(self.granted),
+            needs,
+        }
+    }
+
+    /// What came free, or that the rest is still held.
+    fn tells(&mut self, hold_ttl: Duration, now: Duration) -> Tells {
+        if self.asking || now < self.tell_after {
+            return Tells::Nothing;
+        }
+        if self.used == 0 && self.granted == 0 && !self.unsure {
+            return Tells::Over;
+        }
+        let fresh = now.saturating_sub(self.told_at) < hold_ttl / 3;
+        if self.used == self.granted && !self.unsure && fresh {
+            return Tells::Nothing;
+        }
+        // Given up first: no request may take what Redis is told is free.
+        (self.granted, self.unsure, self.asking) = (self.used, true, true);
+        Tells::Used(Asked::only(self.used))
+    }
+
+    /// The answer to what was asked at `asked_at`: Redis counts from then, or from later.
+    fn told(&mut self, answer: Told, asked_at: Duration, hold_ttl: Duration) {
         (self.granted, self.others) = (answer.granted, answer.others);
-        (self.unsure, self.told_at, self.tell_after) = (false, now, now);
+        (self.unsure, self.told_at, self.tell_after) = (false, asked_at, asked_at);
+        self.lasts_until = asked_at.saturating_add(hold_ttl);
     }
 }
 
 /// What Redis is told of a key, and asked for.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Asked {
     used: u64,
     /// With what all need who wait.
@@ -499,3 +535,6 @@ impl fmt::Debug for Slots {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

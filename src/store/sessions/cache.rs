@@ -237,14 +237,19 @@ impl Cache {
         self.part(id).flights.remove(&key(id).0);
     }
 
-    /// Remembers a session that has just been created.
+    /// Of what ends elsewhere, as it is heard now.
+    pub(super) fn era(&self) -> u64 {
+        self.hearing.era()
+    }
+
+    /// Remembers a session that has just been created, as was asked for at `asked`, in that era.
     pub(super) fn created(
         &self,
         session: Session,
         asked: Duration,
+        era: u64,
         shared: &Shared,
     ) -> Arc<Session> {
-        let era = self.hearing.era();
         let mut part = self.part(session.id);
         let ended = part.unknown.get(key(session.id));
         if ended.is_some_and(|until| asked < *until) {
@@ -424,8 +429,21 @@ mod tests {
         let found = Some((session(1, 100), s(100)));
         assert!(cache.learn(id(1), found, s(100), era, &SHARED).is_none());
         assert_eq!(cache.knows(1, 100), Some(false));
-        cache.created(session(1, 100), s(100), &SHARED);
+        cache.created(session(1, 100), s(100), era, &SHARED);
         assert_eq!(cache.knows(1, 100), Some(false));
+    }
+
+    #[test]
+    fn a_session_that_began_while_it_was_not_heard_what_ends_is_asked_about() {
+        let cache = cache();
+        let era = cache.era();
+        cache.created(session(1, 100), s(100), era, &SHARED);
+        assert_eq!(cache.knows(1, 100), Some(true));
+        // Before Redis's answer was here, it could have ended again.
+        cache.hearing.end();
+        cache.hearing.begin();
+        cache.created(session(2, 100), s(100), era, &SHARED);
+        assert_eq!(cache.knows(2, 100), None);
     }
 
     #[test]

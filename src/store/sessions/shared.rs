@@ -91,7 +91,7 @@ impl SharedSessions {
         };
         let (channel, begin) = (self.keys.sessions_ended(), self.begin(tag));
         let max = settings.max_per_user.map_or(0, |max| max.get().into());
-        let now = clock::mono();
+        let (now, era) = (clock::mono(), self.cache.era());
         let args = [
             Arg::Text(&id.field()),
             Arg::Text(&user),
@@ -121,7 +121,7 @@ impl SharedSessions {
         let session = Session::new(id, user, claims, settings, now);
         Ok(Created {
             token,
-            session: self.cache.created(session, now, shared),
+            session: self.cache.created(session, now, era, shared),
             evicted,
         })
     }

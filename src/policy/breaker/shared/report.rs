@@ -43,6 +43,8 @@ pub struct Report {
     pub last_slot: u64,
     /// Probes that have ended, and whether well.
     pub results: Vec<(u64, bool)>,
+    /// Processes that it takes for alive, those among them that Redis has not heard yet since it was away.
+    pub peers: u64,
 }
 
 /// What the script answers.

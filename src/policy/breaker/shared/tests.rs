@@ -1,6 +1,7 @@
 //! The rules of a shared breaker, as tests, and whole fleets of processes around a model of the script.
 
 mod model;
+mod outages;
 
 use std::collections::BTreeMap;
 
@@ -97,7 +98,8 @@ impl Sim {
     fn run(&mut self, index: usize) {
         let (process, report) = self.requests.remove(index);
         let brings = report.delta.calls > 0 || !report.results.is_empty() || report.doubts > 0;
-        let joins = !self.script.members.contains_key(&process) && !brings;
+        let tells = report.known.generation > self.script.generation;
+        let joins = !self.script.members.contains_key(&process) && !brings && !tells;
         self.script.advance(self.now);
         let before = (self.script.generation, self.script.state);
         let reply = self.script.sync(process, &report, self.now);

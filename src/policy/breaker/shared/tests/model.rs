@@ -17,6 +17,8 @@ pub(super) struct Script {
     pub bad: u32,
     pub last_slot: u64,
     pub wanted: Option<Duration>,
+    /// Whether it may have lost what it had.
+    pub forgets: bool,
     pub members: BTreeMap<usize, Duration>,
     /// When each was heard last, and by how many calls it doubts.
     pub doubters: BTreeMap<usize, (Duration, u64)>,
@@ -40,6 +42,7 @@ impl Script {
             bad: 0,
             last_slot: 0,
             wanted: None,
+            forgets: false,
             members: BTreeMap::new(),
             doubters: BTreeMap::new(),
             slots: BTreeMap::new(),
@@ -92,8 +95,28 @@ impl Script {
         }
     }
 
+    /// It lost what this process knows.
+    fn restore(&mut self, known: Word, now: Duration) {
+        (self.generation, self.state, self.ends) =
+            (known.generation, known.state, now + known.left);
+        (self.good, self.bad, self.wanted) = (0, 0, None);
+        self.next_open_for = match known.state {
+            State::Open => (self.settings.open_for * 2).min(self.settings.max_open_for),
+            State::Closed => self.settings.open_for,
+            State::HalfOpen | State::Recovering | State::ForcedOpen | State::ForcedClosed => {
+                self.next_open_for
+            }
+        };
+        self.window = Delta::default();
+        self.doubters.clear();
+        self.slots.clear();
+    }
+
     pub(super) fn sync(&mut self, process: usize, report: &Report, now: Duration) -> Reply {
-        assert!(report.known.generation <= self.generation, "from nowhere");
+        if report.known.generation > self.generation {
+            assert!(self.forgets, "from nowhere");
+            self.restore(report.known, now);
+        }
         self.advance(now);
         let counts = report.known.generation == self.generation;
         self.members.insert(process, now);
@@ -104,12 +127,19 @@ impl Script {
         };
         self.doubters.retain(|_, (at, _)| now < *at + 3 * SECOND);
         let sure = self.doubters.values().filter(|(_, doubts)| *doubts > 1);
-        let doubters = match self.quorum > 1 && self.doubters.len() < self.members.len() {
+        let peers = usize::try_from(report.peers).unwrap();
+        let alive = self.members.len().max(peers);
+        let doubters = match self.quorum > 1 && self.doubters.len() < alive {
             true => sure.count(),
             false => self.doubters.len(),
         };
         if counts {
-            self.window = self.window.then(report.delta);
+            self.window = Delta {
+                calls: self.window.calls + report.delta.calls,
+                failures: self.window.failures + report.delta.failures,
+                slow: self.window.slow + report.delta.slow,
+                ..Delta::default()
+            };
             *self.counted.entry((process, self.generation)).or_default() += report.delta.calls;
         }
         let closed = matches!(self.state, State::Closed | State::Recovering);
@@ -118,7 +148,7 @@ impl Script {
             let trips = all >= u64::from(self.settings.minimum_calls)
                 && (reaches(self.window.failures, all, self.settings.failure_rate)
                     || reaches(self.window.slow, all, 0.5));
-            if trips && doubters >= self.quorum.min(self.members.len()) {
+            if trips && doubters >= self.quorum.min(alive) {
                 self.open(now);
             }
         }
@@ -176,7 +206,7 @@ impl Script {
                     given.push(self.last_slot);
                     self.slots.insert((process, self.last_slot), now + lasts);
                 }
-                recall = free == 0 && wanted;
+                recall = free == 0 && wanted && self.wanted.is_some_and(|at| at < now);
             }
         }
         Reply {
