@@ -324,6 +324,21 @@ mod tests {
     }
 
     #[test]
+    fn what_may_pass_by_itself_is_not_told() {
+        let (folder, upkeep, queue) = upkeep(&[3, 0], 2);
+        let day = Day::of(clock::wall() - DAY * 3);
+        let oldest = days::file(&folder.path().join("a.db"), day);
+        fs::write(&oldest, "damaged").unwrap();
+        // It ends behind its first try.
+        queue.shared.ended.store(true, Ordering::Release);
+        let told = || queue.shared.troubles.lock().upkeep.is_some();
+        upkeep.run(PAUSES);
+        assert!(!told());
+        upkeep.run(up_to(SOON));
+        assert!(told());
+    }
+
+    #[test]
     fn a_file_of_a_day_to_come_is_told_until_that_is_over() {
         let (folder, upkeep, queue) = upkeep(&[1, 0], 400);
         let path = folder.path().join("a.db");

@@ -187,6 +187,21 @@ mod tests {
     }
 
     #[test]
+    fn what_a_busy_endpoint_leaves_goes_to_the_others_alike() {
+        let load = |index| if index == 0 { 100 } else { 1 };
+        let mut chosen = vec![0; 4];
+        let mut draw = draws(13);
+        for _ in 0..9_000 {
+            chosen[two_choices(4, |_| 1.0, load, &mut draw).unwrap()] += 1;
+        }
+        assert_eq!(chosen[0], 0);
+        assert!(
+            chosen[1..].iter().all(|n| (2_700..3_300).contains(n)),
+            "{chosen:?}"
+        );
+    }
+
+    #[test]
     fn a_cold_endpoint_gets_about_its_part() {
         // None under way at any time, as where requests are quick.
         let weight = |index| if index == 0 { 0.1 } else { 1.0 };
@@ -298,5 +313,16 @@ mod tests {
             prop_assert_eq!(ring(&names(3)).find(key, |_| false), None);
             prop_assert_eq!(Ring::default().find(key, |_| true), None);
         }
+    }
+
+    #[test]
+    fn a_cold_endpoint_gets_no_more_for_being_idle() {
+        let weight = |index| if index == 0 { 0.1 } else { 1.0 };
+        let load = |index| u32::from(index != 0);
+        let mut draw = draws(11);
+        let chosen = (0..10_000).filter_map(|_| two_choices(2, weight, load, &mut draw));
+        let cold = chosen.filter(|index| *index == 0).count();
+        // 0.1 of 1.1 as the first of two, and a tenth of the others as the second.
+        assert!((1_400..2_200).contains(&cold), "{cold}");
     }
 }

@@ -26,6 +26,8 @@ pub async fn begin_again<T: Future>(panics: Counter, mut begin: impl FnMut() -> 
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::Instant;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -41,5 +43,17 @@ mod tests {
         });
         assert_eq!(ended.await, 3);
         assert_eq!(panics.get(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_panics_each_time_does_not_spin() {
+        let (began, mut begun) = (Instant::now(), 0);
+        let ended = begin_again(Counter::default(), || {
+            begun += 1;
+            let nth = begun;
+            async move { assert!(nth > 10, "a panic that is meant") }
+        });
+        ended.await;
+        assert!(began.elapsed() >= Duration::from_secs(1));
     }
 }

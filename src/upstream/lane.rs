@@ -375,3 +375,29 @@ async fn close_on_demand(upstream: Weak<LaneUpstream>, caps: Arc<Caps>) {
         let _ = pools().any(|pool| pool.close_one()) || pools().any(|pool| pool.close_bound());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::check;
+    use crate::telemetry::metrics::Metrics;
+
+    /// Clients of a transparent listener may ask for any.
+    #[test]
+    fn destinations_that_nothing_is_open_to_are_forgotten() {
+        let text = "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\n";
+        let config = check::parse(text, &|_| None).unwrap();
+        let metrics = Metrics::default().upstreams.of("app");
+        let live = LiveUpstream::new(config.upstreams[0].clone(), None, None, metrics);
+        let lane = LaneUpstream::new(live, None);
+        let picked = (1..100).map(|port| {
+            let aim = Aim {
+                original: Some(([127, 0, 0, 1], port).into()),
+                ..Aim::default()
+            };
+            lane.pick(aim, &[]).unwrap()
+        });
+        picked.for_each(drop);
+        assert_eq!(lane.originals.borrow().len(), 1, "the last one");
+    }
+}

@@ -441,9 +441,12 @@ impl Pool {
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
-    use std::net::{TcpListener, TcpStream};
+    use std::net::{SocketAddr, TcpListener, TcpStream};
 
+    use super::super::live::LiveUpstream;
     use super::*;
+    use crate::config::check;
+    use crate::telemetry::metrics::Metrics;
 
     /// The runtime has not turned since, so that nothing can have been heard.
     #[tokio::test]
@@ -469,5 +472,36 @@ mod tests {
         assert!(!connected.is_silent(true));
         connected.after_head = false;
         assert!(!connected.is_silent(false));
+    }
+
+    /// Of an upstream whose one endpoint is there.
+    fn pool(at: SocketAddr) -> Rc<Pool> {
+        let text = format!("listen: 127.0.0.1:0\nupstream: http://{at}\n");
+        let config = check::parse(&text, &|_| None).expect("it has no mistakes");
+        let metrics = Metrics::default().upstreams.of("app");
+        let live = LiveUpstream::new(config.upstreams[0].clone(), None, None, metrics);
+        Rc::new(live.pool(live.list().remove(0)))
+    }
+
+    /// It may come at any time: what matters is that a HEAD was before it.
+    #[tokio::test]
+    async fn a_connection_is_kept_with_what_its_last_request_was() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let pool = pool(listener.local_addr().expect("bound"));
+        for is_bound in [false, true] {
+            let connected = pool.connect(&mut None).await.expect("it listens");
+            let (mut far, _) = listener.accept().expect("it came");
+            let mut put = || far.write_all(b"a body").expect("it is open");
+            let again = if is_bound {
+                let bound = Bound::keep(pool.clone(), connected, true);
+                put();
+                bound.and_then(|bound| bound.take(true))
+            } else {
+                pool.give_back(connected, true);
+                put();
+                pool.idle(true)
+            };
+            assert!(again.is_none(), "{is_bound}");
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! A client's connection of HTTP/2: what it is refused, and how it ends.
 
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use super::harness::frames::{
@@ -420,4 +420,57 @@ fn a_preface_and_a_head_have_their_time() {
             began.elapsed()
         );
     }
+}
+
+/// A lane with a route that answers at once, and one to an upstream that never does.
+fn quick_and_held() -> (Lane, TcpListener) {
+    let held = TcpListener::bind("127.0.0.1:0").unwrap();
+    let lane = Lane::start(&format!(
+        "listen: '127.0.0.1:0'\nupstreams: {{held: {{endpoints: ['http://{}']}}}}\n\
+         routes: [{{match: {{path: /held}}, upstream: held}}, {{reply: {{status: 200, body: quick}}}}]\n",
+        held.local_addr().unwrap()
+    ));
+    (lane, held)
+}
+
+/// More than are too many of those that are taken back soon.
+const MANY: u32 = 120;
+
+/// A page that was waited for in vain.
+#[test]
+fn requests_that_were_waited_for_may_be_taken_back_however_many() {
+    let (lane, _held) = quick_and_held();
+    let mut raw = Raw::client(lane.address, &[]);
+    let streams = || (0..MANY).map(|n| n * 2 + 1);
+    let all: Vec<_> = streams().flat_map(|it| frames::get(it, "/held")).collect();
+    raw.send(&all);
+    let sent = weir::clock::now();
+    raw.send(&frames::get(1001, "/"));
+    assert_eq!(raw.answer(1001).status, Some(200));
+    // It is the time since they came that counts.
+    eventually(|| sent.elapsed() > Duration::from_millis(1_200));
+    let all: Vec<_> = streams().flat_map(|it| frames::reset(it, CANCEL)).collect();
+    raw.send(&all);
+    raw.send(&frames::get(1003, "/"));
+    let answer = raw.answer(1003);
+    assert_eq!(answer.status, Some(200), "{answer:?}");
+}
+
+#[test]
+fn who_is_answered_more_often_than_it_takes_back_goes_on() {
+    let (lane, _held) = quick_and_held();
+    let mut raw = Raw::client(lane.address, &[]);
+    let mut streams = (0..).map(|n| n * 2 + 1);
+    for stream in streams.by_ref().take(MANY as usize + 50) {
+        raw.send(&frames::get(stream, "/"));
+        assert_eq!(raw.answer(stream).status, Some(200));
+    }
+    let taken_back: Vec<u32> = streams.by_ref().take(MANY as usize).collect();
+    let all = taken_back.iter().map(|it| frames::get(*it, "/held"));
+    let all = all.chain(taken_back.iter().map(|it| frames::reset(*it, CANCEL)));
+    raw.send(&all.flatten().collect::<Vec<_>>());
+    let last = streams.next().unwrap();
+    raw.send(&frames::get(last, "/"));
+    let answer = raw.answer(last);
+    assert_eq!(answer.status, Some(200), "{answer:?}");
 }

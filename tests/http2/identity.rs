@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::harness::raw::{self, scripted};
 use super::harness::versions::{Client, Length, Version, run};
@@ -70,12 +70,27 @@ fn a_connection_on_which_it_was_said_who_asks_serves_no_other_client() {
 
 /// A server of NTLM: whoever has answered its challenge on a connection is known on that. It says who, and by which of its connections.
 fn ntlm() -> (SocketAddr, Arc<AtomicUsize>) {
+    ntlm_while(Arc::new(AtomicBool::new(true)))
+}
+
+/// One that says of its health whether it `is_well`.
+fn ntlm_while(is_well: Arc<AtomicBool>) -> (SocketAddr, Arc<AtomicUsize>) {
     let open = Arc::<AtomicUsize>::default();
     let counted = open.clone();
     let server = scripted(move |mut stream| {
         counted.fetch_add(1, Ordering::Relaxed);
         let (mut challenged, mut user) = (false, None);
         while let Some(head) = raw::read_head(&mut stream) {
+            if head.starts_with("GET /healthz ") {
+                let status = if is_well.load(Ordering::Relaxed) {
+                    200
+                } else {
+                    503
+                };
+                let reply = format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n");
+                let _ = stream.write_all(reply.as_bytes());
+                continue;
+            }
             let said = head
                 .lines()
                 .find_map(|it| it.strip_prefix("Authorization: NTLM "));
@@ -224,4 +239,23 @@ fn a_connection_of_a_client_s_own_makes_room_for_who_waits_for_its_place() {
     assert_eq!(bob.get("/").status, 401);
     sign_in(&mut bob, "bob");
     assert_eq!(alice.get("/").status, 401);
+}
+
+#[test]
+fn a_client_s_own_connection_is_not_used_while_its_endpoint_is_not() {
+    let is_well = Arc::new(AtomicBool::new(true));
+    let servers = [(); 2].map(|()| ntlm_while(is_well.clone()).0);
+    let lane = lane(
+        &servers,
+        "panic_threshold: 0%, health: {path: /healthz, interval: 20ms, unhealthy_after: 1, healthy_after: 1}",
+    );
+    let up = |count| eventually(|| lane.plan.borrow().upstreams[0].live.counts().up == count);
+    let mut alice = lane.connect();
+    sign_in(&mut alice, "alice");
+    is_well.store(false, Ordering::Relaxed);
+    up(0);
+    assert_eq!(alice.get("/").status, 503);
+    is_well.store(true, Ordering::Relaxed);
+    up(2);
+    assert_eq!(alice.get("/").body, "alice");
 }

@@ -470,3 +470,25 @@ fn a_breaker_that_is_open_stays_so_where_a_reload_makes_it_local() {
     assert_eq!(lane.state(), "open");
     assert_eq!(client.get("/").status, 503);
 }
+
+/// RFC 9110 section 7.6.2: weir answers it itself, and so it neither needs the upstream nor says anything of it.
+#[test]
+fn what_ends_at_weir_is_answered_whatever_the_breaker_says() {
+    on_each_store(|store| {
+        let failing = Arc::new(AtomicBool::new(true));
+        let settings = "{consecutive_failures: 1, open_for: 3s, jitter: 0%, half_open: {probes: 1}, recover_over: 0s}";
+        let (lane, upstream) = guarded(store, settings, failing.clone());
+        let mut client = lane.connect();
+        assert_eq!(client.get("/").status, 500);
+        eventually(|| lane.state() == "open");
+        let mut options = || client.send("OPTIONS", "/", &["Max-Forwards: 0"], "").status;
+        assert_eq!(options(), 204);
+        eventually(|| lane.state() == "half_open");
+        assert_eq!(options(), 204);
+        assert_eq!(lane.state(), "half_open");
+        assert_eq!(upstream.requests.try_iter().count(), 1);
+        // No slot of a probe is held by it, either.
+        failing.store(false, Ordering::Relaxed);
+        eventually(|| lane.connect().get("/").status == 200);
+    });
+}

@@ -1,11 +1,12 @@
 //! The access log on standard output, over sockets and a real process.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write as _};
 use std::process::{Child, Command};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use super::harness::process::{Running, file, signal};
+use super::harness::raw::{read_head, scripted};
 use super::harness::{Client, DEADLINE, Upstream, eventually, metrics};
 use serde_json::Value;
 
@@ -322,4 +323,67 @@ fn a_hidden_path_is_not_written_down_however_it_is_spelt() {
         assert_eq!(told["status"], status, "{told}");
         assert_eq!(told["path"], path, "{told}");
     }
+}
+
+/// Of its status alone it would be none: that was sent before.
+#[test]
+fn a_response_that_breaks_off_is_an_error() {
+    let broken = scripted(|mut stream| {
+        if read_head(&mut stream).is_some() {
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf");
+        }
+    });
+    let held = scripted(|mut stream| {
+        if read_head(&mut stream).is_some() {
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf");
+            let _ = stream.read_to_end(&mut Vec::new());
+        }
+    });
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nshutdown: {{drain: 500ms}}\n\
+         telemetry: {{access_log: {{format: json, sample: 0%, always: [errors]}}}}\n\
+         upstreams: {{broken: {{endpoints: ['http://{broken}']}}, held: {{endpoints: ['http://{held}']}}}}\n\
+         routes: [{{match: {{path: /held}}, upstream: held}}, {{upstream: broken}}]\n"
+    ));
+    let mut weir = Running::start(config.path());
+    let lines = weir.output();
+    let told = |line: Value| (line["status"].clone(), line["label"].clone());
+    let mut client = weir.client();
+    client.begin("GET", "/broken", &[], "");
+    assert_eq!(told(next(&lines)), (200.into(), "upstream_aborted".into()));
+    // By the end of a drain.
+    let mut stays = weir.client();
+    stays.begin("GET", "/held", &[], "");
+    assert_eq!(stays.status_within(10_000), Some(200));
+    weir.signal("TERM");
+    assert_eq!(told(next(&lines)), (200.into(), "cut_off".into()));
+    assert!(weir.child.wait().unwrap().success());
+}
+
+/// What waits to be written is bounded by the number of its lines.
+#[test]
+fn a_text_is_told_up_to_4_kib_of_it() {
+    let upstream = Upstream::answering("x");
+    let mut weir = weir("access_log: {format: json}", &upstream);
+    let lines = weir.output();
+    // Its 4096th byte is the first of a letter.
+    let text = format!("{}ä{}", "x".repeat(4_095), "x".repeat(1_000));
+    let target = format!("/{}", "p".repeat(5_000));
+    let (host, agent) = (
+        format!("Host: {}", "h".repeat(5_000)),
+        format!("User-Agent: {text}"),
+    );
+    let client = &mut weir.client();
+    client.send("GET", &target, &[&host, &agent], "");
+    let line = next(&lines);
+    let told = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
+    assert_eq!(told("path"), format!("{}…", &target[..4_096]));
+    assert_eq!(told("host"), format!("{}…", "h".repeat(4_096)));
+    assert_eq!(told("user_agent"), format!("{}…", "x".repeat(4_095)));
+    // As long as it may be.
+    let (whole, letters) = (&target[..4_096], "x".repeat(4_096));
+    client.send("GET", whole, &[&format!("User-Agent: {letters}")], "");
+    let line = next(&lines);
+    assert_eq!(line["path"], whole);
+    assert_eq!(line["user_agent"], letters);
 }

@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -13,6 +14,7 @@ use super::harness::peers::Peer;
 use super::harness::process::{Running, file};
 use super::harness::raw::Recorder;
 use super::harness::servers::{NameServer, Server};
+use super::harness::versions::{Length, Origin, Version, run, soon};
 use super::harness::{Client, DEADLINE, Lane, Upstream, eventually, ok, raw};
 
 /// A lane before these endpoints, with `settings` of the upstream.
@@ -890,4 +892,222 @@ fn a_process_looks_names_up_before_it_serves_and_tells_of_its_endpoints() {
         // A request's end is counted behind its answer.
         eventually(|| running.told(series) == Some(value));
     }
+}
+
+/// It is no time of its own that it is out for longer.
+#[test]
+fn what_fails_together_ejects_once() {
+    let both = Arc::new(Barrier::new(2));
+    let failing = raw::scripted(move |mut stream| {
+        while raw::read_head(&mut stream).is_some() {
+            both.wait();
+            let _ = stream.write_all(b"HTTP/1.1 500 X\r\nContent-Length: 0\r\n\r\n");
+        }
+    });
+    let well = Server::start();
+    let endpoints = format!("['http://{failing}', '{}']", well.url());
+    let lane = Lane::start(&of_endpoints(
+        &endpoints,
+        "load_balancing: round_robin, outlier_detection: {consecutive_5xx: 1, base_ejection_time: 1h, max_ejection_percent: 100}",
+    ));
+    // Two of them each.
+    let mut clients = [(); 4].map(|()| lane.connect());
+    for client in &mut clients {
+        client.begin("GET", "/", &[], "");
+    }
+    let statuses = clients.each_mut().map(|client| client.finish().status);
+    let failed = statuses.iter().filter(|status| **status == 500);
+    assert_eq!(failed.count(), 2, "{statuses:?}");
+    let ejections = r#"weir_upstream_ejections_total{upstream="app"}"#;
+    assert_eq!(lane.told(ejections), Some(1.0));
+}
+
+#[test]
+fn an_unhealthy_endpoint_is_left_alone_though_it_is_the_only_one() {
+    let servers = servers::<1>();
+    let lane = lane(
+        &servers,
+        "panic_threshold: 0%, health: {path: /healthz, interval: 20ms, unhealthy_after: 1, healthy_after: 1}",
+    );
+    let mut client = lane.connect();
+    assert_eq!(client.get("/").status, 200);
+    servers[0].says_of_its_health(500);
+    until_up(&lane, 0);
+    assert_eq!(client.get("/").status, 503);
+    servers[0].says_of_its_health(200);
+    until_up(&lane, 1);
+    assert_eq!(client.get("/").status, 200);
+}
+
+#[test]
+fn what_is_under_way_counts_for_a_cap_that_a_reload_keeps() {
+    let upstream = Upstream::held();
+    let text = |settings: &str| {
+        let settings = format!("concurrency: {{max: 1, pending: 0}}{settings}");
+        of_endpoints(&format!("'{}'", upstream.url()), &settings)
+    };
+    let lane = Lane::start(&text(""));
+    let mut first = lane.connect();
+    first.begin("GET", "/", &[], "");
+    upstream.wait_for_request();
+    let live = lane.plan.borrow().upstreams[0].live.clone();
+    lane.reload(&text(", slow_start: {window: 1s}"));
+    assert!(!Arc::ptr_eq(&lane.plan.borrow().upstreams[0].live, &live));
+    let mut second = lane.connect();
+    assert_eq!(second.get("/").status, 503);
+    upstream.answer("first");
+    assert_eq!(first.finish().body, "first");
+    second.begin("GET", "/", &[], "");
+    upstream.wait_for_request();
+    upstream.answer("second");
+    assert_eq!(second.finish().body, "second");
+}
+
+#[test]
+fn where_none_may_wait_it_is_the_cap_that_refuses() {
+    for (cap, key) in [("requests", "max"), ("connections", "max_connections")] {
+        let upstream = Upstream::held();
+        let settings = format!("concurrency: {{{key}: 1, pending: 0}}");
+        let lane = Lane::start(&of_endpoints(&format!("'{}'", upstream.url()), &settings));
+        let mut first = lane.connect();
+        first.begin("GET", "/", &[], "");
+        upstream.wait_for_request();
+        assert_eq!(lane.connect().get("/").status, 503);
+        let over = |cap: &str| {
+            let series = format!(r#"weir_upstream_overloads_total{{upstream="app",cap="{cap}"}}"#);
+            lane.told(&series).unwrap_or_default()
+        };
+        assert_eq!((over(cap), over("pending")), (1.0, 0.0), "{cap}");
+        upstream.answer("first");
+        assert_eq!(first.finish().body, "first");
+    }
+}
+
+#[test]
+fn an_address_that_is_found_later_begins_slowly() {
+    let servers = Server::on_one_port::<2>();
+    let names = NameServer::start();
+    let port = servers[0].address.port();
+    names.says("app.test", &[servers[0].ip()], 0);
+    let endpoints = format!(
+        "{{dns: 'app.test:{port}', refresh: 50ms, servers: ['{}']}}",
+        names.address
+    );
+    let settings = "slow_start: {window: 1h, min_weight: 2%}";
+    let lane = Lane::start(&of_endpoints(&endpoints, settings));
+    let mut client = lane.connect();
+    assert_eq!(spread(&mut client, 10).len(), 1);
+    names.says("app.test", &[servers[0].ip(), servers[1].ip()], 0);
+    until_up(&lane, 2);
+    let answered = spread(&mut client, 500);
+    let part = answered.get(&servers[1].address.to_string());
+    // 2 % of 102 %, which is 10 of 500.
+    assert!(part.is_none_or(|part| *part < 50), "{part:?}");
+}
+
+#[test]
+fn an_answer_that_holds_for_no_time_is_asked_for_once_a_second() {
+    let (server, names) = (Server::start(), NameServer::start());
+    names.says("app.test", &[server.ip()], 0);
+    let port = server.address.port();
+    let endpoints = format!(
+        "{{dns: 'app.test:{port}', refresh: 1h, servers: ['{}']}}",
+        names.address
+    );
+    let began = weir::clock::now();
+    let lane = Lane::start(&of_endpoints(&endpoints, ""));
+    let found = r#"weir_upstream_dns_lookups_total{upstream="app",result="found"}"#;
+    eventually(|| lane.told(found).unwrap_or_default() >= 2.0);
+    assert!(began.elapsed() >= Duration::from_millis(900));
+}
+
+#[test]
+fn what_comes_before_the_answer_to_a_check_is_none() {
+    let hints = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
+    let upstream = raw::scripted(move |mut stream| {
+        if raw::read_head(&mut stream).is_some() {
+            let _ = stream.write_all(format!("{hints}{hints}{}", ok("well")).as_bytes());
+        }
+    });
+    let endpoints = format!("['http://{upstream}']");
+    let lane = Lane::start(&of_endpoints(
+        &endpoints,
+        "health: {path: /healthz, interval: 20ms}",
+    ));
+    let passed = r#"weir_upstream_health_checks_total{upstream="app",result="passed"}"#;
+    eventually(|| lane.told(passed).unwrap_or_default() >= 2.0);
+    assert_eq!(lane.plan.borrow().upstreams[0].live.counts().up, 1);
+}
+
+#[test]
+fn a_check_by_grpc_goes_by_the_status_of_its_call_and_names_its_service_whole() {
+    const SERVING: &[u8] = &[0, 0, 0, 0, 2, 8, 1];
+    // Longer than one byte tells.
+    let service = "s".repeat(300);
+    run(async {
+        let mut origin = Origin::start(Version::Two).await;
+        let endpoints = format!("'http://{}'", origin.address);
+        let settings = format!(
+            "protocol: http2, health: {{grpc: {service}, interval: 20ms, unhealthy_after: 1, healthy_after: 1}}"
+        );
+        let lane = Lane::start(&of_endpoints(&endpoints, &settings));
+        let (well, unwell) = ([("grpc-status", "0")], [("grpc-status", "13")]);
+        for (head, trailers, why) in [
+            (&[][..], &well[..], None),
+            (&[], &unwell, Some("grpc-status 13")),
+            (&well, &[], None),
+            (&unwell, &[], Some("grpc-status 13")),
+        ] {
+            let mut asked = origin.asked().await;
+            let message = asked.body.rest().await.unwrap().0;
+            let field = [&[0, 0, 0, 1, 47, 0x0a, 0xac, 2], service.as_bytes()].concat();
+            assert_eq!(message, field);
+            let mut out = asked.reply(200, head, Length::Unknown).await;
+            out.send(SERVING).await.unwrap();
+            out.end(trailers).await.unwrap();
+            let now = || {
+                let live = lane.plan.borrow().upstreams[0].live.clone();
+                let mut states = live.endpoint_states(weir::clock::mono());
+                states.swap_remove(0).why
+            };
+            soon(async {
+                while now().as_deref() != why {
+                    tokio::task::yield_now().await;
+                }
+            })
+            .await;
+        }
+    });
+}
+
+#[test]
+fn an_endpoint_that_is_gone_is_not_asked_how_it_is() {
+    let servers = servers::<2>();
+    let health = "health: {path: /healthz, interval: 20ms}";
+    let is_left = |servers: &[Server]| {
+        // One may be under way.
+        let before = servers[1].checks() + 1;
+        let other = servers[0].checks();
+        eventually(|| servers[0].checks() > other + 20);
+        servers[1].checks() <= before
+    };
+    let by_reload = lane(&servers, health);
+    eventually(|| servers.iter().all(|server| server.checks() > 0));
+    by_reload.reload(&config(&servers[..1], health));
+    eventually(|| is_left(&servers));
+    drop(by_reload);
+
+    let servers = Server::on_one_port::<2>();
+    let names = NameServer::start();
+    names.says("app.test", &[servers[0].ip(), servers[1].ip()], 0);
+    let endpoints = format!(
+        "{{dns: 'app.test:{}', refresh: 50ms, servers: ['{}']}}",
+        servers[0].address.port(),
+        names.address
+    );
+    let lane = Lane::start(&of_endpoints(&endpoints, health));
+    eventually(|| servers.iter().all(|server| server.checks() > 0));
+    names.says("app.test", &[servers[0].ip()], 0);
+    until_up(&lane, 1);
+    eventually(|| is_left(&servers));
 }

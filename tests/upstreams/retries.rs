@@ -773,3 +773,45 @@ fn the_rest_of_an_upload_follows_a_retry() {
     // Where half a request was sent no other may follow.
     assert_eq!(has_left.recv_timeout(DEADLINE), Ok(()));
 }
+
+/// By chance from nothing to the whole of each. Of the same length, six together could not take more than 120 ms.
+#[test]
+fn each_wait_between_tries_may_be_longer_than_the_one_before() {
+    let failing = Server::start();
+    failing.answers(503);
+    let lane = lane(
+        &[failing.address],
+        "retries: {attempts: 6, backoff: {base: 20ms, max: 10s}, budget: {min_concurrent: 100}}",
+    );
+    let began = weir::clock::now();
+    let mut clients: Vec<_> = (0..20).map(|_| lane.connect()).collect();
+    for client in &mut clients {
+        client.begin("GET", "/", &[], "");
+    }
+    for client in &mut clients {
+        assert_eq!(client.finish().status, 503);
+    }
+    assert_eq!(failing.requests(), 20 * 7);
+    // From 20 ms to 640, they take more than twice as long in two of three requests.
+    let took = began.elapsed();
+    assert!(took > Duration::from_millis(500), "{took:?}");
+}
+
+/// Or those behind one that fails would get more than their part, and others less.
+#[test]
+fn another_try_takes_no_turn() {
+    let servers: Vec<_> = (0..3).map(|_| Server::start()).collect();
+    servers[0].answers(503);
+    let at: Vec<_> = servers.iter().map(|server| server.address).collect();
+    let lane = lane(
+        &at,
+        "retries: {attempts: 1, backoff: {base: 1ms, max: 1ms}}",
+    );
+    let mut client = lane.connect();
+    for _ in 0..30 {
+        assert_eq!(client.get("/").status, 200);
+    }
+    let requests: Vec<_> = servers.iter().map(Server::requests).collect();
+    assert_eq!(requests[0], 10, "{requests:?}");
+    assert_eq!(requests.iter().sum::<usize>(), 40);
+}

@@ -308,6 +308,27 @@ mod tests {
         assert_eq!((board.looks(), served.is_stale), (1, false));
     }
 
+    /// Else each look at what hangs would leave another behind.
+    #[tokio::test(start_paused = true)]
+    async fn a_look_that_is_late_is_given_up() {
+        let held = Arc::new(());
+        let of_check = held.clone();
+        let late = Check::new("late", Status::Degraded, move || {
+            let of_look = of_check.clone();
+            async move {
+                std::future::pending::<()>().await;
+                drop(of_look);
+                Finding::new(Status::Ok, json!({}))
+            }
+        });
+        let board = board(vec![late], SECOND);
+        for _ in 0..3 {
+            board.report().await;
+            sleep(2 * SECOND).await;
+        }
+        assert_eq!((board.looks(), Arc::strong_count(&held)), (3, 2));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn the_process_is_ready_while_what_gates_is_not_critical() {
         assert_eq!(board(vec![takes("quick", SECOND)], SECOND).unready(), None);

@@ -104,3 +104,59 @@ fn said(report: &Report, kept_in: &str) -> String {
     ));
     said
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(report: &Report, kept_in: &str) -> Vec<String> {
+        said(report, kept_in).lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn what_a_whole_audit_cannot_prove_is_told_before_the_verdict() {
+        let none = "0 events, 0 boots, 0 days: nothing is missing or changed";
+        assert_eq!(lines(&Report::default(), "days"), [none]);
+        let report = Report {
+            events: 9,
+            instances: 2,
+            files: 3,
+            open: vec!["a/1".to_owned()],
+            pending: 4,
+            dropped: 5,
+            ..Report::default()
+        };
+        assert_eq!(
+            lines(&report, "days"),
+            [
+                "a/1: still runs, or was killed: events behind its last would not be missed",
+                "4 events are on their way: newer ones of their boots came within the last minutes",
+                "5 events were dropped before they could be numbered, as their processes say",
+                "9 events, 2 boots, 3 days: nothing is missing or changed",
+            ]
+        );
+        let files = lines(&Report::default(), FILES);
+        assert_eq!(files.len(), 2, "{files:?}");
+        assert!(
+            files[0].ends_with("weir_audit_events_total does"),
+            "{files:?}"
+        );
+    }
+
+    #[test]
+    fn of_many_boots_without_an_end_mark_some_are_named_and_all_are_counted() {
+        let boots = |count: usize| Report {
+            open: (0..count).map(|n| format!("a/{n}")).collect(),
+            ..Report::default()
+        };
+        let named = |count| {
+            let lines = lines(&boots(count), "days");
+            let named = lines.iter().filter(|line| line.contains("still runs"));
+            (named.count(), lines[lines.len() - 2].clone())
+        };
+        assert_eq!(named(NAMED).0, NAMED);
+        assert!(!named(NAMED).1.starts_with("and "));
+        let others = "and 3 other boots without an end mark".to_owned();
+        assert_eq!(named(NAMED + 3), (NAMED, others));
+    }
+}

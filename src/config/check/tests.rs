@@ -1,5 +1,6 @@
 //! The rules of a whole file, as tests.
 
+mod bounds;
 mod contradictions;
 pub(super) mod fixture;
 mod in_one_run;

@@ -479,4 +479,81 @@ mod tests {
         cache.set_max(64);
         assert_eq!(cache.len(), SHARDS);
     }
+
+    #[test]
+    fn of_tokens_without_a_session_no_more_are_remembered_either() {
+        let cache = cache();
+        let believed = |cache: &Cache| {
+            (0..=255)
+                .filter(|n| cache.knows(*n, 100) == Some(false))
+                .count()
+        };
+        for n in 0..=255 {
+            cache.look_up(n, None, 100);
+        }
+        assert_eq!(believed(&cache), 256);
+        cache.set_max(64);
+        assert_eq!(believed(&cache), SHARDS);
+    }
+
+    /// Of which nothing is used since it began.
+    fn idle_for(n: u8, idle_timeout: u64) -> Session {
+        let times = Times {
+            created: s(100),
+            ends: s(1_000),
+            idle_timeout: s(idle_timeout),
+            last_seen: s(100),
+        };
+        Session::resumed(id(n), "ann".into(), Default::default(), times)
+    }
+
+    #[test]
+    fn a_use_is_told_before_the_session_would_be_over_without() {
+        let cache = cache();
+        cache.created(idle_for(1, 6), s(100), &SHARED);
+        assert_eq!(cache.knows(1, 101), Some(true));
+        assert_eq!((cache.due(102), cache.due(103)), (0, 1));
+    }
+
+    #[test]
+    fn no_more_uses_wait_to_be_told_than_sessions_are_remembered() {
+        const FEW: Shared = Shared {
+            cache: sessions::Cache {
+                max_entries: 2,
+                ..SHARED.cache
+            },
+            ..SHARED
+        };
+        let cache = cache();
+        let waits = [1, 2, 3].map(|n| {
+            cache.look_up(n, Some(100), 100);
+            let can_wait = cache.can_note(&FEW);
+            cache.recall(id(n), &FEW, s(101));
+            can_wait
+        });
+        assert_eq!((waits, cache.due(1_000)), ([true, true, false], 2));
+    }
+
+    /// Another process may have seen a use of it.
+    #[test]
+    fn a_session_that_is_over_by_what_is_known_is_asked_about_and_has_no_grace() {
+        let cache = cache();
+        cache.created(idle_for(1, 1), s(100), &SHARED);
+        assert_eq!(
+            (cache.knows(1, 100), cache.knows(1, 101)),
+            (Some(true), None)
+        );
+        assert!(cache.recall_old(id(1), &SHARED, s(101)).is_none());
+    }
+
+    #[test]
+    fn what_has_ended_stays_so_for_the_longest_time_that_was_said() {
+        let cache = cache();
+        cache.forget(id(1), s(110));
+        cache.forget(id(1), s(101));
+        assert_eq!(
+            (cache.knows(1, 109), cache.knows(1, 110)),
+            (Some(false), None)
+        );
+    }
 }

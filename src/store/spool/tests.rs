@@ -167,6 +167,47 @@ fn a_full_spool_takes_no_more_until_something_is_released() {
 }
 
 #[test]
+fn no_record_of_whatever_length_takes_a_spool_beyond_its_bound() {
+    for length in 1..=24 {
+        let root = TempDir::new().unwrap();
+        let (mut spool, _) = Spool::open(root.path(), 1_000, boot(1)).unwrap();
+        while spool.append(&vec![7; length]).is_ok() {}
+        assert!(spool.bytes() <= 1_000, "{length}: {}", spool.bytes());
+    }
+}
+
+#[test]
+fn what_others_have_left_is_given_the_oldest_first_and_takes_room_while_it_is_held() {
+    let root = TempDir::new().unwrap();
+    for number in [5, 8, 2, 7, 4, 6, 3] {
+        open(&root, number).0.append(b"left").unwrap();
+    }
+    let (mut spool, abandoned) = open(&root, 9);
+    let boots: Vec<_> = abandoned.iter().map(|left| left.boot).collect();
+    assert_eq!(boots, [2, 3, 4, 5, 6, 7, 8].map(boot));
+    spool.append(b"own").unwrap();
+    let own = spool.bytes() - abandoned.iter().map(Abandoned::bytes).sum::<u64>();
+    drop(abandoned);
+    assert_eq!(spool.bytes(), own);
+}
+
+#[test]
+fn the_age_of_a_spool_is_that_of_the_record_that_waits_longest() {
+    let root = TempDir::new().unwrap();
+    let (mut spool, _) = open(&root, 1);
+    assert_eq!(spool.oldest_age(), None);
+    let first = spool.append(b"first").unwrap();
+    let age = |spool: &Spool| spool.oldest_age().unwrap();
+    while age(&spool) < Duration::from_millis(50) {
+        std::thread::yield_now();
+    }
+    spool.append(b"second").unwrap();
+    assert!(age(&spool) >= Duration::from_millis(50));
+    spool.release(first).unwrap();
+    assert!(spool.oldest_age().is_some());
+}
+
+#[test]
 fn a_small_spool_that_holds_nothing_is_never_full() {
     let root = TempDir::new().unwrap();
     let (mut spool, _) = Spool::open(root.path(), 100_000, boot(1)).unwrap();

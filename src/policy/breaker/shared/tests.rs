@@ -1,5 +1,6 @@
 //! The rules of a shared breaker, as tests, and whole fleets of processes around a model of the script.
 
+mod adopted;
 mod model;
 mod outages;
 

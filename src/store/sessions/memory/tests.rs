@@ -300,6 +300,38 @@ fn full_store_makes_room_from_what_is_expired() {
 }
 
 #[test]
+fn a_bound_that_is_changed_is_the_one_that_holds() {
+    let store = Sessions::new(1);
+    let start = || store.start(&unlimited(), "ann", 100).map(drop);
+    assert_eq!((start(), start()), (Ok(()), Err(CreateError::Full)));
+    store.set_max(2);
+    assert_eq!((start(), start()), (Ok(()), Err(CreateError::Full)));
+    store.set_max(1);
+    assert_eq!((start(), store.count()), (Err(CreateError::Full), 2));
+}
+
+#[test]
+fn shorter_timeouts_are_those_of_all_that_live_and_of_all_that_begin() {
+    // More in a shard than are looked at before others have their turn.
+    const MANY: usize = SHARDS * PART * 5 / 4;
+    let store = Sessions::new(2 * MANY);
+    let start = |user: usize, now| {
+        let created = store.start(&unlimited(), &user.to_string(), now);
+        created.unwrap().session
+    };
+    let before: Vec<_> = (0..MANY).map(|n| start(n % 100, 100)).collect();
+    let timeouts = Timeouts {
+        absolute: s(5),
+        idle: s(2),
+    };
+    store.shorten(timeouts);
+    let are = |session: &Arc<Session>| (session.ends(), session.idle_timeout());
+    assert!(before.iter().all(|it| are(it) == (s(105), s(2))));
+    // By a lane that goes by the longer ones still.
+    assert_eq!(are(&start(1, 101)), (s(106), s(2)));
+}
+
+#[test]
 fn sweeps_within_their_budget_get_everywhere() {
     let sessions = Sessions::new(1000);
     for user in 0..300 {

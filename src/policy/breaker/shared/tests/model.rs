@@ -63,7 +63,7 @@ impl Script {
         }
     }
 
-    fn go(&mut self, to: State, now: Duration, lasts: Duration) {
+    pub(super) fn go(&mut self, to: State, now: Duration, lasts: Duration) {
         let ramp_ended = self.state == State::Recovering && to == State::Closed;
         if to != State::Open && !ramp_ended {
             self.window = Delta::default();
