@@ -493,7 +493,7 @@ mod tests {
             let (mut far, _) = listener.accept().expect("it came");
             let mut put = || far.write_all(b"a body").expect("it is open");
             let again = if is_bound {
-                let bound = Bound::keep(pool.clone(), connected, true);
+                let bound = Bound::keep(&pool, connected, true);
                 put();
                 bound.and_then(|bound| bound.take(true))
             } else {

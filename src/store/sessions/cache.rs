@@ -510,7 +510,7 @@ mod tests {
     #[test]
     fn a_use_is_told_before_the_session_would_be_over_without() {
         let cache = cache();
-        cache.created(idle_for(1, 6), s(100), &SHARED);
+        cache.created(idle_for(1, 6), s(100), cache.era(), &SHARED);
         assert_eq!(cache.knows(1, 101), Some(true));
         assert_eq!((cache.due(102), cache.due(103)), (0, 1));
     }
@@ -538,7 +538,7 @@ mod tests {
     #[test]
     fn a_session_that_is_over_by_what_is_known_is_asked_about_and_has_no_grace() {
         let cache = cache();
-        cache.created(idle_for(1, 1), s(100), &SHARED);
+        cache.created(idle_for(1, 1), s(100), cache.era(), &SHARED);
         assert_eq!(
             (cache.knows(1, 100), cache.knows(1, 101)),
             (Some(true), None)
