@@ -281,7 +281,8 @@ fn source(path: PathBuf) -> Option<Source> {
         .to_str()?
         .trim_end_matches(".rs")
         .to_owned();
-    if ["lib", "main"].contains(&module.as_str()) || path.ends_with("tests.rs") {
+    let are_tests = path.ends_with("tests.rs") || path.iter().any(|part| part == "tests");
+    if ["lib", "main"].contains(&module.as_str()) || are_tests {
         return None;
     }
     let text = fs::read_to_string(&path).unwrap();

@@ -253,7 +253,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Way<'_, R, W> {
             if let Some(code) = code
                 && frames.is_between()
             {
-                frames.follow(&buffer[some..]);
+                buffer.drain(..some);
                 return self.close(code, frames, buffer).await;
             }
             buffer.clear();
@@ -268,7 +268,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Way<'_, R, W> {
         }
     }
 
-    /// Sends a Close frame, unless one has passed, and reads away what comes until there is one.
+    /// Sends a Close frame, unless one has passed, and reads away what comes until there is one; `buffer` is what has come and does not pass.
     async fn close(
         mut self,
         code: u16,
@@ -280,13 +280,16 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Way<'_, R, W> {
             let mask = self.is_up.then(|| fastrand::u32(..).to_ne_bytes());
             self.write(&websocket::close(code, mask)).await?;
         }
-        while !frames.has_closed() {
+        loop {
+            frames.follow(&buffer);
             buffer.clear();
+            if frames.has_closed() {
+                break;
+            }
             let read = read_some(&mut self.from, &mut buffer).await;
             if read.map_err(|_| Broken::Reading)? == 0 {
                 break;
             }
-            frames.follow(&buffer);
         }
         self.end().await
     }
@@ -363,5 +366,36 @@ mod tests {
         let mut heard = String::new();
         client.read_to_string(&mut heard).await.unwrap();
         assert_eq!(heard, "answer");
+    }
+
+    /// One that is read with the end of the frame that is under way does not go on, and so closes nothing at the other end.
+    #[tokio::test]
+    async fn a_close_that_comes_as_weir_closes_leaves_the_other_end_its_own() {
+        let (mut client, from) = duplex(1024);
+        let (to, mut upstream) = duplex(1024);
+        let begun = b"\x81\x03a".to_vec();
+        let (passed, moved) = (Cell::new(0), Cell::new(clock::now()));
+        let (closes, closing) = watch::channel(None);
+        let way = Way {
+            from,
+            to,
+            first: begun.clone(),
+            passed: &passed,
+            moved: &moved,
+            closing,
+            is_up: false,
+        };
+        let speaks = async {
+            let mut heard = vec![0; begun.len()];
+            upstream.read_exact(&mut heard).await.unwrap();
+            closes.send_replace(Some(GOING_AWAY));
+            client.write_all(b"bc\x88\x00").await.unwrap();
+            upstream.read_to_end(&mut heard).await.unwrap();
+            heard
+        };
+        let (ended, heard) = tokio::join!(way.pass(), speaks);
+        assert_eq!(ended, Ok(()));
+        let expected = [&b"\x81\x03abc"[..], &websocket::close(GOING_AWAY, None)].concat();
+        assert_eq!(heard, expected);
     }
 }
