@@ -19,6 +19,7 @@ use harness::stack::{
     WRITTEN, With, fill,
 };
 use harness::{eventually, eventually_within};
+use serde_json::Value;
 use weir::clock;
 
 /// Transactions take so long that most kills hit one.
@@ -301,6 +302,10 @@ fn a_full_disk_leaves_events_to_redis_and_else_refuses() {
     full_until(&|| proxy.metric("weir_audit_events_total{result=\"failed_write\"}") > 0);
     // For seconds: Redis takes what the disk does not.
     (0..5).for_each(|_| full_until(&answered()));
+    let health: Value = serde_json::from_str(&proxy.admin().get("/health").body).unwrap();
+    let spool = &health["checks"]["spool"];
+    assert_eq!(spool["refuses"], false, "{health}");
+    assert_ne!(spool["status"], "critical", "{health}");
     assert_eq!(load.refused(), 0);
     stack.redis.server().kill();
     full_until(&refused());

@@ -123,10 +123,17 @@ fn a_redis_that_refuses_calls_is_told_with_what_it_says() {
         let said = redis["error"].as_str().unwrap_or_default();
         redis["status"] == "degraded" && redis["nodes"][0]["up"] == true && said.contains("OOM")
     });
-    weir.log_until("redis refuses calls");
+    assert!(weir.log_until("redis refuses calls").contains("OOM"));
+    // Another reason, soon after.
     server.cli(&["CONFIG", "SET", "maxmemory", "0"]);
-    eventually_within(Duration::from_secs(30), || redis()["status"] == "ok");
-    assert!(redis().get("error").is_none());
+    server.cli(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
+    eventually(|| {
+        weir.client().get("/");
+        let said = redis()["error"].clone();
+        said.as_str()
+            .is_some_and(|said| said.contains("NOREPLICAS"))
+    });
+    assert!(weir.log_until("redis refuses calls").contains("NOREPLICAS"));
 }
 
 /// A worker that looks often, with these keys of `health`.

@@ -71,6 +71,11 @@ ROWS = [
         ("CPU of lanes", "timeseries", "percentunit", 8, "Of the one core that each can use.", [(rate("weir_lane_cpu_seconds_total"), "{{instance}} {{lane}}")]),
         ("Time that lanes are late", "timeseries", "s", 8, "Kept where runtime.shed.loop_delay is set.", [(quantile(0.99, "instance", "weir_lane_delay_seconds"), "{{instance}} p99")]),
         ("Versions", "timeseries", "short", 8, "Instances by version.", [(by("version", now("weir_build_info")), "{{version}}")]),
+        ("Resident memory of processes", "timeseries", "bytes", 8, "As each tells it of itself.", [(now("process_resident_memory_bytes"), "{{instance}}")]),
+        ("Of what memory may be", "timeseries", "percentunit", 8, "Share of what the control group allows, where it bounds it: at all of it the kernel ends the process.", [
+            (share(now("process_resident_memory_bytes"), now("weir_memory_limit_bytes") + " > 0"), "{{instance}}")]),
+        ("Of what descriptors may be open", "timeseries", "percentunit", 8, "A request under way takes two.", [
+            (share(now("process_open_fds"), now("process_max_fds")), "{{instance}}")]),
         ("CPU", "timeseries", "short", 8, "Cores, as the kubelet counts them. A lane is a thread: it has one at most.", [
             (of_containers(used("container_cpu_usage_seconds_total")), "{{pod}}")]),
         ("CPU held back", "timeseries", "percentunit", 8, "Share of periods in which the container had used up its limit: a cause of slow requests.", [

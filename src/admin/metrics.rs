@@ -111,7 +111,7 @@ mod tests {
             batches: 11,
             age: Duration::from_secs(12),
             corrupt: 13,
-            refuses: true,
+            takes: true,
         };
         let counts = Counts {
             written: 1,

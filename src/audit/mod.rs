@@ -95,8 +95,8 @@ pub struct SpoolCounts {
     pub age: Duration,
     /// Damage that was found in what other processes left, a stretch each.
     pub corrupt: u64,
-    /// Whether it takes no more: it is full, or the disk is.
-    pub refuses: bool,
+    /// Not while it is full, or its disk is or fails.
+    pub takes: bool,
 }
 
 #[derive(Debug)]
@@ -135,7 +135,7 @@ struct Shared {
     /// In seconds.
     spool_age: AtomicU64,
     spool_corrupt: AtomicU64,
-    spool_refuses: AtomicBool,
+    spool_takes: AtomicBool,
     troubles: Mutex<Troubles>,
     /// Where panics of the threads are counted.
     panics: OnceLock<Counter>,
@@ -292,7 +292,7 @@ impl Shared {
             batches: read(&self.spool_batches),
             age: Duration::from_secs(read(&self.spool_age)),
             corrupt: read(&self.spool_corrupt),
-            refuses: self.spool_refuses.load(Ordering::Relaxed),
+            takes: self.spool_takes.load(Ordering::Relaxed),
         });
         Counts {
             written: read(&self.written),

@@ -184,8 +184,8 @@ impl Common {
         shared.spool_batches.store(batches, Ordering::Relaxed);
         let age = spool.oldest_age().unwrap_or_default().as_secs();
         shared.spool_age.store(age, Ordering::Relaxed);
-        let refuses = trouble != Trouble::None;
-        shared.spool_refuses.store(refuses, Ordering::Relaxed);
+        let takes = trouble == Trouble::None;
+        shared.spool_takes.store(takes, Ordering::Relaxed);
     }
 
     /// Puts what is at risk into the spool, syncs it, and settles what waits for that. `until` so few bytes are in memory, or all

@@ -404,9 +404,13 @@ impl Process {
         std::fs::read_to_string(&self.log).unwrap()
     }
 
+    pub fn admin(&self) -> Client {
+        Client::to(&self.admin)
+    }
+
     /// 0 where it is not told.
     pub fn metric(&self, name: &str) -> u64 {
-        let text = Client::to(&self.admin).get("/metrics").body;
+        let text = self.admin().get("/metrics").body;
         metrics::value(&text, name).map_or(0, |value| value as u64)
     }
 

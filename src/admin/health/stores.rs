@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 
 use super::check::{Check, Finding, Status};
 use crate::audit::{self, Counts, SpoolCounts, Troubles};
-use crate::config::audit::Delivery;
 use crate::config::worker;
 use crate::store::fleet::FleetConnections;
 use crate::store::postgres::{Postgres, TargetHealth};
@@ -96,22 +95,21 @@ pub fn queue(counts: Counts, capacity: u64, troubles: Troubles) -> Finding {
     found
 }
 
-/// What does not fit is dropped and counted, or under `guaranteed` its request is refused.
-pub fn spool(counts: SpoolCounts, delivery: Delivery) -> Finding {
-    let full = match delivery {
-        Delivery::BestEffort => Status::Degraded,
-        Delivery::Guaranteed => Status::Critical,
-    };
-    let is_filling = counts.bytes > counts.max / 2 || counts.corrupt > 0;
+/// Critical where `refuses`: that requests are, under `guaranteed`. A spool that takes no more is not enough: what it has no place for is
+/// Redis's to take, or dropped and counted.
+pub fn spool(counts: SpoolCounts, refuses: bool) -> Finding {
+    let is_filling = counts.bytes > counts.max / 2 || counts.corrupt > 0 || !counts.takes;
     Finding::new(
-        full.when(counts.refuses)
+        Status::Critical
+            .when(refuses)
             .max(Status::Degraded.when(is_filling)),
         json!({
             "bytes": counts.bytes,
             "max_bytes": counts.max,
             "batches": counts.batches,
             "oldest_seconds": counts.age.as_secs_f64(),
-            "refuses": counts.refuses,
+            "takes_events": counts.takes,
+            "refuses": refuses,
             "corrupt": counts.corrupt,
         }),
     )
@@ -250,26 +248,31 @@ mod tests {
 
     #[test]
     fn a_full_spool_is_critical_where_requests_are_refused_for_it() {
-        let counts = |bytes, refuses| SpoolCounts {
+        let counts = |bytes, takes| SpoolCounts {
             bytes,
             max: 100,
-            refuses,
+            takes,
             ..SpoolCounts::default()
         };
-        for (bytes, refuses, best_effort, guaranteed) in [
-            (0, false, Status::Ok, Status::Ok),
-            (51, false, Status::Degraded, Status::Degraded),
-            (99, true, Status::Degraded, Status::Critical),
+        for (bytes, takes, refuses, expected) in [
+            (0, true, false, Status::Ok),
+            (51, true, false, Status::Degraded),
+            // Its disk is full, and Redis takes events.
+            (1, false, false, Status::Degraded),
+            (1, false, true, Status::Critical),
+            (99, false, false, Status::Degraded),
+            (99, false, true, Status::Critical),
         ] {
-            let status = |delivery| spool(counts(bytes, refuses), delivery).status;
-            assert_eq!(status(Delivery::BestEffort), best_effort);
-            assert_eq!(status(Delivery::Guaranteed), guaranteed);
+            let found = spool(counts(bytes, takes), refuses);
+            assert_eq!(found.status, expected, "{bytes}, {takes}, {refuses}");
+            assert_eq!(found.details["takes_events"], takes);
+            assert_eq!(found.details["refuses"], refuses);
         }
         let torn = SpoolCounts {
             corrupt: 1,
-            ..counts(0, false)
+            ..counts(0, true)
         };
-        assert_eq!(spool(torn, Delivery::Guaranteed).status, Status::Degraded);
+        assert_eq!(spool(torn, false).status, Status::Degraded);
     }
 
     #[test]

@@ -85,12 +85,13 @@ impl Stores {
                 async move { found }
             }));
         }
-        if let (Some(recorder), Some(audit)) = (recorder, &config.audit)
+        if let Some(recorder) = recorder
             && recorder.counts().spool.is_some()
         {
-            let (recorder, delivery) = (recorder.clone(), audit.delivery);
+            let recorder = recorder.clone();
             checks.push(Check::new("spool", Status::Degraded, move || {
-                let found = stores::spool(recorder.counts().spool.unwrap_or_default(), delivery);
+                let spool = recorder.counts().spool.unwrap_or_default();
+                let found = stores::spool(spool, recorder.refuses());
                 async move { found }
             }));
         }

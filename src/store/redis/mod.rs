@@ -8,6 +8,7 @@
 mod dial;
 mod node;
 mod push;
+mod refusals;
 mod scan;
 mod script;
 mod topology;
@@ -42,16 +43,13 @@ use crate::keys;
 use crate::net::tls::{Latest, TlsError};
 use crate::telemetry::metrics::redis_calls::RedisMetrics;
 use node::Node;
+use refusals::Refusals;
 use topology::Topology;
 
 /// Calls that wait for one connection's turn to be written; those beyond wait within their own budget.
 const QUEUE: usize = 1024;
 /// How often one call is sent, at most: over redirections and repeats.
 const ATTEMPTS: usize = 5;
-/// How long a refused call counts: while a server refuses, shared breakers meet with it each second.
-const REFUSES_FOR: Duration = Duration::from_secs(10);
-/// Without one for so long, the next is told in the log.
-const REFUSES_ANEW: Duration = Duration::from_secs(60);
 /// Before a call is sent again that met a slot on the move.
 const TRY_AGAIN: Duration = Duration::from_millis(1);
 
@@ -89,17 +87,10 @@ pub struct Redis {
     /// Told when the map of slots does not fit what nodes say.
     stale: Notify,
     metrics: RedisMetrics,
-    /// The last call that a server refused.
-    refusal: Mutex<Option<Refusal>>,
+    /// The calls that its servers refused lately.
+    refusals: Mutex<Refusals>,
     /// Of its tasks.
     panics: Counter,
-}
-
-/// What a server has said to a call that it refused, and when, by [`clock::mono`].
-#[derive(Debug)]
-struct Refusal {
-    said: String,
-    at: Duration,
 }
 
 impl Redis {
@@ -122,7 +113,7 @@ impl Redis {
             settings,
             stale: Notify::new(),
             metrics,
-            refusal: Mutex::default(),
+            refusals: Mutex::default(),
             panics,
         })
     }
@@ -180,20 +171,19 @@ impl Redis {
 
     /// What a server has said that refuses calls, within the last ten seconds.
     pub fn refuses(&self) -> Option<String> {
-        let refusal = self.refusal.lock();
-        let lately = |refusal: &&Refusal| clock::mono() < refusal.at + REFUSES_FOR;
-        let refusal = refusal.as_ref().filter(lately);
-        refusal.map(|refusal| refusal.said.clone())
+        let refusals = self.refusals.lock();
+        refusals.lately(clock::mono()).map(str::to_owned)
     }
 
-    /// Notes it, and tells the log of the first of a row: it is full, lacks a right, or loads.
-    fn note_refused(&self, node: &Address, said: String) {
-        let at = clock::mono();
-        let mut refusal = self.refusal.lock();
-        let before = refusal.replace(Refusal { said, at });
-        if before.is_none_or(|before| at >= before.at + REFUSES_ANEW) {
-            let error = refusal.as_ref().map(|refusal| &*refusal.said);
-            warn!(client = self.name, %node, error, "redis refuses calls");
+    /// Notes it, and tells the log of the first of a row for each reason: it is full, lacks a right, or loads.
+    fn note_refused(&self, node: &Address, error: &RedisError, said: &str) {
+        let now = clock::mono();
+        let is_news = self
+            .refusals
+            .lock()
+            .note(reason(error), said.to_owned(), now);
+        if is_news {
+            warn!(client = self.name, %node, error = said, "redis refuses calls");
         }
     }
 
@@ -404,7 +394,7 @@ impl Connections {
                     // Of a stream that is new, or lost: who asks knows what to do.
                     let is_absent = |text: &str| said.contains(text);
                     if !["NOGROUP", "no such key"].into_iter().any(is_absent) {
-                        self.redis.note_refused(&node.address, said.clone());
+                        self.redis.note_refused(&node.address, &error, &said);
                     }
                     return Err(CallError::Refused(said));
                 }
@@ -492,6 +482,15 @@ fn is_about_topology(error: &RedisError) -> bool {
     );
     // A master that its replicas have left may be one of before.
     kind || error.code() == Some("NOREPLICAS")
+}
+
+/// Why a server refuses: the code of its error, such as `OOM`.
+fn reason(error: &RedisError) -> &str {
+    let is_code = |word: &&str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_uppercase());
+    let mut words = error.detail().unwrap_or_default().split(' ');
+    // As in `is_read_only`.
+    let within = words.find_map(|word| word.strip_prefix('-').filter(is_code));
+    within.or(error.code()).unwrap_or_default()
 }
 
 /// Whether the node has become a replica.
