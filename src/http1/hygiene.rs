@@ -146,17 +146,15 @@ pub fn names_a_method(name: &[u8]) -> bool {
 
 /// Whether two names are one once they are [`folded`].
 pub fn fold_to_one(one: &[u8], other: &[u8]) -> bool {
-    one.len() == other.len() && folds_to_one(one.iter().copied(), other)
-}
-
-/// As [`fold_to_one`], for a name that is not there in one piece.
-pub fn folds_to_one(one: impl Iterator<Item = u8>, other: &[u8]) -> bool {
-    one.map(fold).eq(other.iter().copied().map(fold))
+    let mut pairs = one.iter().zip(other);
+    one.len() == other.len() && pairs.all(|(one, other)| fold(*one) == fold(*other))
 }
 
 fn fold(byte: u8) -> u8 {
     match byte {
         byte if byte.is_ascii_alphanumeric() => byte.to_ascii_lowercase(),
+        // In no field's name; in a parameter's it is part of a letter.
+        byte if !byte.is_ascii() => byte,
         _ => b'-',
     }
 }
