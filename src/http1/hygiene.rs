@@ -31,9 +31,9 @@ const NOT_TO_BE_NAMED: [&[u8]; 5] = [
     b"x-request-id",
 ];
 
-/// By these proxies and content delivery networks name the client, as nginx, Akamai, Cloudflare and Fastly do, to applications that believe
-/// whoever they come from.
-pub const OF_CLIENTS: [&[u8]; 7] = [
+/// By these proxies and content delivery networks name the client, as nginx, Akamai, Cloudflare, Fastly, Fly, Azure, Envoy and WebLogic do, to
+/// applications that believe whoever they come from.
+pub const OF_CLIENTS: [&[u8]; 13] = [
     b"x-real-ip",
     b"true-client-ip",
     b"cf-connecting-ip",
@@ -41,6 +41,12 @@ pub const OF_CLIENTS: [&[u8]; 7] = [
     b"x-client-ip",
     b"x-cluster-client-ip",
     b"client-ip",
+    b"proxy-client-ip",
+    b"wl-proxy-client-ip",
+    b"x-envoy-external-address",
+    b"cf-connecting-ipv6",
+    b"fly-client-ip",
+    b"x-azure-clientip",
 ];
 
 /// What proxies say of a request is named so: `X-Forwarded-For`, `-Prefix`, `-Port`, and others that an application may believe.
