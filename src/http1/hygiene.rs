@@ -52,7 +52,8 @@ pub const OF_CLIENTS: [&[u8]; 13] = [
 /// What proxies say of a request is named so: `X-Forwarded-For`, `-Prefix`, `-Port`, and others that an application may believe.
 pub const FORWARDED: &[u8] = b"x-forwarded-";
 
-/// By these an application may be told of another method than the request's. Many frameworks heed the first, of a POST, unless told otherwise.
+/// By these an application may be told of another method than the request's. Many frameworks heed the first unless told otherwise, most of
+/// them of a POST alone.
 const OF_METHODS: [&[u8]; 3] = [
     b"x-http-method-override",
     b"x-http-method",
