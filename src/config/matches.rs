@@ -199,6 +199,8 @@ mod tests {
             "*",
             "*.",
             "*example.com",
+            ".example.com",
+            "*..example.com",
             "a.*.com",
             "example.com:80",
             "example.com.",

@@ -142,6 +142,12 @@ impl Redaction {
         if self.paths.is_empty() || path.is_empty() {
             return Cow::Borrowed(url);
         }
+        // Of what `..` takes away the normal form tells nothing.
+        if takes_away(path)
+            && let Some(redacted) = self.unsure(path)
+        {
+            return Cow::Owned(origin.to_owned() + &redacted);
+        }
         let normal = path::normalise(path.as_bytes()).ok();
         let redacted = match normal.as_deref().map(str::from_utf8) {
             Some(Ok(path)) => self
@@ -174,8 +180,8 @@ impl Redaction {
         is_unsure.then(|| self.unsure(path)).flatten()
     }
 
-    /// What is told of a path without a normal form, which one server reads so and another so, where it may have what is hidden:
-    /// nothing of it, but how the pattern begins.
+    /// What is told of a path without a normal form, which one server reads so and another so, or of which the normal form is not all, where it
+    /// may have what is hidden: nothing of it, but how the pattern begins.
     fn unsure(&self, path: &str) -> Option<String> {
         let read = decoded(path);
         let is_in = |head: &str| {
@@ -394,6 +400,12 @@ impl Mask {
         }
         (!is_whole).then_some(shown)
     }
+}
+
+/// Whether a path has a `..`, however it is spelt.
+fn takes_away(path: &str) -> bool {
+    let may = path.contains("..") || path.contains('%');
+    may && decoded(path).split(['/', '\\']).any(|it| it == "..")
 }
 
 /// A segment without its parameters.

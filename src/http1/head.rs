@@ -363,7 +363,8 @@ pub fn is_host(value: &[u8]) -> bool {
             let is_usual = |byte: &u8| {
                 byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
             };
-            let is_name = name.iter().all(is_usual) && !name.windows(2).any(|two| two == b"..");
+            let has_empty = name.starts_with(b".") || name.windows(2).any(|two| two == b"..");
+            let is_name = name.iter().all(is_usual) && !has_empty;
             (is_name && (port.is_empty() || !name.is_empty()), port)
         }
     };
@@ -513,6 +514,7 @@ mod tests {
             "",
             "x",
             "X.y.",
+            "localhost.",
             "a_b-c~d",
             "1.2.3.4:80",
             "x:",
@@ -531,6 +533,10 @@ mod tests {
             "x%61",
             "x..",
             "x..y:80",
+            ".",
+            ".x",
+            ".x:80",
+            ".:80",
             ":80",
             "x:65536",
             "x:+1",

@@ -31,9 +31,9 @@ const NOT_TO_BE_NAMED: [&[u8]; 5] = [
     b"x-request-id",
 ];
 
-/// By these proxies and content delivery networks name the client, as nginx, Akamai, Cloudflare and Fastly do, to applications that believe
-/// whoever they come from.
-pub const OF_CLIENTS: [&[u8]; 7] = [
+/// By these proxies and content delivery networks name the client, as nginx, Akamai, Cloudflare, Fastly, Fly, Azure, Envoy and WebLogic do, to
+/// applications that believe whoever they come from.
+pub const OF_CLIENTS: [&[u8]; 13] = [
     b"x-real-ip",
     b"true-client-ip",
     b"cf-connecting-ip",
@@ -41,12 +41,19 @@ pub const OF_CLIENTS: [&[u8]; 7] = [
     b"x-client-ip",
     b"x-cluster-client-ip",
     b"client-ip",
+    b"proxy-client-ip",
+    b"wl-proxy-client-ip",
+    b"x-envoy-external-address",
+    b"cf-connecting-ipv6",
+    b"fly-client-ip",
+    b"x-azure-clientip",
 ];
 
 /// What proxies say of a request is named so: `X-Forwarded-For`, `-Prefix`, `-Port`, and others that an application may believe.
 pub const FORWARDED: &[u8] = b"x-forwarded-";
 
-/// By these an application may be told of another method than the request's. Many frameworks heed the first, of a POST, unless told otherwise.
+/// By these an application may be told of another method than the request's. Many frameworks heed the first unless told otherwise, most of
+/// them of a POST alone.
 const OF_METHODS: [&[u8]; 3] = [
     b"x-http-method-override",
     b"x-http-method",
@@ -146,17 +153,15 @@ pub fn names_a_method(name: &[u8]) -> bool {
 
 /// Whether two names are one once they are [`folded`].
 pub fn fold_to_one(one: &[u8], other: &[u8]) -> bool {
-    one.len() == other.len() && folds_to_one(one.iter().copied(), other)
-}
-
-/// As [`fold_to_one`], for a name that is not there in one piece.
-pub fn folds_to_one(one: impl Iterator<Item = u8>, other: &[u8]) -> bool {
-    one.map(fold).eq(other.iter().copied().map(fold))
+    let mut pairs = one.iter().zip(other);
+    one.len() == other.len() && pairs.all(|(one, other)| fold(*one) == fold(*other))
 }
 
 fn fold(byte: u8) -> u8 {
     match byte {
         byte if byte.is_ascii_alphanumeric() => byte.to_ascii_lowercase(),
+        // In no field's name; in a parameter's it is part of a letter.
+        byte if !byte.is_ascii() => byte,
         _ => b'-',
     }
 }

@@ -12,7 +12,7 @@ use super::answer::Answer;
 use super::audit;
 use super::draft::{self, Seen};
 use super::exchange::{Conn, Redirected};
-use super::facts::{Facts, OfSeveral};
+use super::facts::{self, Facts, OfSeveral};
 use super::headers::{self, Client, RequestId};
 use super::quota::{self, Quota};
 use super::record::Record;
@@ -93,7 +93,7 @@ pub(super) async fn admit<'p>(
         fields: &head.fields,
         buffer,
     };
-    let index = find_route(plan, &request).map_err(unrouted)?;
+    let index = find_route(plan, &request, query).map_err(unrouted)?;
     let route = &plan.config.routes[index];
     record.route = Some(index);
     let client = headers::client(buffer, head, conn.peer.ip, conn.listener);
@@ -245,8 +245,12 @@ fn check_length(listener: &Listener, head: &RequestHead) -> Result<(), Rejection
 const MOST_METHODS_SAID: usize = 8;
 
 /// The route that serves the request. Whatever else servers may read in its path, no other route may be meant, unless the file
-/// names in its pattern what they differ on; nor may one by a method that a field says.
-fn find_route(plan: &Plan, request: &routes::Request<'_>) -> Result<usize, Rejection> {
+/// names in its pattern what they differ on; nor may one by a method that is said beside the request's own.
+fn find_route(
+    plan: &Plan,
+    request: &routes::Request<'_>,
+    query: &[u8],
+) -> Result<usize, Rejection> {
     let index = plan.index.find(request).ok_or(Rejection::NoRoute)?;
     let find = |path: &str, method: &str| {
         plan.index.find(&routes::Request {
@@ -264,7 +268,10 @@ fn find_route(plan: &Plan, request: &routes::Request<'_>) -> Result<usize, Rejec
     }
     if plan.index.asks_for_methods() {
         let paths = readings.iter().map(|(path, _)| path.as_str());
-        for (count, method) in methods_said(request).enumerate() {
+        let route = &plan.config.routes[index];
+        let said = methods_said(route, request, query);
+        let said = said.filter(|method| !asks_for(route, method));
+        for (count, method) in said.enumerate() {
             let mut paths = [request.path].into_iter().chain(paths.clone());
             if count == MOST_METHODS_SAID
                 || paths.any(|path| find(path, &method) != find(path, request.method))
@@ -276,14 +283,34 @@ fn find_route(plan: &Plan, request: &routes::Request<'_>) -> Result<usize, Rejec
     Ok(index)
 }
 
-/// The methods that fields say an application is to take the request's for.
-fn methods_said(request: &routes::Request<'_>) -> impl Iterator<Item = String> {
+/// The methods that fields which the route lets pass, and the query, say an application is to take the request's for. Symfony, Laravel and
+/// Spring heed them of a POST alone, and WordPress of any request.
+fn methods_said<'a>(
+    route: &'a Route,
+    request: &routes::Request<'a>,
+    query: &'a [u8],
+) -> impl Iterator<Item = String> + use<'a> {
     let buffer = request.buffer;
     let fields = request.fields.iter();
-    let said = fields.filter(|(name, _)| hygiene::names_a_method(&buffer[name.clone()]));
-    let said = said.flat_map(|(_, value)| buffer[value.clone()].split(|byte| *byte == b','));
-    let said = said.map(|method| String::from_utf8_lossy(method.trim_ascii()).to_ascii_uppercase());
+    let fields = fields.map(|(name, value)| (&buffer[name.clone()], &buffer[value.clone()]));
+    let passes = |name: &[u8]| hygiene::names_a_method(name) && !route.request_headers.drops(name);
+    let of_fields = fields.filter(move |(name, _)| passes(name));
+    let of_fields = of_fields.map(|(_, value)| Cow::Borrowed(value));
+    let of_query = facts::parameters(query.get(1..).unwrap_or_default(), "_method");
+    let said = of_fields.chain(of_query).flat_map(|value| {
+        let said = String::from_utf8_lossy(&value).to_ascii_uppercase();
+        let said = said.split(',').map(|method| method.trim_ascii().to_owned());
+        said.collect::<Vec<_>>()
+    });
     said.filter(|method| !method.is_empty())
+}
+
+/// Whether the route is for requests of which a field says this method: the file knows of it then, and no other route is meant.
+fn asks_for(route: &Route, method: &str) -> bool {
+    let mut wanted = route.matches.headers.iter();
+    wanted.any(|(name, value)| {
+        hygiene::names_a_method(name.as_bytes()) && value.eq_ignore_ascii_case(method)
+    })
 }
 
 /// Whether the file names in the route's path what servers differ on, so that with it no other route can be meant.

@@ -14,7 +14,7 @@ use crate::config::limit_keys::{client_key, credentials_key, has_credentials};
 use crate::config::limits::{Cost, KeyPart, Limit, Mode};
 use crate::config::matches::PathMatch;
 use crate::http1::head::RequestHead;
-use crate::http1::hygiene::{fold_to_one, folds_to_one};
+use crate::http1::hygiene::fold_to_one;
 use crate::http1::path;
 use crate::net::tls::ClientCertificate;
 use crate::plan::Plan;
@@ -208,14 +208,27 @@ fn cookies<'a>(
 
 /// The values of the parameters of this name, without escapes. Some servers part a query at `;`, too, as Rack does, and some take names for
 /// one that differ in case, as ASP.NET, or in what is no letter, as PHP. One that is counted so by none would be no limit to the others.
-fn parameters<'a>(query: &'a [u8], name: &str) -> impl Iterator<Item = Cow<'a, [u8]>> {
+pub(super) fn parameters<'a>(query: &'a [u8], name: &str) -> impl Iterator<Item = Cow<'a, [u8]>> {
     let pairs = query.split(|byte| matches!(byte, b'&' | b';'));
     pairs.filter_map(move |pair| {
         let at = pair.iter().position(|byte| *byte == b'=');
         let at = at.unwrap_or(pair.len());
-        let same = folds_to_one(percent_decode(&pair[..at]), name.as_bytes());
+        let written: Cow<'_, [u8]> = percent_decode(&pair[..at]).into();
+        let same = may_be(&written, name.as_bytes());
         same.then(|| percent_decode(pair.get(at + 1..).unwrap_or_default()).into())
     })
+}
+
+/// Whether a parameter's name, without escapes, is this one to some server. PHP skips spaces in front, each of which may be a `+`, and takes
+/// a NUL for the end; to qs, which Express has, and Rack `[name]` is `name`.
+fn may_be(written: &[u8], name: &[u8]) -> bool {
+    let is_skipped = |byte: &u8| matches!(byte, b' ' | b'+' | b'[' | b']');
+    let start = written.iter().position(|byte| !is_skipped(byte));
+    let (skipped, read) = written.split_at(start.unwrap_or(written.len()));
+    let in_brackets = skipped.contains(&b'[');
+    let ends = |byte: &u8| *byte == 0 || in_brackets && *byte == b']';
+    let end = read.iter().position(ends).unwrap_or(read.len());
+    fold_to_one(written, name) || fold_to_one(&read[..end], name)
 }
 
 /// The one value that there is, however often.
@@ -304,6 +317,54 @@ mod tests {
         for nothing in ["", ".", "+", "-1", "1e9", "1,5", "1.2.3", "seven", "0x7"] {
             check(nothing, None);
         }
+    }
+
+    #[test]
+    fn a_name_is_counted_however_a_server_reads_it_and_no_other_is() {
+        let check = |name: &str, query: &str, expected: &[&str]| {
+            let found: Vec<_> = parameters(query.as_bytes(), name).collect();
+            let expected: Vec<_> = expected.iter().map(|value| value.as_bytes()).collect();
+            assert_eq!(found, expected, "{name} {query}");
+        };
+        // Of eight bytes each.
+        let (key, price) = ("ключ", "цена");
+        check(
+            key,
+            &format!(
+                "{}=1&{}=2",
+                escaped(key.as_bytes(), 0),
+                escaped(price.as_bytes(), 0)
+            ),
+            &["1"],
+        );
+        check(
+            price,
+            "%D0%BA%D0%BB%D1%8E%D1%87=1&%d1%86%d0%b5%d0%bd%d0%b0=2",
+            &["2"],
+        );
+        check("api_key", "API.KEY=1&apiékey=2&api%20key=3", &["1", "3"]);
+        // PHP skips spaces in front, and a NUL ends a name.
+        check(
+            "api_key",
+            "api_key=A&+api_key=B&%20+api_key=C",
+            &["A", "B", "C"],
+        );
+        check(
+            "api_key",
+            "api_key%00x=A&+api.key%00=B&%00api_key=C",
+            &["A", "B"],
+        );
+        // qs, as Express has it, and Rack.
+        check(
+            "api_key",
+            "[api_key]=A&%5Bapi_key%5d=B&[api_key][]=C",
+            &["A", "B", "C"],
+        );
+        check("api_key", "api_key[]=A&x[api_key]=B&[api_key2]=C", &[]);
+        check("a_b", "a[b]=A&[a][b]=B", &[]);
+        check("a[b]", "a[b]=A&a%5Bb%5D=B", &["A", "B"]);
+        check("[a]", "[a]=A", &["A"]);
+        check("a", "&=&+=1&%00=2&[]=3&a", &[""]);
     }
 
     proptest! {

@@ -31,7 +31,7 @@ pub(super) enum Rejection {
     BadPath(PathError),
     /// A request target that is not a path, such as that of CONNECT.
     BadTarget,
-    /// A field says another method, by which the request would have another route.
+    /// A field or the query says another method, by which the request would have another route.
     OtherMethod,
     /// The client took longer than its time to send a head.
     HeadTimeout,

@@ -717,6 +717,17 @@ fn no_field_names_a_method_that_has_another_route() {
         ("POST", "/a;v/x", &["X-HTTP-Method-Override: PUT"]),
         ("POST", "/b/x", &["X-HTTP-Method-Override: PUT"]),
         ("POST", "/c", &["X-HTTP-Method: A,B,C,D,E,F,G,H,I"]),
+        ("POST", "/a/x?_method=DELETE", &[]),
+        ("POST", "/a/x?x=1&%5Fm%65thod=put", &[]),
+        ("POST", "/a/x?_method=PATCH&.method=%20delete", &[]),
+        ("POST", "/a;v/x?_method=PUT", &[]),
+        ("GET", "/a/x?_method=DELETE", &[]),
+        ("POST", "/b/x?_method=GET", &[]),
+        (
+            "POST",
+            "/a/x?_method=DELETE",
+            &["X-HTTP-Method-Override: PATCH"],
+        ),
     ] {
         let reply = ask(method, path, fields);
         assert_eq!(reply.status, 400, "{method} {path} {fields:?}");
@@ -729,6 +740,14 @@ fn no_field_names_a_method_that_has_another_route() {
         ("POST", "/b/x", "X-HTTP-Method-Override: post"),
         ("POST", "/c", "X-HTTP-Method-Override: DELETE"),
         ("POST", "/c", "X-HTTP-Method: A,B,C,D,E,F,G,H"),
+        ("POST", "/c?_method=DELETE", "X: y"),
+        ("POST", "/a/x?_method=patch&_method=", "X: y"),
+        (
+            "POST",
+            "/a/x?method=DELETE&x_method=PUT&_methods=PUT",
+            "X: y",
+        ),
+        ("DELETE", "/c?_method=DELETE", "X: y"),
     ] {
         assert_eq!(
             ask(method, path, &[field]).status,
@@ -738,6 +757,46 @@ fn no_field_names_a_method_that_has_another_route() {
     }
     let seen = upstream.bytes();
     assert!(seen.contains("X-HTTP-Method-Override: PATCH\r\n"), "{seen}");
+}
+
+#[test]
+fn a_file_that_routes_by_the_method_that_is_said_is_heeded() {
+    let upstream = Recorder::start();
+    let lane = Lane::start(&format!(
+        "listen: 127.0.0.1:0\nupstreams: {{app: {{endpoints: ['http://{}']}}}}\n\
+         rate_limits: {{none: {{limit: 0/s, by: constant}}}}\n\
+         routes:\n  - {{match: {{path: /a/*, methods: [DELETE, PUT]}}, upstream: app, rate_limits: [none]}}\n\
+         \x20 - {{match: {{path: /a/*, headers: {{x-http-method-override: DELETE}}}}, upstream: app}}\n\
+         \x20 - {{match: {{path: /b/*, methods: [DELETE]}}, upstream: app, rate_limits: [none]}}\n\
+         \x20 - {{match: {{path: /b/*}}, upstream: app, request_headers: {{remove: [x-http-method-override], set: {{x-http-method: POST}}}}}}\n\
+         \x20 - {{upstream: app}}\n",
+        upstream.address
+    ));
+    let status = |path: &str, fields: &[&str]| lane.connect().send("POST", path, fields, "").status;
+    assert_eq!(status("/a/x", &["X-HTTP-Method-Override: DELETE"]), 200);
+    for more in ["X-HTTP-Method-Override: PUT", "X-Method-Override: put"] {
+        let both = ["X-HTTP-Method-Override: DELETE", more];
+        assert_eq!(status("/a/x", &both), 400, "{more}");
+        assert_eq!(status("/a/x", &[more]), 400, "{more}");
+    }
+    for spelt in [
+        "X_HTTP_Method_Override: DELETE",
+        "X-HTTP-Method-Override: delete",
+    ] {
+        assert_eq!(status("/a/x", &[spelt]), 400, "{spelt}");
+    }
+    // What the upstream is not told of says nothing.
+    for field in [
+        "X-HTTP-Method-Override: DELETE",
+        "X_HTTP_Method_Override: DELETE",
+        "X-HTTP-Method: DELETE",
+    ] {
+        assert_eq!(status("/b/x", &[field]), 200, "{field}");
+    }
+    assert_eq!(status("/b/x", &["X-Method-Override: DELETE"]), 400);
+    assert_eq!(status("/b/x?_method=DELETE", &[]), 400);
+    let seen = upstream.bytes();
+    assert_eq!(seen.matches("DELETE").count(), 1, "{seen}");
 }
 
 /// Two servers could take such bytes for other letters; escapes they cannot.

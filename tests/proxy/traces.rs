@@ -737,6 +737,33 @@ fn hidden_segments_of_a_path_are_in_no_span() {
 }
 
 #[test]
+fn spans_tell_the_paths_that_were_asked_for_but_not_what_dots_take_away() {
+    let (upstream, collector) = (Upstream::answering(""), Collector::start(None));
+    let folder = tempfile::tempdir().unwrap();
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\n\
+         telemetry: {{traces: {{otlp: '{}', sample: 100%}}}}\nupstreams: {{app: {{endpoints: ['{}']}}}}\n\
+         audit: {{sqlite: {{path: '{}'}}, redact: {{paths: [/keys/*]}}}}\n",
+        collector.url(),
+        upstream.url(),
+        folder.path().join("audit.db").display()
+    ));
+    let weir = Running::start(config.path());
+    for (asked, sent, told) in [
+        ("/keys/SECRET/../../public", "/public", "/keys/***"),
+        ("/x/%2e./public", "/public", "/x/%2e./public"),
+    ] {
+        assert_eq!(weir.client().get(asked).status, 200);
+        let head = upstream.wait_for_request();
+        assert!(head.starts_with(&format!("GET {sent} ")), "{head}");
+        let (server, call) = pair(&collector);
+        assert_eq!(server["attributes"]["url.path"], told, "{server}");
+        let url = format!("{}{sent}", upstream.url());
+        assert_eq!(call["attributes"]["url.full"], url, "{call}");
+    }
+}
+
+#[test]
 fn hidden_segments_stay_hidden_behind_another_prefix() {
     let (upstream, collector) = (Upstream::answering(""), Collector::start(None));
     let folder = tempfile::tempdir().unwrap();
@@ -768,6 +795,7 @@ fn spans_tell_the_paths_that_were_asked_for_and_sent() {
         ("/a%7Eb//c%2Bd", "/a~b//c%2Bd"),
         ("/a/./b", "/a/b"),
         ("/pay/x%2By//%7Ez", "/v2/x%2By//~z"),
+        ("/pay/x/../../a", "/a"),
     ] {
         weir.client().get(&format!("{asked}?a=%7E"));
         let head = upstream.wait_for_request();

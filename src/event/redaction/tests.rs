@@ -149,6 +149,15 @@ fn no_spelling_of_a_path_shows_what_is_hidden() {
     check("/x/..%5creset\\s", "/reset/***");
     check("/reset/s/..%2f", "/reset/***");
     check("/RESET/%zz", "/reset/***");
+    // What `..` takes away was sent, too.
+    check("/reset/s/../../public", "/reset/***");
+    check("/reset/s/..", "/reset/***");
+    check("/reset/s/%2E%2e/", "/reset/***");
+    check("/reset/s/.%2e/../x%2Fy", "/reset/***");
+    check("/users/ann/keys/s/../..", "/users/***");
+    check("/users/ann/../me/keys/s", "/users/***");
+    check("/x/../y", "/x/../y");
+    check("/x/../p;x/s/y", "/p;x/***");
     check("/users/a%2Fb/%6Beys/s", "/users/***");
     check("/reset%3Bx/s", "/reset%3Bx/***");
     check("/;x/reset/s", "/;x/reset/***");
@@ -230,7 +239,7 @@ proptest! {
         parameters in prop::sample::select(vec!["", ";x", "%3bx", "%3Bx;y"]),
         escaped in prop::collection::vec(0..3, 5),
         secret in "[0-9]{6,12}",
-        behind in prop::sample::select(vec!["", "/", "/x", "/..%2f", "%zz", "\u{e9}", ";x"]),
+        behind in prop::sample::select(vec!["", "/", "/x", "/..%2f", "%zz", "\u{e9}", ";x", "/..", "/../../x", "/x/%2e./.%2E/../y"]),
     ) {
         let name: String = "reset".chars().zip(escaped).map(|(c, escaped)| match escaped {
             0 => c.to_string(),

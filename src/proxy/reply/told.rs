@@ -57,7 +57,7 @@ impl Rejection {
                 400,
                 REQUEST,
                 "other_method",
-                "a field such as X-HTTP-Method-Override names another method, by which this has another route",
+                "a field such as X-HTTP-Method-Override, or \"_method\" in the query, names another method, by which this has another route",
             ),
             Rejection::HeadTimeout => {
                 told(408, REQUEST, "head_timeout", "request head took too long")
