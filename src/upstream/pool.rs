@@ -432,6 +432,12 @@ impl Pool {
         self.bound.borrow_mut().pop_first().is_some()
     }
 
+    /// Since when that has not been used; none where there is none.
+    pub(super) fn bound_since(&self) -> Option<Duration> {
+        let bound = self.bound.borrow();
+        bound.first_key_value().map(|(_, (since, _))| *since)
+    }
+
     /// Whether a client has one.
     pub(super) fn has_bound(&self) -> bool {
         !self.bound.borrow().is_empty()
