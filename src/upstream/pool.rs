@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::caps::{Caps, ConnectionPermit, Full};
-use super::connect::{Way, connect};
+use super::connect::{Purpose, Way, connect};
 use super::endpoint::Endpoint;
 use super::http2::{self, Multiplexed};
 use super::ours::Ours;
@@ -298,7 +298,7 @@ impl Pool {
         };
         let Endpoint { target, name, .. } = &*self.endpoint;
         let way = Way::new(self.is_secure, self.tls.as_deref(), name, offer);
-        let stream = connect(target, way, self.within(until)).await;
+        let stream = connect(target, way, Purpose::Requests, self.within(until)).await;
         let stream =
             stream.map_err(|error| self.note_unreached(Unreached::from(&error), &error))?;
         let near = self
