@@ -123,8 +123,9 @@ async fn check_on(
     check: HealthCheck,
 ) -> Infallible {
     loop {
-        let result = probe::passes(&live, &endpoint, &check).await;
-        live.note_check(&endpoint, result);
+        if let Some(result) = probe::passes(&live, &endpoint, &check).await {
+            live.note_check(&endpoint, result);
+        }
         let share = 1.0 + JITTER * (2.0 * fastrand::f64() - 1.0);
         sleep(check.interval.mul_f64(share)).await;
     }

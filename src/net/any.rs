@@ -13,16 +13,17 @@ use tokio::time::sleep;
 /// How long an address is waited for before the next one is tried beside it (RFC 8305, section 5).
 const BESIDE_AFTER: Duration = Duration::from_millis(250);
 
-/// Connects to one of `addresses`. The next is tried as soon as one has failed, or none has answered for a while. The error is that
+/// Connects to one of `addresses`, each by `open`. The next is tried as soon as one has failed, or none has answered for a while. The error is that
 /// of the last address that failed; `None` for no address.
-pub async fn connect_to_any(
+pub async fn connect_to_any<O: Future<Output = io::Result<TcpStream>>>(
     addresses: impl Iterator<Item = SocketAddr>,
+    open: impl Fn(SocketAddr) -> O,
 ) -> Result<TcpStream, Option<io::Error>> {
     let mut addresses = addresses.peekable();
     let mut trying = FuturesUnordered::new();
     let mut failed = None;
     loop {
-        trying.extend(addresses.next().map(TcpStream::connect));
+        trying.extend(addresses.next().map(&open));
         tokio::select! {
             tried = trying.next() => match tried {
                 Some(Ok(stream)) => return Ok(stream),
@@ -63,7 +64,9 @@ mod tests {
             .collect();
         let (listening, open) = bound();
         listening.listen(1).unwrap();
-        let stream = connect_to_any([silent, open].into_iter()).await.unwrap();
+        let addresses = [silent, open].into_iter();
+        let stream = connect_to_any(addresses, TcpStream::connect).await;
+        let stream = stream.unwrap();
         assert_eq!(stream.peer_addr().unwrap(), open);
         drop(waiting);
     }
@@ -73,10 +76,11 @@ mod tests {
         let (listening, open) = bound();
         listening.listen(1).unwrap();
         let (_closed, refuses) = bound();
-        let stream = connect_to_any([refuses, open].into_iter()).await.unwrap();
+        let connect = |addresses: Vec<_>| connect_to_any(addresses.into_iter(), TcpStream::connect);
+        let stream = connect(vec![refuses, open]).await.unwrap();
         assert_eq!(stream.peer_addr().unwrap(), open);
-        let refused = connect_to_any([refuses; 2].into_iter()).await.unwrap_err();
+        let refused = connect(vec![refuses; 2]).await.unwrap_err();
         assert_eq!(refused.unwrap().kind(), io::ErrorKind::ConnectionRefused);
-        assert!(connect_to_any([].into_iter()).await.unwrap_err().is_none());
+        assert!(connect(Vec::new()).await.unwrap_err().is_none());
     }
 }

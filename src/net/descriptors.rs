@@ -1,5 +1,5 @@
-//! Descriptors that connections of clients and to upstreams leave to what must go on without them: the admin port, Redis and Postgres, the
-//! files of the audit. Must not know who opens what.
+//! Descriptors that connections of clients, and of requests to upstreams, leave to what must go on without them: the admin port, Redis and Postgres,
+//! the files of the audit, health checks. Must not know who opens what.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _};

@@ -66,7 +66,7 @@ pub struct Addresses {
 pub async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
     match host.parse::<IpAddr>() {
         Ok(ip) => TcpStream::connect((ip, port)).await,
-        Err(_) => find(host).await?.connect(port).await,
+        Err(_) => find(host).await?.connect(port, TcpStream::connect).await,
     }
 }
 
@@ -78,11 +78,15 @@ pub async fn find(host: &str) -> io::Result<Addresses> {
 }
 
 impl Addresses {
-    /// Connects to one of them; where that fails, and the name was not looked up just now, to those that it has by now.
-    pub async fn connect(mut self, port: u16) -> io::Result<TcpStream> {
+    /// Connects to one of them, by `open`; where that fails, and the name was not looked up just now, to those that it has by now.
+    pub async fn connect<O: Future<Output = io::Result<TcpStream>>>(
+        mut self,
+        port: u16,
+        open: impl Fn(SocketAddr) -> O,
+    ) -> io::Result<TcpStream> {
         loop {
             let trying = Trying(&self);
-            match connect_to_any(in_order(&self.addresses, port)).await {
+            match connect_to_any(in_order(&self.addresses, port), &open).await {
                 Ok(stream) => {
                     std::mem::forget(trying);
                     return Ok(stream);

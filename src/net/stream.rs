@@ -16,7 +16,8 @@ use tokio_rustls::TlsStream;
 
 /// How the kernel asks the other end of a connection whether it is there: once it has been silent for a minute, before any middlebox of note has
 /// forgotten it (Azure's load balancers do after 4 minutes, AWS's after 350 s), and so that it is known after two when it is not. By itself Linux
-/// would begin after two hours.
+/// would begin after two hours. It does not ask while anything is unacknowledged, which it sends again, for some 15 minutes: the deadlines of who writes
+/// and of who waits for an answer are for that.
 pub fn keepalive() -> TcpKeepalive {
     let minute = Duration::from_secs(60);
     TcpKeepalive::new()

@@ -1,15 +1,23 @@
 //! The end of a lane's turn, when all that the kernel's last news woke has run. A connection that many tasks send by is driven then: so it
 //! writes once for all of them, where it would else be woken, and write, behind each. And what is dear is done once a turn.
 
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker, ready};
+use std::time::{Duration, Instant};
 
 use futures_util::task::AtomicWaker;
 use tokio::sync::Mutex;
 use tokio::task::yield_now;
+
+use crate::clock;
+
+/// As long behind a dear piece the next one waits for no turn of its own: those that wait would have next to nothing of a lane that is never done
+/// with what is ready.
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// Of one connection.
 #[derive(Debug)]
@@ -76,16 +84,25 @@ impl Turn {
 }
 
 /// Work that is dear to a lane, each piece of it in a turn of its own: what is ready by then goes first, where many pieces that come at once
-/// would else hold it up together. In the order in which they come.
+/// would else hold it up together; without, where the last was a while ago ([`PAUSE`]). In the order in which they come.
 #[derive(Debug, Default)]
-pub struct OnceATurn(Mutex<()>);
+pub struct OnceATurn {
+    turn: Mutex<()>,
+    /// When the last piece was done.
+    last: Cell<Option<Instant>>,
+}
 
 impl OnceATurn {
     /// Polls `dear` once, in its turn.
     pub async fn poll<T>(&self, mut dear: Pin<&mut impl Future<Output = T>>) -> Poll<T> {
-        let _turn = self.0.lock().await;
-        yield_now().await;
-        poll_fn(|cx| Poll::Ready(dear.as_mut().poll(cx))).await
+        let _turn = self.turn.lock().await;
+        let last = self.last.get();
+        if last.is_some_and(|last| last.elapsed() < PAUSE) {
+            yield_now().await;
+        }
+        let polled = poll_fn(|cx| Poll::Ready(dear.as_mut().poll(cx))).await;
+        self.last.set(Some(clock::now()));
+        polled
     }
 }
 
@@ -156,6 +173,37 @@ mod tests {
     async fn a_connection_is_driven_once_for_all_that_send() {
         // Before anyone sends, and behind all.
         assert_eq!(driven(true).await, 2);
+    }
+
+    #[tokio::test(flavor = "local")]
+    async fn what_is_dear_has_a_share_of_a_lane_that_is_never_done() {
+        const PIECES: usize = 16;
+        let (turns, left) = (Rc::new(OnceATurn::default()), Rc::new(Cell::new(PIECES)));
+        let pieces = (0..PIECES).map(|_| {
+            let (turns, left) = (turns.clone(), left.clone());
+            async move {
+                let _ = turns.poll(pin!(async {})).await;
+                left.set(left.get() - 1);
+            }
+        });
+        for piece in pieces {
+            tokio::task::spawn_local(piece);
+        }
+        let mut polled = 0;
+        let busy = poll_fn(move |cx| {
+            if left.get() == 0 {
+                return Poll::Ready(polled);
+            }
+            polled += 1;
+            let began = clock::now();
+            while began.elapsed() < PAUSE {}
+            // Unlike one that yields, it is ready again before the kernel is asked for news.
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        });
+        let polled = tokio::task::spawn_local(busy).await.unwrap();
+        // The second waits until the kernel is asked: behind 61 others at most (tokio's `event_interval`).
+        assert!((PIECES..61 + 2 * PIECES).contains(&polled), "{polled}");
     }
 
     #[tokio::test(flavor = "local")]

@@ -378,7 +378,7 @@ async fn shake_hands(
     let config = greeting.tls.config.clone();
     // The hello is looked at before the future is polled.
     let mut shaking = pin!(with_ends(async { hello.into_stream(config).await }));
-    // weir's signature, and the most of its work.
+    // weir's signature, and the most of its work; not of a client that has to say hello again (HelloRetryRequest), for which they come later, in no turn.
     if let Poll::Ready(shaken) = lane.handshakes.poll(shaking.as_mut()).await {
         return shaken.map_err(failed);
     }

@@ -2,10 +2,11 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use super::reach::{Stage, no_address, too_late};
@@ -57,8 +58,32 @@ impl<'t> Way<'t> {
     }
 }
 
+/// What a connection is for.
+#[derive(Debug, Clone, Copy)]
+pub enum Purpose {
+    /// Of which there may be many: the last [descriptors] are left to others.
+    Requests,
+    Check,
+}
+
+impl Purpose {
+    /// Whether it may have this descriptor.
+    fn permits(self, socket: impl AsFd) -> io::Result<()> {
+        match self {
+            Purpose::Requests => descriptors::spare(socket),
+            Purpose::Check => Ok(()),
+        }
+    }
+}
+
 /// A new connection, after its handshake where there is one; an error of kind `TimedOut` where there is none in time.
-pub async fn connect(target: &Target, way: Way<'_>, within: Duration) -> io::Result<Stream> {
+pub async fn connect(
+    target: &Target,
+    way: Way<'_>,
+    purpose: Purpose,
+    within: Duration,
+) -> io::Result<Stream> {
+    let open = |address| open(address, purpose);
     let mut stage = Stage::Connection;
     let connecting = async {
         let socket = match target {
@@ -67,12 +92,16 @@ pub async fn connect(target: &Target, way: Way<'_>, within: Duration) -> io::Res
                 let found = names::find(host).await;
                 let found = found.map_err(|error| no_address(&error))?;
                 stage = Stage::Connection;
-                Socket::from(found.connect(*port).await?)
+                Socket::from(found.connect(*port, open).await?)
             }
-            Target::Address(address) => Socket::from(TcpStream::connect(address).await?),
-            Target::Unix(path) => Socket::from(UnixStream::connect(path).await?),
+            Target::Address(address) => Socket::from(open(*address).await?),
+            Target::Unix(path) => {
+                // The kernel says at once what comes of it.
+                let socket = UnixStream::connect(path).await?;
+                purpose.permits(&socket)?;
+                Socket::from(socket)
+            }
         };
-        descriptors::spare(&socket)?;
         socket.set_nodelay()?;
         socket.keep_alive()?;
         match way {
@@ -84,4 +113,14 @@ pub async fn connect(target: &Target, way: Way<'_>, within: Duration) -> io::Res
     };
     let connected = timeout(within, connecting).await;
     connected.unwrap_or_else(|_| Err(too_late(stage, within)))
+}
+
+async fn open(address: SocketAddr, purpose: Purpose) -> io::Result<TcpStream> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    // Before it waits: where nobody answers it has its descriptor until it is given up.
+    purpose.permits(&socket)?;
+    socket.connect(address).await
 }

@@ -190,6 +190,19 @@ impl LaneUpstream {
         }
     }
 
+    /// Closes an idle connection, or else the one of all clients' own that was not used for longest.
+    fn make_room(&self) {
+        let (view, originals) = (self.view.borrow(), self.originals.borrow());
+        let pools = || view.pools.iter().chain(originals.values());
+        // Their clients would have to say anew who they are.
+        if !pools().any(|pool| pool.close_one()) {
+            let bound = pools().filter_map(|pool| Some((pool.bound_since()?, pool)));
+            if let Some((_, pool)) = bound.min_by_key(|(since, _)| *since) {
+                pool.close_bound();
+            }
+        }
+    }
+
     #[cold]
     fn pick_original(&self, original: SocketAddr) -> Picked<'_> {
         let mut originals = self.originals.borrow_mut();
@@ -369,10 +382,7 @@ async fn close_on_demand(upstream: Weak<LaneUpstream>, caps: Arc<Caps>) {
         let Some(upstream) = upstream.upgrade() else {
             return;
         };
-        let (view, originals) = (upstream.view.borrow(), upstream.originals.borrow());
-        let pools = || view.pools.iter().chain(originals.values());
-        // Clients would have to say anew who they are.
-        let _ = pools().any(|pool| pool.close_one()) || pools().any(|pool| pool.close_bound());
+        upstream.make_room();
     }
 }
 
@@ -399,5 +409,34 @@ mod tests {
         });
         picked.for_each(drop);
         assert_eq!(lane.originals.borrow().len(), 1, "the last one");
+    }
+
+    /// Whichever endpoint it is to.
+    #[tokio::test]
+    async fn the_client_s_own_connection_that_was_not_used_for_longest_makes_room() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let (one, other) = (listener.local_addr().unwrap(), "127.0.0.2:0");
+        let second = std::net::TcpListener::bind(other).unwrap();
+        let other = second.local_addr().unwrap();
+        let text = format!(
+            "listen: 127.0.0.1:0\nupstreams: {{app: {{endpoints: ['http://{one}', 'http://{other}']}}}}\nroutes: [{{upstream: app}}]\n"
+        );
+        let config = check::parse(&text, &|_| None).unwrap();
+        let metrics = Metrics::default().upstreams.of("app");
+        let live = LiveUpstream::new(config.upstreams[0].clone(), None, None, metrics);
+        let lane = LaneUpstream::new(live, None);
+        for oldest in [1, 0] {
+            let pools = lane.view().pools.clone();
+            let mut kept = Vec::new();
+            for pool in [&pools[oldest], &pools[1 - oldest]] {
+                let connected = pool.connect(&mut None).await.unwrap();
+                kept.push(Bound::keep(pool, connected, false));
+                let then = clock::coarse();
+                while clock::coarse() == then {}
+            }
+            lane.make_room();
+            let has_bound = |index: usize| pools[index].has_bound();
+            assert!(!has_bound(oldest) && has_bound(1 - oldest), "{oldest}");
+        }
     }
 }

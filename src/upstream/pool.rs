@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::caps::{Caps, ConnectionPermit, Full};
-use super::connect::{Way, connect};
+use super::connect::{Purpose, Way, connect};
 use super::endpoint::Endpoint;
 use super::http2::{self, Multiplexed};
 use super::ours::Ours;
@@ -298,7 +298,7 @@ impl Pool {
         };
         let Endpoint { target, name, .. } = &*self.endpoint;
         let way = Way::new(self.is_secure, self.tls.as_deref(), name, offer);
-        let stream = connect(target, way, self.within(until)).await;
+        let stream = connect(target, way, Purpose::Requests, self.within(until)).await;
         let stream =
             stream.map_err(|error| self.note_unreached(Unreached::from(&error), &error))?;
         let near = self
@@ -430,6 +430,12 @@ impl Pool {
     /// Closes the bound connection between two requests that was not used for longest; whether there was one.
     pub(super) fn close_bound(&self) -> bool {
         self.bound.borrow_mut().pop_first().is_some()
+    }
+
+    /// Since when that has not been used; none where there is none.
+    pub(super) fn bound_since(&self) -> Option<Duration> {
+        let bound = self.bound.borrow();
+        bound.first_key_value().map(|(_, (since, _))| *since)
     }
 
     /// Whether a client has one.

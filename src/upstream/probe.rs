@@ -9,10 +9,11 @@ use http::header::USER_AGENT;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
-use super::connect::{Way, connect};
+use super::connect::{Purpose, Way, connect};
 use super::endpoint::Endpoint;
 use super::grpc_health;
 use super::live::LiveUpstream;
+use super::reach::{Cause, Unreached};
 use crate::config::Protocol;
 use crate::config::upstreams::{Asks, HealthCheck};
 use crate::http1::head::HeadLimits;
@@ -23,26 +24,52 @@ use crate::net::tls::client::Offer;
 /// What a check says that it is.
 const NAME: &str = "weir-health";
 
-/// Whether the endpoint answers in time that it is well, or why that is not so.
+/// Whether the endpoint answers in time that it is well, or why that is not so; `None` where weir lacks what it takes to ask, which says
+/// nothing of the endpoint.
 pub async fn passes(
     live: &LiveUpstream,
     endpoint: &Endpoint,
     check: &HealthCheck,
-) -> Result<(), String> {
+) -> Option<Result<(), String>> {
     match timeout(check.timeout, ask(live, endpoint, check)).await {
         Ok(answered) => answered,
-        Err(_) => Err(format!("no answer within {:?}", check.timeout)),
+        Err(_) => Some(Err(format!("no answer within {:?}", check.timeout))),
     }
 }
 
-async fn ask(live: &LiveUpstream, endpoint: &Endpoint, check: &HealthCheck) -> Result<(), String> {
+async fn ask(
+    live: &LiveUpstream,
+    endpoint: &Endpoint,
+    check: &HealthCheck,
+) -> Option<Result<(), String>> {
     let (settings, tls) = (&live.settings, live.tls.as_deref());
     let is_secure = settings.tls.is_some();
     let way = Way::new(is_secure, tls, &endpoint.name, Offer::All);
-    let stream = connect(&endpoint.target, way, check.timeout).await;
-    let stream = stream.map_err(|error| error.to_string())?;
+    match connect(&endpoint.target, way, Purpose::Check, check.timeout).await {
+        Ok(stream) => Some(ask_by(stream, live, endpoint, check).await),
+        Err(error) => match Unreached::from(&error) {
+            Unreached::Failed(Cause::Own) => None,
+            Unreached::Failed(_)
+            | Unreached::TimedOut(_)
+            | Unreached::Insecure(_)
+            | Unreached::Full => Some(Err(error.to_string())),
+        },
+    }
+}
+
+async fn ask_by(
+    stream: Stream,
+    live: &LiveUpstream,
+    endpoint: &Endpoint,
+    check: &HealthCheck,
+) -> Result<(), String> {
+    let settings = &live.settings;
     let host = check.host.as_ref().unwrap_or(&endpoint.authority);
-    let scheme = if is_secure { "https" } else { "http" };
+    let scheme = if settings.tls.is_some() {
+        "https"
+    } else {
+        "http"
+    };
     let path = match &check.asks {
         Asks::Get(path) => path,
         Asks::Grpc(service) => {

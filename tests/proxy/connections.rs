@@ -1,10 +1,12 @@
 //! Connections over their life: how many there may be, how long they may take, and what becomes of requests that are cut off.
 
 use std::io::Write;
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
+
+use socket2::{Domain, Socket, Type};
 
 use super::harness::process::{Running, audited, file};
 use super::harness::raw;
@@ -516,6 +518,77 @@ fn connections_leave_descriptors_to_the_admin_port() {
     drop(held);
     eventually(|| running.metric("weir_connections_open") == 0);
     assert_eq!(running.client().get("/").status, 200);
+}
+
+/// How often endpoints of `app` were asked how they are with this result.
+fn checks(running: &Running, result: &str) -> u64 {
+    let of = format!("{{upstream=\"app\",result=\"{result}\"}}");
+    running.metric(&format!("weir_upstream_health_checks_total{of}"))
+}
+
+#[test]
+fn connects_that_wait_leave_descriptors_to_the_admin_port_and_to_checks() {
+    let silent = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    let any: SocketAddr = ([127, 0, 0, 1], 0).into();
+    silent.bind(&any.into()).unwrap();
+    silent.listen(0).unwrap();
+    let address = silent.local_addr().unwrap().as_socket().unwrap();
+    let mut queued = Vec::new();
+    while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
+        queued.push(stream);
+    }
+    let upstream = Upstream::answering("ok");
+    for endpoint in [address.to_string(), format!("localhost:{}", address.port())] {
+        let config = file(&format!(
+            "listeners: [{{address: '127.0.0.1:0'}}]\nadmin: {{address: '127.0.0.1:0'}}\nruntime: {{lanes: 1}}\n\
+             upstreams:\n  app: {{endpoints: ['{}'], health: {{path: /, interval: 20ms, unhealthy_after: 1}}}}\n  \
+             silent: {{endpoints: ['http://{endpoint}'], connect_timeout: 60s}}\n\
+             routes: [{{match: {{path: /app}}, upstream: app}}, {{upstream: silent}}]\n",
+            upstream.url()
+        ));
+        let running = Running::start_after("ulimit -n 80", config.path(), &[]);
+        let mut clients = Vec::new();
+        while running.told("process_open_fds") < Some(68.0) {
+            let seen = clients.len() as u64 + 1;
+            clients.push(running.client());
+            eventually(|| running.metric("weir_connections_open") == seen);
+        }
+        for client in &mut clients {
+            client.begin("GET", "/", &[], "");
+        }
+        running.log_until("endpoint cannot be reached");
+        for _ in 0..5 {
+            assert_eq!(running.admin().get("/live").status, 200);
+        }
+        let passed = checks(&running, "passed");
+        eventually(|| checks(&running, "passed") > passed + 1);
+        assert_eq!(checks(&running, "failed"), 0);
+    }
+}
+
+#[test]
+fn what_weir_lacks_makes_no_endpoint_unhealthy() {
+    let upstream = Upstream::answering("ok");
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nruntime: {{lanes: 1}}\n\
+         upstreams: {{app: {{endpoints: ['{}'], health: {{path: /, interval: 20ms, unhealthy_after: 1}}}}}}\n\
+         routes: [{{match: {{path: /here}}, reply: {{status: 200}}}}, {{upstream: app}}]\n",
+        upstream.url()
+    ));
+    let running = Running::start(config.path());
+    eventually(|| checks(&running, "passed") > 0);
+    let mut client = running.client();
+    assert_eq!(client.get("/here").status, 200);
+    // It has more open already, and keeps them; some ten checks find none.
+    may_open(&running, 3);
+    let began = weir::clock::now();
+    while began.elapsed() < Duration::from_millis(200) {
+        assert_eq!(client.get("/").status, 502);
+    }
+    may_open(&running, 4_096);
+    let passed = checks(&running, "passed");
+    eventually(|| checks(&running, "passed") > passed);
+    assert_eq!(checks(&running, "failed"), 0);
 }
 
 #[test]

@@ -116,7 +116,7 @@ fn small_beside(large: Large) {
 }
 
 /// Clients that say hello at once.
-const GREETED: usize = 64;
+const GREETED: usize = 256;
 
 /// Each costs the lane as much as dozens of small requests.
 #[test]
@@ -157,8 +157,10 @@ fn small_requests_have_their_turn_beside_handshakes() {
     assert!(quarter < GREETED / 4, "{meanwhile:?}");
 }
 
-/// Bytes of answers to all who ask ahead, within two turns of the lane, and more in the time that a client takes to see its answer.
-const FEW_ANSWERS: usize = 64 * 1024;
+/// Clients that ask ahead.
+const AHEAD: usize = 64;
+/// Bytes of answers to all of them, within two turns of the lane, and more in the time that a client takes to see its answer.
+const FEW_ANSWERS: usize = AHEAD * 4 * 1024;
 
 #[test]
 fn small_requests_have_their_turn_beside_those_that_are_sent_ahead() {
@@ -167,7 +169,7 @@ fn small_requests_have_their_turn_beside_those_that_are_sent_ahead() {
          routes:\n  - {match: {path: /small}, reply: {status: 200, body: ok}}\n  - {upstream: app}\n",
     );
     let moved = Arc::<AtomicUsize>::default();
-    let clients: Vec<TcpStream> = (0..LARGE)
+    let clients: Vec<TcpStream> = (0..AHEAD)
         .map(|_| {
             let stream = TcpStream::connect(lane.address).unwrap();
             let (mut asks, mut hears) = (stream.try_clone().unwrap(), stream.try_clone().unwrap());
