@@ -224,7 +224,7 @@ if state == 'half_open' then
   else
     local free = math.max(probes - good - bad - redis.call('ZCARD', KEYS[5]), 0)
     -- None takes all: that several processes see the upstream well says more than that one does.
-    local share = math.max(1, math.ceil(probes / processes))
+    local share = math.max(1, math.ceil(probes / alive))
     local asked = math.min(want, math.max(share - mine, 0))
     local grant = math.min(asked, free)
     if demanded then

@@ -2,11 +2,13 @@
 //! while its last ones are stored. Owns what is let go of, tried again and buried; must not let go of a batch that is neither
 //! stored nor with the dead letters.
 //!
-//! Memory is bounded: a loop holds what it stores and what it has read ahead. While Postgres is away it holds on to both and
-//! tries again, and takes over nothing from others, so that no delivery is counted for what is no batch's fault.
+//! Memory is bounded: a loop holds what it stores and what it has read ahead, of which the loops share a bound, and one of them at a
+//! time has a batch that is larger. While Postgres is away it holds on to both and tries again, and takes over nothing from others,
+//! so that no delivery is counted for what is no batch's fault.
 
 mod gather;
 mod lag;
+mod room;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -19,6 +21,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info, warn};
 
 use self::gather::{Load, Reading, Work};
+use self::room::Room;
 use crate::config::audit::Stream;
 use crate::config::worker::Worker;
 use crate::heartbeat::Heartbeat;
@@ -67,6 +70,7 @@ pub async fn run(
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let loops = cores.min(usize::from(streams.count())).max(1);
     let hearts: Vec<_> = (0..loops).map(|_| Heartbeat::default()).collect();
+    let room = Arc::new(Room::default());
     let mut tasks = JoinSet::new();
     for (n, heart) in hearts.iter().enumerate() {
         heart.beat();
@@ -76,6 +80,8 @@ pub async fn run(
             consumer: format!("{}.{n}", fleet.process),
             shards: shards.collect(),
             worker: settings.worker.clone(),
+            most_bytes: gather::most_bytes(loops),
+            room: room.clone(),
             of_others: Mutex::default(),
             metrics: metrics.clone(),
             heartbeat: heart.clone(),
@@ -124,6 +130,9 @@ struct Ingest {
     /// Its share of the streams.
     shards: Vec<u16>,
     worker: Worker,
+    /// Bytes that it holds of one load, at most.
+    most_bytes: usize,
+    room: Arc<Room>,
     /// Those that have, or had, batches of another weir's version: each is told of once.
     of_others: Mutex<HashSet<u16>>,
     metrics: IngestMetrics,
@@ -223,13 +232,67 @@ impl Ingest {
     async fn store(&self, writer: &mut Writer, load: Load) -> bool {
         let mut well = true;
         for entry in load.suspects {
+            if self.stopping() || !well {
+                break;
+            }
+            let Some(_room) = self.room_for(&[&entry], gather::BYTES).await else {
+                break;
+            };
             if let Some(work) = self.open(entry).await {
-                well &= self.store_alone(writer, work).await;
+                // Where it is this one that the server fails by, those behind it have their turn.
+                well = self.store_alone(writer, work).await || writer.takes_rows().await;
             }
         }
+        if !load.work.is_empty() {
+            well = self.store_together(writer, &load.work).await;
+            if !well {
+                return false;
+            }
+        }
+        // Its memory is for what was too much beside it.
+        drop(load.work);
+        let mut later = load.later;
+        while !later.is_empty() {
+            let rest = later.split_off(gather::portion(&later, self.most_bytes));
+            let entries = std::mem::replace(&mut later, rest);
+            let each: Vec<_> = entries.iter().collect();
+            let Some(_room) = self.room_for(&each, self.most_bytes).await else {
+                return false;
+            };
+            let mut work = Vec::new();
+            for entry in entries {
+                work.extend(self.open(entry).await);
+            }
+            well = self.store_together(writer, &work).await;
+            if !well {
+                return false;
+            }
+        }
+        well
+    }
+
+    /// Room for what these are once they are opened, if that is more than `most`; none if the end comes first.
+    async fn room_for(&self, entries: &[&Entry], most: usize) -> Option<Option<room::Taken<'_>>> {
+        if entries
+            .iter()
+            .map(|entry| gather::held(entry))
+            .sum::<usize>()
+            <= most
+        {
+            return Some(None);
+        }
+        let taken = self.room.take(|| {
+            self.heartbeat.beat();
+            !self.stopping()
+        });
+        taken.await.map(Some)
+    }
+
+    /// Stores these by as many transactions as it takes, and tries again while Postgres is away. False if the end comes first.
+    async fn store_together(&self, writer: &mut Writer, work: &[Work]) -> bool {
         // Halved where a transaction takes too long.
         let mut most = self.worker.batch_max;
-        let mut rest = &load.work[..];
+        let mut rest = work;
         let mut tries = 0;
         let mut wait = PAUSES.first;
         while !rest.is_empty() {
@@ -239,7 +302,7 @@ impl Ingest {
                     if tries > 0 {
                         info!("audit events are stored again");
                     }
-                    (tries, wait, well) = (0, PAUSES.first, true);
+                    (tries, wait) = (0, PAUSES.first);
                     rest = later;
                     continue;
                 }
@@ -249,17 +312,16 @@ impl Ingest {
                     if tries == 1 {
                         warn!(%error, "audit events cannot be stored; they are held and tried again");
                     }
-                    well = false;
                     if error.is_slow() {
                         most = (most / 2).max(1);
                     }
-                    if tries > TRIES && (!error.is_of_the_server() || error.is_beside()) {
-                        well = self.store_each(writer, now).await;
-                        if well {
-                            rest = later;
-                            tries = 0;
-                            continue;
-                        }
+                    if tries > TRIES
+                        && (!error.is_of_the_server() || error.is_beside())
+                        && self.store_each(writer, now).await
+                    {
+                        rest = later;
+                        tries = 0;
+                        continue;
                     }
                 }
             }
@@ -269,7 +331,7 @@ impl Ingest {
             self.pause(equal_jitter(wait, fastrand::f64())).await;
             wait = PAUSES.after(wait);
         }
-        well
+        true
     }
 
     /// Each batch for itself, of some that were refused together. Those that are refused again are left, to be taken over

@@ -4,12 +4,13 @@ use super::harness;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::harness::ingest::{DAY, World, boot, eventually, on_a_runtime, pack};
+use super::harness::ingest::{DAY, World, boot, event, eventually, on_a_runtime, pack};
 use super::harness::postgres::{Database, Server};
 use super::harness::redis::Answer;
 use uuid::Uuid;
 use weir::background::partitions::{Unindexed, keep_once};
 use weir::clock;
+use weir::event::Encoded;
 use weir::heartbeat::Heartbeat;
 use weir::store::audit::batch::{self, Batch};
 use weir::store::audit::chain::Hasher;
@@ -708,6 +709,47 @@ fn a_batch_that_another_transaction_holds_is_not_buried_however_long_that_lasts(
         held.rollback().await.unwrap();
         world.ingested().await;
         world.is_whole(10);
+        assert_eq!(world.dead_letters().await, 0);
+        worker.stop().await;
+    });
+}
+
+/// As many as a read brings where only small ones came before it: what they are held as is more than a loop may hold.
+#[test]
+fn batches_that_are_too_large_together_wait_for_postgres_as_the_others_do() {
+    const SMALL: u64 = 107;
+    const LARGE: u64 = 32;
+    let server = Server::with(&[]);
+    on_a_runtime(async {
+        let mut world = World::new(server.url()).await;
+        // What is given up meanwhile does not come back within the test.
+        world.settings.worker.claim_after = Duration::from_secs(600);
+        let now = clock::wall();
+        let mut boot = boot(1, now);
+        for _ in 0..SMALL {
+            world.add(0, &pack(&mut boot, 1, now).1).await;
+        }
+        // They do not pack.
+        let path = || (0..256 << 10).map(|_| fastrand::alphanumeric()).collect();
+        let paths: [String; 4] = std::array::from_fn(|_| path());
+        for _ in 0..LARGE {
+            let mut encoded = Encoded::default();
+            for path in &paths {
+                encoded.push(&event(now.into(), path));
+            }
+            let (_, bytes) = boot.pack(&mut [encoded], now.into(), 0);
+            assert!(bytes.len() > 1 << 20);
+            world.add(0, &bytes).await;
+        }
+        server.set_read_only(true);
+        let worker = world.work();
+        let failed = "weir_ingest_transactions_total{result=\"failed\"}";
+        eventually(async || worker.counted(failed) > 3).await;
+        server.set_read_only(false);
+        world.ingested().await;
+        world.is_whole(SMALL + LARGE * 4);
+        // None was given up, and so counted, for an outage.
+        assert_eq!(worker.counted("weir_ingest_claimed_total"), 0);
         assert_eq!(world.dead_letters().await, 0);
         worker.stop().await;
     });

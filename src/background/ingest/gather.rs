@@ -16,9 +16,9 @@ use crate::store::streams::consume::Entry;
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Bytes that a loop reads ahead, as they are held: an entry, and its batch unpacked. Texts that clients repeat pack 200 to 1, so
 /// that packed bytes would bound nothing.
-const BYTES: usize = 8 << 20;
-/// Bytes of one load, at most, as they are held: what is beyond is left packed until its turn comes. No proxy's batches come to it in one read;
-/// what others put into Redis may say that it is as large as batches ever are, and be small.
+pub(super) const BYTES: usize = 8 << 20;
+/// Bytes of one load in each of all loops together, at most, as they are held: what is beyond is left packed until its turn comes. Few of
+/// a proxy's batches come to it in one read; what others put into Redis may say that it is as large as batches ever are, and be small.
 const MOST_BYTES: usize = 5 * BYTES;
 /// Entries of one read, at most: how large they are is only known of those before. A proxy makes batches of 1 MiB at most.
 const ENTRIES: usize = 32;
@@ -29,9 +29,10 @@ const GONE: Duration = Duration::from_secs(600);
 #[derive(Default)]
 pub(super) struct Load {
     pub(super) work: Vec<Work>,
-    /// Given to workers too often without being stored, or too large to be held beside the others: each for itself, and opened when its
-    /// turn comes.
+    /// Given to workers too often without being stored: each for itself, and opened when its turn comes.
     pub(super) suspects: Vec<Entry>,
+    /// Too large to be held beside the others, with no fault: opened behind them, as many at a time as may be.
+    pub(super) later: Vec<Entry>,
     /// Whether one of these was buried unopened.
     has_buried: bool,
     events: usize,
@@ -116,7 +117,7 @@ impl Ingest {
         reading.found(&entries);
         let entries = self.leave_others(shard, entries, |entry| entry);
         for entry in entries.await {
-            let Some(entry) = load.unless_too_large(entry) else {
+            let Some(entry) = load.unless_too_large(entry, self.most_bytes) else {
                 continue;
             };
             if let Some(work) = self.open(entry).await {
@@ -215,7 +216,7 @@ impl Ingest {
     async fn take_over(&self, entry: Entry, deliveries: u64, load: &mut Load) {
         let most = u64::from(self.worker.max_deliveries);
         if deliveries <= most {
-            if let Some(entry) = load.unless_too_large(entry)
+            if let Some(entry) = load.unless_too_large(entry, self.most_bytes)
                 && let Some(work) = self.open(entry).await
             {
                 load.take(work);
@@ -227,7 +228,8 @@ impl Ingest {
             let reason = format!("delivered {deliveries} times and never stored");
             self.bury(&entry, &reason).await;
         } else {
-            load.put_off(entry);
+            load.bytes += entry.bytes.len();
+            load.suspects.push(entry);
         }
     }
 }
@@ -240,21 +242,17 @@ impl Work {
 
 impl Load {
     pub(super) fn is_empty(&self) -> bool {
-        self.work.is_empty() && self.suspects.is_empty()
+        self.work.is_empty() && self.suspects.is_empty() && self.later.is_empty()
     }
 
-    /// The entry, where there is room for its batch.
-    fn unless_too_large(&mut self, entry: Entry) -> Option<Entry> {
-        if self.bytes + held(&entry) <= MOST_BYTES {
+    /// The entry, where there is room for its batch among `most` bytes.
+    fn unless_too_large(&mut self, entry: Entry, most: usize) -> Option<Entry> {
+        if self.bytes + held(&entry) <= most {
             return Some(entry);
         }
-        self.put_off(entry);
-        None
-    }
-
-    fn put_off(&mut self, entry: Entry) {
         self.bytes += entry.bytes.len();
-        self.suspects.push(entry);
+        self.later.push(entry);
+        None
     }
 
     fn take(&mut self, work: Work) {
@@ -264,8 +262,23 @@ impl Load {
     }
 }
 
+/// Of each of so many loops.
+pub(super) fn most_bytes(loops: usize) -> usize {
+    (MOST_BYTES / loops).max(BYTES)
+}
+
+/// How many of these are `most` bytes, once they are opened; one at least.
+pub(super) fn portion(entries: &[Entry], most: usize) -> usize {
+    let mut bytes = 0;
+    let over = entries.iter().position(|entry| {
+        bytes += held(entry);
+        bytes > most
+    });
+    over.unwrap_or(entries.len()).max(1)
+}
+
 /// Bytes of an entry and of its batch, once that is opened.
-fn held(entry: &Entry) -> usize {
+pub(super) fn held(entry: &Entry) -> usize {
     entry.bytes.len() + batch::unpacked_size(&entry.bytes)
 }
 
@@ -362,13 +375,22 @@ mod tests {
         let mut load = Load::default();
         let mut opened = 0;
         for entry in vec![bomb; ENTRIES] {
-            if let Some(entry) = load.unless_too_large(entry) {
+            if let Some(entry) = load.unless_too_large(entry, MOST_BYTES) {
                 let batch = Batch::open(&entry.bytes).unwrap();
                 load.take(Work { entry, batch });
                 opened += 1;
             }
         }
-        assert_eq!((opened, load.suspects.len()), (1, ENTRIES - 1));
+        assert_eq!((opened, load.later.len()), (1, ENTRIES - 1));
+        assert!(load.suspects.is_empty(), "it is no fault to be large");
+        // Behind the others each is opened for itself, though it be larger than all may be together.
+        assert_eq!(
+            [MOST_BYTES, BYTES].map(|most| portion(&load.later, most)),
+            [1; 2]
+        );
+        let small = vec![entry(1, 10); 5];
+        assert_eq!(portion(&small, 3 * held(&small[0])), 3);
+        assert_eq!(portion(&small, BYTES), 5);
         // One that says to be larger than any is is none, and takes no memory for it.
         let mut bytes = entry(1, 10).bytes;
         let at = bytes.len() - batch_body(&bytes).len();
@@ -377,6 +399,12 @@ mod tests {
         bytes[1..5].copy_from_slice(&checksum);
         assert_eq!(Batch::open(&bytes), Err(BatchError::Damaged));
         assert_eq!(batch::unpacked_size(&bytes), 0);
+    }
+
+    #[test]
+    fn loops_share_what_may_be_held() {
+        let each = [1, 2, 4, 5, 8, 64].map(|loops| most_bytes(loops) >> 20);
+        assert_eq!(each, [40, 20, 10, 8, 8, 8]);
     }
 
     /// What is behind the header.

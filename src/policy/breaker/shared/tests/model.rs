@@ -187,7 +187,7 @@ impl Script {
             } else {
                 let taken = u32::try_from(self.slots.len()).unwrap() + self.good + self.bad;
                 let free = PROBES.saturating_sub(taken);
-                let share = PROBES.div_ceil(u32::try_from(self.members.len()).unwrap());
+                let share = PROBES.div_ceil(u32::try_from(alive).unwrap());
                 let mine = self.slots.keys().filter(|(owner, _)| *owner == process);
                 let mine = u32::try_from(mine.count()).unwrap();
                 let asked = report.want.min(share.saturating_sub(mine));

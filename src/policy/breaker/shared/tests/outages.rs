@@ -13,6 +13,8 @@ enum Outage {
     Away(Duration),
     /// It comes back with nothing.
     Emptied(Duration),
+    /// It loses what it has, and no connection.
+    Flushed,
     /// Its clock is ahead of what it was.
     Leaps(Duration),
 }
@@ -22,6 +24,8 @@ struct World {
     random: Rng,
     /// Processes that have calls, beside the sick one.
     busy: Vec<bool>,
+    /// It has left for good.
+    gone: Option<usize>,
 }
 
 impl World {
@@ -35,6 +39,7 @@ impl World {
         World {
             sim,
             busy: (0..members).map(|_| random.bool()).collect(),
+            gone: None,
             random,
         }
     }
@@ -45,6 +50,9 @@ impl World {
         while self.sim.now < end {
             self.sim.now += self.random.u32(1..40) * MS;
             for (process, hears_from) in hear.iter().enumerate() {
+                if self.gone == Some(process) {
+                    continue;
+                }
                 let is_sick = process == 0;
                 let calls = match is_sick || self.busy[process] {
                     true => self.random.usize(..4),
@@ -73,22 +81,40 @@ impl World {
         }
     }
 
+    /// The last one leaves, if it leaves enough of them. Others are told of it 5 s later, and believe it after as long again.
+    fn one_leaves(&mut self, well: &[Duration]) {
+        let last = self.busy.len() - 1;
+        if self.gone.is_none() && last >= QUORUM {
+            self.gone = Some(last);
+            // Often just until fewer are believed.
+            let time = match self.random.bool() {
+                true => self.random.u32(9_500..10_300),
+                false => self.random.u32(..11_000),
+            };
+            self.live(time * MS, well);
+        }
+    }
+
+    fn empty(&mut self) {
+        self.sim.script = Script {
+            forgets: true,
+            // What was counted so far.
+            counted: std::mem::take(&mut self.sim.script.counted),
+            ..Script::new(QUORUM)
+        };
+    }
+
     fn go_through(&mut self, outage: Outage) {
         let nobody = vec![Duration::MAX; self.busy.len()];
-        let script = &mut self.sim.script;
         match outage {
             Outage::Away(time) => self.live(time, &nobody),
             Outage::Emptied(time) => {
-                let empty = Script {
-                    forgets: true,
-                    // What was counted so far.
-                    counted: std::mem::take(&mut script.counted),
-                    ..Script::new(QUORUM)
-                };
-                self.sim.script = empty;
+                self.empty();
                 self.live(time, &nobody);
             }
+            Outage::Flushed => self.empty(),
             Outage::Leaps(by) => {
+                let script = &mut self.sim.script;
                 let times = script.members.values_mut();
                 let times = times.chain(script.doubters.values_mut().map(|(at, _)| at));
                 times.for_each(|at| *at = at.saturating_sub(by));
@@ -108,15 +134,22 @@ proptest! {
         world.live(2 * SECOND, &well);
         for _ in 0..3 {
             let time = world.random.u32(..9_000) * MS;
-            let outage = match world.random.u8(..3) {
+            let outage = match world.random.u8(..4) {
                 0 => Outage::Away(time),
                 1 => Outage::Emptied(time),
+                2 => Outage::Flushed,
                 _ => Outage::Leaps(time),
             };
+            if world.random.bool() {
+                world.one_leaves(&well);
+            }
             world.go_through(outage);
             let now = world.sim.now;
             // As long as it takes to connect again.
-            let most = if matches!(outage, Outage::Leaps(_)) { 1 } else { 1_500 };
+            let most = match outage {
+                Outage::Away(_) | Outage::Emptied(_) => 1_500,
+                Outage::Flushed | Outage::Leaps(_) => 1,
+            };
             let hear = well.iter().map(|_| now + world.random.u32(..most) * MS);
             let hear: Vec<_> = hear.collect();
             let time = world.random.u32(500..4_000) * MS;
