@@ -639,7 +639,7 @@ fn a_batch_that_is_found_is_known_only_once_the_standby_has_it() {
         let batch = batch();
         let batches = [&batch];
         let killed = async {
-            eventually(async || server.waiting_commits() == 1).await;
+            eventually(async || server.waiting_commits().len() == 1).await;
             server.kill();
             server.restart();
         };
@@ -647,7 +647,7 @@ fn a_batch_that_is_found_is_known_only_once_the_standby_has_it() {
         assert!(stored.is_err(), "{stored:?}");
         assert_eq!(world.rows(), 10);
         let come_back = async {
-            eventually(async || server.waiting_commits() == 1).await;
+            eventually(async || server.waiting_commits().len() == 1).await;
             let alone = async || {
                 let health = world.postgres.health(harness::DEADLINE).await;
                 matches!(health.write.answered, Err(PostgresError::Alone(_)))
@@ -675,7 +675,7 @@ fn a_database_that_commits_nothing_takes_no_rows() {
         assert!(writer.takes_rows().await);
         server.commit_by_its_replica();
         let waits = async {
-            eventually(async || server.waiting_commits() == 1).await;
+            eventually(async || server.waiting_commits().len() == 1).await;
             server.stop();
         };
         let (takes, ()) = tokio::join!(writer.takes_rows(), waits);

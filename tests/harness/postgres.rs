@@ -286,9 +286,8 @@ impl Server {
     }
 
     /// Commits that wait for a standby.
-    pub fn waiting_commits(&self) -> u64 {
-        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
-        self.one(waiting).parse().unwrap()
+    pub fn waiting_commits(&self) -> Vec<Vec<String>> {
+        self.query("SELECT pid::text, query_start::text, left(query, 100) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
     }
 
     pub fn url(&self) -> String {
