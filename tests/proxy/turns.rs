@@ -99,6 +99,16 @@ fn small_beside(large: Large) {
         })
         .collect();
     eventually(|| moved.load(Ordering::Relaxed) > LARGE * 4 * FEW);
+    let meanwhile = moved_beside_small_requests(&lane, &moved);
+    for client in clients {
+        let _ = client.shutdown(Shutdown::Both);
+    }
+    let quarter = meanwhile[meanwhile.len() / 4];
+    assert!(quarter < FEW, "{large:?}: {meanwhile:?}");
+}
+
+/// What others have moved while each of 50 small requests was answered, the least first.
+fn moved_beside_small_requests(lane: &Lane, moved: &AtomicUsize) -> Vec<usize> {
     let mut client = lane.connect();
     let mut meanwhile: Vec<usize> = (0..50)
         .map(|_| {
@@ -108,11 +118,7 @@ fn small_beside(large: Large) {
         })
         .collect();
     meanwhile.sort_unstable();
-    for client in clients {
-        let _ = client.shutdown(Shutdown::Both);
-    }
-    let quarter = meanwhile[meanwhile.len() / 4];
-    assert!(quarter < FEW, "{large:?}: {meanwhile:?}");
+    meanwhile
 }
 
 /// Clients that say hello at once.
@@ -183,15 +189,7 @@ fn small_requests_have_their_turn_beside_those_that_are_sent_ahead() {
         })
         .collect();
     eventually(|| moved.load(Ordering::Relaxed) > 16 * FEW_ANSWERS);
-    let mut client = lane.connect();
-    let mut meanwhile: Vec<usize> = (0..50)
-        .map(|_| {
-            let before = moved.load(Ordering::Relaxed);
-            assert_eq!(client.get("/small").status, 200);
-            moved.load(Ordering::Relaxed) - before
-        })
-        .collect();
-    meanwhile.sort_unstable();
+    let meanwhile = moved_beside_small_requests(&lane, &moved);
     for client in clients {
         let _ = client.shutdown(Shutdown::Both);
     }

@@ -11,37 +11,15 @@ use super::harness::calls::on_a_lane;
 use super::harness::redis::{Server, key_prefix};
 use super::simulation::with_time_of_the_test;
 use fastrand::Rng;
+use model::{PROBES, settings};
 use weir::policy::breaker::shared::{Delta, HOLD, Reply, Report, SLOT_GRACE, Word};
 use weir::policy::breaker::{HalfOpen, Settings, SlowCall, State, Window};
 use weir::store::redis::{Arg, Connections, Script, Value};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
-const PROBES: u32 = 3;
 const BREAKERS: usize = 60;
 const REPORTS: usize = 80;
-
-fn settings() -> Settings {
-    Settings {
-        window: Window::Time(10 * SECOND),
-        minimum_calls: 4,
-        failure_rate: 0.5,
-        consecutive_failures: 0,
-        slow_call: Some(SlowCall {
-            duration: SECOND,
-            rate: 0.5,
-        }),
-        open_for: SECOND,
-        max_open_for: 8 * SECOND,
-        jitter: 0.0,
-        half_open: HalfOpen {
-            probes: PROBES,
-            success_rate: 0.6,
-            probe_timeout: 2 * SECOND,
-        },
-        recover_over: SECOND,
-    }
-}
 
 fn reaches(part: u64, whole: u64, rate: f64) -> bool {
     part > 0 && part as f64 / whole as f64 >= rate

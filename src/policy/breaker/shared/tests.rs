@@ -11,33 +11,10 @@ use proptest::prelude::*;
 use super::super::{HalfOpen, SlowCall, Window};
 use super::CallOutcome::{Failure, Success};
 use super::*;
-use model::Script;
+use model::{PROBES, Script, settings};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
-const PROBES: u32 = 3;
-
-fn settings() -> Settings {
-    Settings {
-        window: Window::Time(10 * SECOND),
-        minimum_calls: 4,
-        failure_rate: 0.5,
-        consecutive_failures: 0,
-        slow_call: Some(SlowCall {
-            duration: SECOND,
-            rate: 0.5,
-        }),
-        open_for: SECOND,
-        max_open_for: 8 * SECOND,
-        jitter: 0.0,
-        half_open: HalfOpen {
-            probes: PROBES,
-            success_rate: 0.6,
-            probe_timeout: 2 * SECOND,
-        },
-        recover_over: SECOND,
-    }
-}
 
 /// Processes, the script, and what is on the way between them.
 struct Sim {

@@ -4,6 +4,30 @@ use std::collections::BTreeMap;
 
 use super::*;
 
+pub(super) const PROBES: u32 = 3;
+
+pub(super) fn settings() -> Settings {
+    Settings {
+        window: Window::Time(10 * SECOND),
+        minimum_calls: 4,
+        failure_rate: 0.5,
+        consecutive_failures: 0,
+        slow_call: Some(SlowCall {
+            duration: SECOND,
+            rate: 0.5,
+        }),
+        open_for: SECOND,
+        max_open_for: 8 * SECOND,
+        jitter: 0.0,
+        half_open: HalfOpen {
+            probes: PROBES,
+            success_rate: 0.6,
+            probe_timeout: 2 * SECOND,
+        },
+        recover_over: SECOND,
+    }
+}
+
 /// What `lua/breaker_sync.lua` does, with a window that forgets nothing but by its number.
 pub(super) struct Script {
     pub settings: Settings,
