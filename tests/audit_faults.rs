@@ -27,6 +27,9 @@ const SLOWLY: &str = "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql 
          $$ BEGIN PERFORM pg_sleep(0.04); RETURN NULL; END $$;
      CREATE TRIGGER dawdle AFTER INSERT ON weir.audit_batches EXECUTE FUNCTION dawdle();
      CREATE TRIGGER dawdle AFTER INSERT ON weir.audit_events EXECUTE FUNCTION dawdle()";
+/// The first look after the days is over.
+const DAYS_ARE_KEPT: &str = "SELECT NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory')
+     AND 4 <= (SELECT count(*) FROM pg_class WHERE relname ~ '^audit_events_[0-9_]+$')";
 /// How long an outage is.
 const MINUTE: Duration = Duration::from_secs(60);
 /// Between two requests of a client: as much load as a busy machine takes beside the servers,
@@ -73,6 +76,7 @@ fn a_minute_without_its_standby_loses_nothing() {
     let load = Load::start(&proxy, "c", 2, CALM);
     load.until_answered(100);
     eventually(|| worker.metric(STORED_EVENTS) + other.metric(STORED_EVENTS) > 0);
+    eventually(|| server.one(DAYS_ARE_KEPT) == "t");
     standby.stop();
     sit_out(&load);
     let loops = 2 * thread::available_parallelism().unwrap().get();

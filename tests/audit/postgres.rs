@@ -24,7 +24,7 @@ use weir::heartbeat::Heartbeat;
 use weir::store::audit::chain::Hasher;
 use weir::store::audit::days::Day;
 use weir::store::audit::{Filter, Order};
-use weir::store::postgres::partitions::list as days_of;
+use weir::store::postgres::partitions::{Admission, list as days_of};
 use weir::store::postgres::{Postgres, PostgresError, Reader, migrate, partitions};
 use weir::telemetry::metrics::Metrics;
 
@@ -563,6 +563,35 @@ fn reads(plan: &Value, found: &mut BTreeSet<(String, Option<String>)>) {
         Some(table) => drop(found.insert((table, text("Index Name")))),
         None => parts.for_each(|part| reads(part, found)),
     }
+}
+
+/// It waited for the lock that days are made under.
+#[test]
+fn a_day_that_another_worker_has_made_meanwhile_is_ready() {
+    const MAKING: i64 = 0x7765_6972_0000_0002;
+    let waits = "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database
+        WHERE datname = current_database() AND locktype = 'advisory' AND NOT granted";
+    let kept = Kept::new(Kind::Postgres);
+    let database = kept.database.as_ref().unwrap();
+    kept.block(async {
+        let mut other = kept.pools().write().await.unwrap();
+        let lock = |call: &str| format!("SELECT {call}({MAKING})");
+        let locked = other.batch_execute(&lock("pg_advisory_lock")).await;
+        locked.unwrap();
+        let mut connection = kept.pools().write().await.unwrap();
+        let day = Day(partitions::today(&other).await.unwrap().0 - 3);
+        let make = async {
+            eventually(async || database.one(waits) == "1").await;
+            let made = partitions::admit(&mut other, day, RETENTION).await;
+            let unlocked = other.batch_execute(&lock("pg_advisory_unlock")).await;
+            unlocked.unwrap();
+            made
+        };
+        let admit = partitions::admit(&mut connection, day, RETENTION);
+        let (admitted, made) = tokio::join!(admit, make);
+        assert_eq!(admitted.unwrap(), Admission::Ready);
+        assert_eq!(made.unwrap(), Admission::Ready);
+    });
 }
 
 #[test]

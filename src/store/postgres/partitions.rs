@@ -118,7 +118,11 @@ async fn make(connection: &mut Client, day: Day) -> Result<bool, PostgresError> 
     let lock = format!("{LOCK_TIMEOUT}; SELECT pg_advisory_xact_lock({MAKING})");
     transaction.batch_execute(&lock).await?;
     for (parent, name) in pairs {
-        let there = format!("SELECT to_regclass('weir.{name}') IS NOT NULL");
+        // By what the table of tables has now. to_regclass() goes by what the server's process remembers, which is not told of a table
+        // that another has made while this transaction waited for its turn.
+        let there = format!(
+            "SELECT EXISTS (SELECT FROM pg_class WHERE relnamespace = 'weir'::regnamespace AND relname = '{name}')"
+        );
         if transaction.query_one(&there, &[]).await?.try_get(0)? {
             continue;
         }
