@@ -9,7 +9,7 @@ use super::harness::kept::{
     DAY, KEY, Kept, Kind, Process, RETENTION, encoded, event, noon, pools, pools_with, seqs,
     servers,
 };
-use super::harness::postgres::Server;
+use super::harness::postgres::{Server, try_query};
 use super::harness::process::{Running, file};
 use super::harness::{Upstream, eventually};
 use serde_json::Value;
@@ -605,6 +605,81 @@ fn replicas_of_uneven_lag_leave_nothing_out_of_a_listing() {
         })
     });
     assert_eq!(found, (51..=1_000).collect::<Vec<_>>());
+}
+
+/// A commit that waits for one standby is seen at another that has it, and at the primary once it is over.
+#[test]
+fn a_replica_that_is_ahead_of_its_primary_hides_nothing_from_who_follows() {
+    let primary = Server::start();
+    let replica = primary.replica();
+    let count = "SELECT count(*) FROM weir.audit_events";
+    let wait_for = |standby: &str| {
+        primary.query(&format!(
+            "ALTER SYSTEM SET synchronous_standby_names = '{standby}'"
+        ));
+        primary.query("SELECT pg_reload_conf()");
+        eventually(|| primary.one("SHOW synchronous_standby_names") == standby);
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let of_primary = pools(&primary.url());
+        let connection = of_primary.write().await.unwrap();
+        migrate::migrate(connection).await.unwrap();
+        let id = Uuid::from_bytes([1; 16]);
+        let mut boot = Boot::new("a".to_owned(), id, noon().into(), Hasher::new(None));
+        let mut batch = |range| {
+            let (_, bytes) = boot.pack(&mut [encoded(range)], noon().into(), 0);
+            Batch::open(&bytes).unwrap()
+        };
+        let mut writer = Writer::new(of_primary, RETENTION);
+        writer.store(&[&batch(1..=10)]).await.unwrap();
+        eventually(|| {
+            let found = try_query(&replica.url(), count);
+            found.is_ok_and(|rows| rows[0][0] == "10")
+        });
+        // As the admin port reads.
+        let both = pools_with(&primary.url(), vec![Secret(replica.url())]);
+        let events = Events::Postgres(Reader::new(both));
+        let follow = async |after: Option<Cursor>| {
+            let filter = Filter {
+                after,
+                settled: true,
+                limit: Some(100),
+                ..Filter::default()
+            };
+            let (found, next) = events.follow(&filter, None).await?;
+            Ok::<_, StoreError>((seqs(&found), Some(next)))
+        };
+        let (found, mut place) = follow(None).await.unwrap();
+        assert_eq!(found, (1..=10).collect::<Vec<_>>());
+
+        wait_for("away");
+        let late = batch(11..=15);
+        let batches = [&late];
+        let followed = async {
+            let shown = async || replica.one(count) == "15";
+            super::harness::ingest::eventually(shown).await;
+            assert_eq!(primary.one(count), "10");
+            let (found, ahead) = follow(None).await.unwrap();
+            assert_eq!(found, (1..=15).collect::<Vec<_>>());
+            let beyond = follow(ahead).await;
+            let mut found = Vec::new();
+            let mut next = async || {
+                let (more, next) = follow(place).await.unwrap();
+                place = next;
+                found.extend(more);
+                found.len() == 5
+            };
+            assert!(!next().await);
+            wait_for("");
+            super::harness::ingest::eventually(next).await;
+            assert_eq!(beyond.unwrap().0, [0; 0]);
+            found
+        };
+        let (stored, found) = tokio::join!(writer.store(&batches), followed);
+        stored.unwrap();
+        assert_eq!(found, (11..=15).collect::<Vec<_>>());
+    });
 }
 
 #[test]
