@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::harness::ingest::{eventually, on_a_runtime};
+use super::harness::ingest::{boot, eventually, on_a_runtime, pack};
 use super::harness::kept::{DAY, KEY, Kept, Kind, RETENTION, pools};
 use super::harness::metrics;
 use super::harness::pooler::Pooler;
@@ -21,10 +21,12 @@ use weir::clock;
 use weir::config::redis::{Certificate, Tls};
 use weir::config::{Secret, postgres};
 use weir::heartbeat::Heartbeat;
+use weir::store::audit::batch::Batch;
 use weir::store::audit::chain::Hasher;
 use weir::store::audit::days::Day;
 use weir::store::audit::{Filter, Order};
 use weir::store::postgres::partitions::{Admission, list as days_of};
+use weir::store::postgres::write::{Outcome, Writer};
 use weir::store::postgres::{Postgres, PostgresError, Reader, migrate, partitions};
 use weir::telemetry::metrics::Metrics;
 
@@ -549,6 +551,47 @@ fn a_query_locks_the_days_that_it_reads_and_not_those_of_all_retention() {
     });
     assert!(held < 50, "{held} locks of one statement");
     assert_eq!(found.unwrap().len(), 3);
+}
+
+/// A transaction that puts events waits for the lock 7.
+const STOP: &str = "CREATE FUNCTION stop() RETURNS trigger LANGUAGE plpgsql AS
+         $$ BEGIN PERFORM pg_advisory_xact_lock(7); RETURN NULL; END $$;
+     CREATE TRIGGER stop AFTER INSERT ON weir.audit_events EXECUTE FUNCTION stop()";
+
+#[test]
+fn a_worker_that_is_sent_a_batch_again_locks_its_day_and_not_those_of_all_retention() {
+    let kept = Kept::new(Kind::Postgres);
+    let database = kept.database.as_ref().unwrap();
+    kept.block(async {
+        let mut writer = Writer::new(kept.pools().clone(), RETENTION);
+        let now = clock::wall();
+        let mut boot = boot(1, now);
+        let [known, new] = [(); 2].map(|()| Batch::open(&pack(&mut boot, 1, now).1).unwrap());
+        let stored = writer.store(&[&known]).await;
+        assert_eq!(stored, Ok(vec![Outcome::Stored]));
+        let today = partitions::today(&kept.pools().write().await.unwrap()).await;
+        database.query(&YEARS.replace("TODAY", &today.unwrap().to_string()));
+        database.query(STOP);
+        let holder = kept.pools().write().await.unwrap();
+        holder.batch_execute("SELECT pg_advisory_lock(7)").await.unwrap();
+        let held = "SELECT count(*) FROM pg_locks WHERE locktype = 'relation'
+            AND pid = (SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = 7 AND NOT granted)";
+        let count = async {
+            let mut count = 0;
+            eventually(async || {
+                count = database.one(held).parse().unwrap();
+                count > 0
+            })
+            .await;
+            let unlocked = holder.batch_execute("SELECT pg_advisory_unlock(7)").await;
+            unlocked.unwrap();
+            count
+        };
+        let both = [&known, &new];
+        let (stored, held) = tokio::join!(writer.store(&both), count);
+        assert_eq!(stored, Ok(vec![Outcome::Known, Outcome::Stored]));
+        assert!(held < 50, "{held} locks of one transaction");
+    });
 }
 
 /// The tables of a plan that are partitions, each with the index that it is read by; without one where it is read through.

@@ -59,12 +59,14 @@ const CLAIM: &str = "INSERT INTO weir.audit_batches
      ON CONFLICT (boot_id, first, is_end, day) DO NOTHING
      RETURNING boot_id, first, is_end, day, arrival";
 
-/// What is there in the place of batches that were not claimed.
+/// What is there in the place of batches that were not claimed. Their days are named apart: else it would be planned for all there are, and
+/// lock each with its indexes.
 const FIND: &str = "SELECT b.place, a.id IS NOT NULL, s.hash, s.before
      FROM unnest($1::integer[], $2::date[], $3::integer[], $4::uuid[], $5::bigint[], $6::boolean[])
              AS b (place, day, boot_id, boot, first, is_end)
          LEFT JOIN weir.audit_boots a ON a.id = b.boot_id AND a.boot = b.boot
-         LEFT JOIN weir.audit_batches s ON s.boot_id = b.boot_id AND s.first = b.first AND s.is_end = b.is_end AND s.day = b.day";
+         LEFT JOIN weir.audit_batches s ON s.boot_id = b.boot_id AND s.first = b.first AND s.is_end = b.is_end AND s.day = b.day
+             AND s.day = ANY ($2)";
 
 /// A batch and an event that no boot has, of which nothing stays.
 const TRY: &str = "SAVEPOINT tried;
