@@ -6,6 +6,8 @@ use std::time::Duration;
 use thiserror::Error;
 
 const LOCK_NOT_AVAILABLE: &str = "55P03";
+/// A sequence has come to its end.
+const NO_NUMBER_LEFT: &str = "2200H";
 /// What a statement that takes too long ends with.
 const QUERY_CANCELED: &str = "57014";
 /// Classes of SQLSTATEs: connections, transactions, prepared statements that a pooler has left with another connection, who may do what,
@@ -67,7 +69,7 @@ impl PostgresError {
     pub(super) fn beside(self) -> PostgresError {
         match self {
             PostgresError::Refused { code, message }
-                if code.starts_with("23") || code.starts_with("54") =>
+                if code.starts_with("23") || code.starts_with("54") || code == NO_NUMBER_LEFT =>
             {
                 PostgresError::Beside { code, message }
             }

@@ -41,8 +41,13 @@ const BOUNDS: &str = "SET LOCAL statement_timeout = '30s'; SET LOCAL lock_timeou
      SET LOCAL idle_in_transaction_session_timeout = '30s';
      SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'";
 
+/// In the order in which others add them. Those that are there are left out first: each row that is tried takes a number, of which there are
+/// two thousand million.
 const BOOTS_ADD: &str = "INSERT INTO weir.audit_boots (boot, instance, started, key_check)
-     SELECT * FROM unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::bytea[])
+     SELECT boot, instance, started, key_check
+     FROM unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::bytea[]) AS b (boot, instance, started, key_check)
+     WHERE NOT EXISTS (SELECT FROM weir.audit_boots a WHERE a.boot = b.boot)
+     ORDER BY boot
      ON CONFLICT (boot) DO NOTHING";
 
 const BOOTS_FIND: &str = "SELECT boot, id FROM weir.audit_boots WHERE boot = ANY ($1)";
