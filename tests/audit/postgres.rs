@@ -594,6 +594,24 @@ fn a_worker_that_is_sent_a_batch_again_locks_its_day_and_not_those_of_all_retent
     });
 }
 
+#[test]
+fn a_replica_is_read_though_it_knows_no_serializable_transactions() {
+    let primary = Server::start();
+    let replica = primary.replica();
+    primary.query("CREATE DATABASE strict");
+    primary.query("ALTER DATABASE strict SET default_transaction_isolation = 'serializable'");
+    on_a_runtime(async {
+        let [write, read] = [&primary, &replica].map(|server| server.url_of("strict"));
+        eventually(async || {
+            let postgres = Postgres::new(&config(&write, std::slice::from_ref(&read))).unwrap();
+            let connection = postgres.read().await.unwrap();
+            let port = connection.query_one("SELECT inet_server_port()", &[]).await;
+            port.is_ok_and(|port| port.get::<_, i32>(0) == i32::from(replica.port))
+        })
+        .await;
+    });
+}
+
 /// The tables of a plan that are partitions, each with the index that it is read by; without one where it is read through.
 fn reads(plan: &Value, found: &mut BTreeSet<(String, Option<String>)>) {
     let text = |key: &str| plan[key].as_str().map(str::to_owned);
@@ -608,21 +626,36 @@ fn reads(plan: &Value, found: &mut BTreeSet<(String, Option<String>)>) {
     }
 }
 
-/// It waited for the lock that days are made under.
+/// It waited for the lock that days are made under. By default a transaction may see what was there when it began.
 #[test]
 fn a_day_that_another_worker_has_made_meanwhile_is_ready() {
+    for (isolation, ago) in [
+        ("read committed", 3),
+        ("repeatable read", 4),
+        ("serializable", 5),
+    ] {
+        is_made_once(isolation, ago);
+    }
+}
+
+fn is_made_once(isolation: &str, ago: u32) {
     const MAKING: i64 = 0x7765_6972_0000_0002;
     let waits = "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database
         WHERE datname = current_database() AND locktype = 'advisory' AND NOT granted";
     let kept = Kept::new(Kind::Postgres);
     let database = kept.database.as_ref().unwrap();
+    database.query(&format!(
+        "ALTER DATABASE {} SET default_transaction_isolation = '{isolation}'",
+        database.name
+    ));
+    let pools = pools(&database.url());
     kept.block(async {
-        let mut other = kept.pools().write().await.unwrap();
+        let mut other = pools.write().await.unwrap();
         let lock = |call: &str| format!("SELECT {call}({MAKING})");
         let locked = other.batch_execute(&lock("pg_advisory_lock")).await;
         locked.unwrap();
-        let mut connection = kept.pools().write().await.unwrap();
-        let day = Day(partitions::today(&other).await.unwrap().0 - 3);
+        let mut connection = pools.write().await.unwrap();
+        let day = Day(partitions::today(&other).await.unwrap().0 - ago);
         let make = async {
             eventually(async || database.one(waits) == "1").await;
             let made = partitions::admit(&mut other, day, RETENTION).await;
@@ -632,7 +665,7 @@ fn a_day_that_another_worker_has_made_meanwhile_is_ready() {
         };
         let admit = partitions::admit(&mut connection, day, RETENTION);
         let (admitted, made) = tokio::join!(admit, make);
-        assert_eq!(admitted.unwrap(), Admission::Ready);
+        assert_eq!(admitted, Ok(Admission::Ready), "{isolation}");
         assert_eq!(made.unwrap(), Admission::Ready);
     });
 }

@@ -71,8 +71,13 @@ pub(super) fn parse(
 /// options themselves: poolers refuse or ignore those, and who asks for a server that can be written to
 /// (`target_session_attrs=read-write`) would find none where transactions are read-only.
 pub(super) fn set(config: &tokio_postgres::Config, settings: &[(&str, String)]) -> String {
-    // The server's side of keepalives: the locks of a worker whose machine vanished are free in good time.
-    let keepalives = [
+    // The server's side of keepalives: the locks of a worker whose machine vanished are free in good time. And each statement sees what
+    // is committed by then: one behind a lock is to see what its holder did, and a standby knows no serializable transactions.
+    let always = [
+        (
+            "default_transaction_isolation",
+            "'read committed'".to_owned(),
+        ),
         ("tcp_keepalives_idle", KEEPALIVE_IDLE.as_secs().to_string()),
         (
             "tcp_keepalives_interval",
@@ -81,7 +86,7 @@ pub(super) fn set(config: &tokio_postgres::Config, settings: &[(&str, String)]) 
         ("tcp_keepalives_count", KEEPALIVE_RETRIES.to_string()),
     ];
     let given = config.get_options().unwrap_or_default();
-    let all = keepalives.iter().chain(settings);
+    let all = always.iter().chain(settings);
     all.filter(|(name, _)| !given.contains(name))
         .map(|(name, value)| format!("SET {name} = {value};"))
         .collect()
