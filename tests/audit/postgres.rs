@@ -14,6 +14,7 @@ use super::harness::raw::Silent;
 use super::harness::redis::Certificates;
 use serde_json::Value;
 use tokio::runtime::Handle;
+use tokio_postgres::IsolationLevel;
 use weir::background::partitions as keeping;
 use weir::background::partitions::{Unindexed, keep_once};
 use weir::background::supervise::{AtStop, Supervisor};
@@ -379,9 +380,9 @@ fn the_schema_is_made_once_however_many_make_it() {
 fn steps_take_as_long_as_they_take_whatever_bound_the_role_has() {
     let database = Database::new();
     let (bound, name) = ("250ms", &database.name);
-    database.query(&format!(
-        "ALTER DATABASE {name} SET statement_timeout = '{bound}'"
-    ));
+    for setting in ["statement_timeout", "lock_timeout"] {
+        database.query(&format!("ALTER DATABASE {name} SET {setting} = '{bound}'"));
+    }
     database.query("CREATE SCHEMA weir");
     database.query("CREATE TABLE weir.schema_version (version integer PRIMARY KEY, applied timestamptz NOT NULL DEFAULT now())");
     on_a_runtime(async {
@@ -402,9 +403,9 @@ fn steps_take_as_long_as_they_take_whatever_bound_the_role_has() {
         assert_eq!(migrated.unwrap().to, migrate::VERSION);
         // The pool's connections have the role's bound again.
         drop(held);
-        for _ in 0..2 {
+        for setting in ["statement_timeout", "lock_timeout"] {
             let connection = postgres.write().await.unwrap();
-            let shown = connection.query_one("SHOW statement_timeout", &[]).await;
+            let shown = connection.query_one(&format!("SHOW {setting}"), &[]).await;
             assert_eq!(shown.unwrap().get::<_, String>(0), bound);
         }
     });
@@ -591,6 +592,88 @@ fn a_worker_that_is_sent_a_batch_again_locks_its_day_and_not_those_of_all_retent
         let (stored, held) = tokio::join!(writer.store(&both), count);
         assert_eq!(stored, Ok(vec![Outcome::Known, Outcome::Stored]));
         assert!(held < 50, "{held} locks of one transaction");
+    });
+}
+
+#[test]
+fn days_are_kept_whatever_bounds_the_role_has() {
+    let kept = Kept::new(Kind::Postgres);
+    let database = kept.database.as_ref().unwrap();
+    for setting in ["statement_timeout", "lock_timeout"] {
+        database.query(&format!(
+            "ALTER DATABASE {} SET {setting} = '250ms'",
+            database.name
+        ));
+    }
+    let postgres = pools(&database.url());
+    kept.block(async {
+        let today = partitions::today(&postgres.write().await.unwrap()).await;
+        let today = today.unwrap();
+        let mut reader = kept.pools().write().await.unwrap();
+        let oldest = Day(today.0 - 1);
+        partitions::admit(&mut reader, oldest, RETENTION)
+            .await
+            .unwrap();
+        let name = oldest.to_string().replace('-', "_");
+        // As long as these are under way, the index of a day that is over is not done, and the day does not go.
+        let looks = [
+            "SELECT 1".to_owned(),
+            format!("SELECT FROM weir.audit_events_{name}"),
+        ];
+        for (look, retention) in looks.iter().zip([DAY, Duration::ZERO]) {
+            let transaction = reader.build_transaction();
+            let transaction = transaction.isolation_level(IsolationLevel::RepeatableRead);
+            let transaction = transaction.start().await.unwrap();
+            transaction.query(look, &[]).await.unwrap();
+            let (hasher, metrics) = (Hasher::new(None), Metrics::default());
+            let mut unindexed = Unindexed::new();
+            let heart = Heartbeat::default();
+            let keeps = keep_once(
+                &postgres,
+                retention,
+                &hasher,
+                &metrics.ingest,
+                &mut unindexed,
+                &heart,
+            );
+            let ends = async {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                transaction.rollback().await.unwrap();
+            };
+            let (kept, ()) = tokio::join!(keeps, ends);
+            assert_eq!(kept, Ok(()), "{retention:?}");
+        }
+        let left = days_of(&reader).await.unwrap();
+        assert!(!left.contains(&oldest), "{left:?}");
+    });
+}
+
+/// Who would wait for that ends a vacuum that goes by itself.
+#[test]
+fn days_are_kept_while_today_is_vacuumed() {
+    let (kept, _process) = Kept::with(Kind::Postgres, 1);
+    kept.block(async {
+        let (hasher, metrics) = (Hasher::new(None), Metrics::default());
+        let (mut unindexed, heart) = (Unindexed::new(), Heartbeat::default());
+        let mut keep = async || {
+            let keeps = keep_once(
+                kept.pools(),
+                RETENTION,
+                &hasher,
+                &metrics.ingest,
+                &mut unindexed,
+                &heart,
+            );
+            tokio::time::timeout(WITHIN, keeps).await
+        };
+        assert_eq!(keep().await, Ok(Ok(())));
+        let mut vacuum = kept.pools().write().await.unwrap();
+        let today = partitions::today(&vacuum).await.unwrap();
+        let today = today.to_string().replace('-', "_");
+        let vacuum = vacuum.transaction().await.unwrap();
+        let lock = format!("LOCK TABLE weir.audit_events_{today} IN SHARE UPDATE EXCLUSIVE MODE");
+        vacuum.batch_execute(&lock).await.unwrap();
+        assert_eq!(keep().await, Ok(Ok(())));
     });
 }
 

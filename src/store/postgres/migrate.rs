@@ -55,7 +55,8 @@ async fn locked(connection: &mut Client) -> Result<Migrated, PostgresError> {
         return Err(PostgresError::Encoding(encoding));
     }
     // Of the session, not of a transaction: each step is one of its own. All take as long as they do, whatever bound the role has.
-    let lock = format!("SET statement_timeout = 0; SELECT pg_advisory_lock({LOCK})");
+    let lock =
+        format!("SET statement_timeout = 0; SET lock_timeout = 0; SELECT pg_advisory_lock({LOCK})");
     connection.batch_execute(&lock).await?;
     let from = version(connection).await?;
     known(from)?;
@@ -71,7 +72,8 @@ async fn locked(connection: &mut Client) -> Result<Migrated, PostgresError> {
         transaction.batch_execute(&step).await?;
         transaction.commit().await?;
     }
-    let unlock = format!("SELECT pg_advisory_unlock({LOCK}); RESET statement_timeout");
+    let unlock =
+        format!("SELECT pg_advisory_unlock({LOCK}); RESET statement_timeout; RESET lock_timeout");
     connection.batch_execute(&unlock).await?;
     Ok(Migrated { from, to: VERSION })
 }
