@@ -412,6 +412,28 @@ fn steps_take_as_long_as_they_take_whatever_bound_the_role_has() {
 }
 
 #[test]
+fn who_owns_the_schema_needs_no_right_to_create_one() {
+    let database = Database::new();
+    let role = format!("owner_of_{}", database.name);
+    database.query(&format!("CREATE ROLE {role} LOGIN"));
+    let url = database.url().replace("postgres@", &format!("{role}@"));
+    on_a_runtime(async {
+        let postgres = Postgres::new(&config(&url, &[])).unwrap();
+        let migrated = migrate::migrate(postgres.write().await.unwrap()).await;
+        let refused = migrated.unwrap_err();
+        assert!(refused.mend().is_some(), "{refused}");
+        database.query(&format!("CREATE SCHEMA weir AUTHORIZATION {role}"));
+        let migrated = migrate::migrate(postgres.write().await.unwrap()).await;
+        assert_eq!(migrated.unwrap().to, migrate::VERSION);
+        let now = clock::wall();
+        let batch = Batch::open(&pack(&mut boot(1, now), 1, now).1).unwrap();
+        let mut writer = Writer::new(postgres.clone(), RETENTION);
+        let stored = writer.store(&[&batch]).await;
+        assert_eq!(stored, Ok(vec![Outcome::Stored]));
+    });
+}
+
+#[test]
 fn a_schema_of_a_later_weir_is_left_alone() {
     let database = Database::new();
     on_a_runtime(async {

@@ -122,7 +122,7 @@ impl PostgresError {
             }
             "3D000" => Some("create the database, or mend its name in postgres.write"),
             "42501" => Some(
-                "let the user of postgres.write create schemas there, or run `weir migrate` as one that may",
+                "let the user of postgres.write create schemas there, or give it one: CREATE SCHEMA weir AUTHORIZATION that user; it must own weir's tables",
             ),
             "26000" => Some(
                 "have the pooler in front of postgres.write keep a connection for one client (PgBouncer: pool_mode = session)",
