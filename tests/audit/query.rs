@@ -714,6 +714,24 @@ fn a_tail_goes_on_once_its_server_is_back() {
     assert_eq!(next(), 4);
 }
 
+#[test]
+fn an_export_goes_on_though_its_connection_ends() {
+    let (kept, _process) = Kept::with(Kind::Postgres, 6_000);
+    let database = kept.database.as_ref().unwrap();
+    let config = kept.config("listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\n");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
+    command.args(["audit", "export", "-c"]).arg(config.path());
+    let mut child = Ended(command.stdout(Stdio::piped()).spawn().unwrap());
+    // It has a page, and waits for who reads that.
+    let waits = "FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle'
+        AND query LIKE '%AS events LEFT JOIN%' AND state_change < now() - interval '1 s'";
+    eventually(|| database.one(&format!("SELECT count(*) {waits}")) == "1");
+    database.query(&format!("SELECT pg_terminate_backend(pid) {waits}"));
+    let said = BufReader::new(child.0.stdout.take().unwrap()).lines();
+    assert_eq!(said.map_while(Result::ok).count(), 6_000);
+    assert!(child.0.wait().unwrap().success());
+}
+
 /// As a follower's place is once the server was restored to an earlier time, or a standby promoted that was behind.
 #[test]
 fn a_place_ahead_of_all_transactions_is_told() {
