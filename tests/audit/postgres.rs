@@ -433,6 +433,26 @@ fn who_owns_the_schema_needs_no_right_to_create_one() {
     });
 }
 
+/// Of transactions Postgres has one since 17.
+#[test]
+fn a_transaction_takes_as_long_as_it_takes_whatever_bound_the_role_has() {
+    let database = Database::new();
+    let knows = "SELECT count(*) FROM pg_settings WHERE name = 'transaction_timeout'";
+    if database.one(knows) == "1" {
+        database.query(&format!(
+            "ALTER DATABASE {} SET transaction_timeout = '250ms'",
+            database.name
+        ));
+    }
+    on_a_runtime(async {
+        let postgres = Postgres::new(&config(&database.url(), &[])).unwrap();
+        for connection in [postgres.write().await, postgres.read().await] {
+            let slow = "BEGIN; SELECT pg_sleep(1); COMMIT";
+            assert!(connection.unwrap().batch_execute(slow).await.is_ok());
+        }
+    });
+}
+
 #[test]
 fn a_schema_of_a_later_weir_is_left_alone() {
     let database = Database::new();

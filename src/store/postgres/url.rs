@@ -18,6 +18,11 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_RETRIES: u32 = 3;
 pub(super) const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 
+/// What is bounded is so by statement: a check of all the audit, an index of a day and the steps of the schema take as long as they do. Postgres
+/// has that setting since 17, which is to be asked for without a snapshot of a kind that a standby does not know.
+const UNBOUND: &str = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+     SELECT set_config('transaction_timeout', '0', false) WHERE current_setting('transaction_timeout', true) <> '0';";
+
 /// Whether two URLs say the same, but for the password.
 pub fn differ_by_password(Secret(one): &Secret, Secret(other): &Secret) -> bool {
     let without = |url: &str| {
@@ -87,9 +92,11 @@ pub(super) fn set(config: &tokio_postgres::Config, settings: &[(&str, String)]) 
     ];
     let given = config.get_options().unwrap_or_default();
     let all = always.iter().chain(settings);
-    all.filter(|(name, _)| !given.contains(name))
-        .map(|(name, value)| format!("SET {name} = {value};"))
-        .collect()
+    let sets = all
+        .filter(|(name, _)| !given.contains(name))
+        .map(|(name, value)| format!("SET {name} = {value};"));
+    let unbound = Some(UNBOUND).filter(|_| !given.contains("transaction_timeout"));
+    sets.chain(unbound.map(str::to_owned)).collect()
 }
 
 pub(super) fn name(config: &tokio_postgres::Config) -> String {
@@ -145,7 +152,7 @@ mod tests {
         let said = set(&config, &settings.map(|name| (name, "on".to_owned())));
         assert!(!said.contains("statement_timeout"), "{said}");
         assert!(
-            said.ends_with("SET default_transaction_read_only = on;"),
+            said.contains("SET default_transaction_read_only = on;"),
             "{said}"
         );
     }
