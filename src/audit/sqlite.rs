@@ -47,7 +47,7 @@ pub fn start(
     begin(files, |_, _| Some(writer), capacity, delivery, retention)
 }
 
-/// As [`start`], where the disk is full or a file damaged: events wait in memory, and what does not fit there is dropped, until `open` succeeds.
+/// As [`start`], where the disk is full, or a file damaged or another version's: events wait in memory, and what does not fit there is dropped, until `open` succeeds.
 /// Days that are to be removed may be what makes room. Delivery is best effort.
 pub fn start_once_mended(
     files: Files,
