@@ -222,6 +222,7 @@ fn wait_for_mend(
         shared.note_move();
         match open() {
             Ok(writer) => {
+                shared.troubles.lock().unwritten = None;
                 info!("audit events are written");
                 return Some(writer);
             }
@@ -229,10 +230,11 @@ fn wait_for_mend(
                 shared.errors.fetch_add(1, Ordering::Relaxed);
                 let said = error.to_string();
                 if said != trouble {
+                    let mend = mend(&error);
+                    shared.troubles.lock().unwritten = Some(format!("{said}; {mend}"));
                     error!(
                         error = said,
-                        mend = mend(&error),
-                        "audit events cannot be written; they wait in memory"
+                        mend, "audit events cannot be written; they wait in memory"
                     );
                     trouble = said;
                 }

@@ -170,6 +170,12 @@ fn weir_serves_beside_files_of_a_later_one_and_writes_once_they_are_moved_away()
         let running = Running::start(config.path());
         assert_eq!(running.client().get("/").status, 200);
         eventually(|| running.metric("weir_audit_events_total{result=\"failed_write\"}") > 0);
+        let health = running.admin().get("/health");
+        let checks: serde_json::Value = serde_json::from_str(&health.body).unwrap();
+        let audit = &checks["checks"]["audit"];
+        assert_eq!(audit["status"], "degraded", "{audit}");
+        let told = audit["unwritten"].as_str().unwrap();
+        assert!(told.contains("its version is 99, not 3)"), "{told}");
         fs::remove_file(file).unwrap();
         eventually_within(PATIENCE, || {
             running.metric("weir_audit_events_total{result=\"written\"}") == 1
