@@ -6,6 +6,7 @@
 //! time has a batch that is larger. While Postgres is away it holds on to both and tries again, and takes over nothing from others,
 //! so that no delivery is counted for what is no batch's fault.
 
+mod beyond;
 mod gather;
 mod lag;
 mod room;
@@ -20,6 +21,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info, warn};
 
+use self::beyond::Beyond;
 use self::gather::{Load, Reading, Work};
 use self::room::Room;
 use crate::config::audit::Stream;
@@ -71,6 +73,7 @@ pub async fn run(
     let loops = cores.min(usize::from(streams.count())).max(1);
     let hearts: Vec<_> = (0..loops).map(|_| Heartbeat::default()).collect();
     let room = Arc::new(Room::default());
+    let beyond = Arc::new(Beyond::default());
     let mut tasks = JoinSet::new();
     for (n, heart) in hearts.iter().enumerate() {
         heart.beat();
@@ -79,6 +82,8 @@ pub async fn run(
             streams: streams.clone(),
             consumer: format!("{}.{n}", fleet.process),
             shards: shards.collect(),
+            beyond: beyond.clone(),
+            place: (n, loops),
             worker: settings.worker.clone(),
             most_bytes: gather::most_bytes(loops),
             room: room.clone(),
@@ -94,7 +99,8 @@ pub async fn run(
     }
     // They end with the set.
     let mut watching = JoinSet::new();
-    watching.spawn(lag::watch(streams, metrics));
+    watching.spawn(beyond::watch(streams.clone(), beyond.clone()));
+    watching.spawn(lag::watch(streams, beyond, metrics));
     watching.spawn(watch_hearts(hearts, heartbeat));
     let mut ended = Ok(());
     loop {
@@ -127,8 +133,12 @@ async fn watch_hearts(hearts: Vec<Heartbeat>, all: Heartbeat) {
 struct Ingest {
     streams: Arc<Streams>,
     consumer: String,
-    /// Its share of the streams.
+    /// Its share of the file's streams.
     shards: Vec<u16>,
+    /// Others, of which it has a share, too.
+    beyond: Arc<Beyond>,
+    /// Its own among the loops, of which there are so many.
+    place: (usize, usize),
     worker: Worker,
     /// Bytes that it holds of one load, at most.
     most_bytes: usize,
@@ -172,6 +182,14 @@ impl Ingest {
                 return;
             }
         }
+    }
+
+    /// The streams that it reads now.
+    fn shards(&self) -> Vec<u16> {
+        let (n, loops) = self.place;
+        let mut shards = self.beyond.of(n, loops);
+        shards.extend(&self.shards);
+        shards
     }
 
     fn stopping(&self) -> bool {

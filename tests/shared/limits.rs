@@ -376,36 +376,48 @@ fn who_lives_is_known_though_redis_comes_back_without_its_data() {
 #[test]
 fn a_window_goes_on_whatever_others_come_and_go_beside_it() {
     let (server, upstream) = (Server::single(), Upstream::answering("ok"));
-    for accuracy in ["local", "strict", "lease"] {
-        let redis = server.yaml(&key_prefix());
-        let file = |windows: &str| {
-            format!(
-                "listen: 127.0.0.1:0\nupstream: {}\n\
-                 rate_limits: {{a: {{limit: {windows}, algorithm: fixed_window, by: 'header:t', accuracy: {accuracy}}}}}\n\
-                 routes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
-                upstream.url(),
-                redis.replace("{urls", "{timeout: 5s, urls")
-            )
-        };
-        let lane = Lane::start(&file("[1000/s, 5/year]"));
-        let status = |lane: &Lane| lane.connect().send("GET", "/", &["t: k"], "").status;
-        let statuses = [(); 6].map(|()| status(&lane));
-        assert_eq!(statuses, [200, 200, 200, 200, 200, 429], "{accuracy}");
-        lane.reload(&file("5/year"));
-        assert_eq!(status(&lane), 429, "{accuracy}: one window less");
-        lane.reload(&file("[5/year, 1000/m]"));
-        assert_eq!(status(&lane), 429, "{accuracy}: another one");
-        let year = |limit| {
-            let period = Period::Year;
-            Rule::Window(Window::Fixed { limit, period }).into()
-        };
-        let counters = lane.plan.borrow().counters.clone();
-        // A refusal is believed for a second; and what Redis has of overrides, none, may just be read.
-        eventually(|| {
-            counters.set_override("a", "k", Some(("6/year", Some(year(6)))));
-            status(&lane) == 200
-        });
-        assert_eq!(status(&lane), 429, "{accuracy}: an override");
+    let year = |limit| Window::Fixed {
+        limit,
+        period: Period::Year,
+    };
+    let day = |count| Window::Bucket {
+        count,
+        per: Duration::from_secs(86_400),
+        burst: count,
+    };
+    let kinds: [(_, _, &dyn Fn(u64) -> Window); 2] =
+        [("fixed_window", "year", &year), ("token_bucket", "d", &day)];
+    for (algorithm, period, window) in kinds {
+        for accuracy in ["local", "strict", "lease"] {
+            let redis = server.yaml(&key_prefix());
+            let file = |windows: &str| {
+                format!(
+                    "listen: 127.0.0.1:0\nupstream: {}\n\
+                     rate_limits: {{a: {{limit: {windows}, algorithm: {algorithm}, by: 'header:t', accuracy: {accuracy}}}}}\n\
+                     routes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
+                    upstream.url(),
+                    redis.replace("{urls", "{timeout: 5s, urls")
+                )
+            };
+            let what = format!("{algorithm} {accuracy}");
+            let lane = Lane::start(&file(&format!("[1000/s, 5/{period}]")));
+            let status = |lane: &Lane| lane.connect().send("GET", "/", &["t: k"], "").status;
+            let statuses = [(); 6].map(|()| status(&lane));
+            assert_eq!(statuses, [200, 200, 200, 200, 200, 429], "{what}");
+            lane.reload(&file(&format!("5/{period}")));
+            assert_eq!(status(&lane), 429, "{what}: one window less");
+            lane.reload(&file(&format!("[5/{period}, 1000/m]")));
+            assert_eq!(status(&lane), 429, "{what}: another one");
+            let counters = lane.plan.borrow().counters.clone();
+            // A refusal is believed for a second; and what Redis has of overrides, none, may just be read.
+            eventually(|| {
+                let says = format!("6/{period}");
+                let rules = Rule::Window(window(6)).into();
+                counters.set_override("a", "k", Some((&says, Some(rules))));
+                status(&lane) == 200
+            });
+            assert_eq!(status(&lane), 429, "{what}: an override");
+        }
     }
 }
 

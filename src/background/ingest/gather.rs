@@ -84,8 +84,9 @@ impl Ingest {
     /// Asks the streams in turn until there is enough.
     async fn read(&self, reading: &mut Reading, load: &mut Load) {
         reading.turn = reading.turn.wrapping_add(1);
-        for n in 0..self.shards.len() {
-            let shard = self.shards[reading.turn.wrapping_add(n) % self.shards.len()];
+        let shards = self.shards();
+        for n in 0..shards.len() {
+            let shard = shards[reading.turn.wrapping_add(n) % shards.len()];
             loop {
                 self.heartbeat.beat();
                 let count = reading.count(load, self.worker.batch_max);
@@ -142,11 +143,11 @@ impl Ingest {
         if forget {
             reading.forget_at = Instant::now() + GONE;
         }
-        for shard in &self.shards {
+        for shard in self.shards() {
             if forget {
                 // Tried again in a while.
                 let idle = GONE.max(after * 2);
-                let _ = self.streams.forget_consumers(*shard, idle).await;
+                let _ = self.streams.forget_consumers(shard, idle).await;
             }
             let mut from = None;
             while reading.count(load, self.worker.batch_max) > 0 {
@@ -154,20 +155,20 @@ impl Ingest {
                 let count = reading.count(load, self.worker.batch_max);
                 let claimed =
                     self.streams
-                        .claim(*shard, &self.consumer, after, from.as_deref(), count);
+                        .claim(shard, &self.consumer, after, from.as_deref(), count);
                 match claimed.await {
                     Ok(claimed) => {
                         let entries = claimed.entries;
                         self.metrics.claimed.inc_by(entries.len() as u64);
                         reading.found(entries.iter().map(|(entry, _)| entry));
-                        let entries = self.leave_others(*shard, entries, |(entry, _)| entry);
+                        let entries = self.leave_others(shard, entries, |(entry, _)| entry);
                         for (entry, deliveries) in entries.await {
                             self.take_over(entry, deliveries, load).await;
                         }
                         from = claimed.next;
                     }
                     Err(error) => {
-                        self.unread(reading, *shard, &error);
+                        self.unread(reading, shard, &error);
                         break;
                     }
                 }

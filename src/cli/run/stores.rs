@@ -173,7 +173,9 @@ fn write_audit(config: &Audit) -> anyhow::Result<(Recorder, audit::Writers)> {
 
 /// While weir runs: by retention, or by whoever moves a file away.
 fn may_be_mended(error: &StoreError) -> bool {
-    let of_day = |error: &StoreError| matches!(error, StoreError::Damaged(_));
+    // A weir that is put back behind a newer one must serve.
+    let of_day =
+        |error: &StoreError| matches!(error, StoreError::Damaged(_) | StoreError::Version { .. });
     matches!(error, StoreError::Full)
         || matches!(error, StoreError::OfDay(_, error) if of_day(error))
 }
