@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 
 use super::limits::KeyPart;
+use super::matches::literal;
 use crate::http1::path;
 
 /// A client as limits know it: its IPv4 address, or the network of so many bits of its IPv6 one.
@@ -48,7 +49,10 @@ pub fn credentials_key(value: &[u8]) -> Cow<'_, [u8]> {
 /// parameters. What can be none of a request's stays as it is.
 pub fn as_counted(by: &KeyPart, text: String) -> String {
     match by {
-        KeyPart::Host => text.trim_end_matches('.').to_ascii_lowercase(),
+        KeyPart::Host => {
+            let name = || text.trim_end_matches('.').to_ascii_lowercase();
+            literal(&text).unwrap_or_else(name)
+        }
         KeyPart::Path => {
             let normal = path::normalise(text.as_bytes()).map(Cow::into_owned);
             let normal = normal.ok().and_then(|path| String::from_utf8(path).ok());
@@ -241,6 +245,7 @@ mod tests {
             "10.1.2.3:80",
         ] {
             let said = one(bad).unwrap_err();
+        assert_eq!(one(KeyPart::Host, "[0:0::1]"), "[::1]");
             assert!(
                 said.contains(
                     "client.ip is the address of one client: write, for example, 192.0.2.7"
