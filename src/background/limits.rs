@@ -132,7 +132,7 @@ fn forget(plan: &Plan, reset: &Reset) {
     let limit = &plan.config.limits[index];
     let set = plan.counters.overrides();
     // An override with another window is another lease.
-    let rules = limits::rules(limit, || reset.parts.join(":"), &set);
+    let rules = limits::rules(limit, &reset.parts, &set);
     let ask = rules.and_then(|rules| plan.shared_ask(index, &parts, rules, 0));
     match ask {
         Some(SharedAsk::Tokens(ask)) => shared.leases.forget(ask.key),

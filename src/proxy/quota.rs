@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::facts::{Facts, joined, refuses};
+use super::facts::{Facts, refuses};
 use super::record::Record;
 use super::reply::Rejection;
 use super::verdicts::{Said, Verdicts};
@@ -118,7 +118,7 @@ impl<'p> Quota<'p> {
             };
             let rules = match mine {
                 Some((_, rules)) => rules,
-                None => match limits::rules(limit, || joined(&parts), &overrides) {
+                None => match limits::rules(limit, &parts, &overrides) {
                     Some(rules) => rules,
                     None => continue,
                 },

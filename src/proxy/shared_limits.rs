@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use smallvec::SmallVec;
 
-use super::facts::{Facts, Parts, joined, refuses};
+use super::facts::{Facts, Parts, refuses};
 use super::quota::Quota;
 use super::record::Record;
 use super::reply::Rejection;
@@ -129,7 +129,7 @@ impl<'p> Quota<'p> {
             let Some(parts) = facts.key(limit_index, plan)? else {
                 continue;
             };
-            let Some(rules) = limits::rules(limit, || joined(&parts), &overrides) else {
+            let Some(rules) = limits::rules(limit, &parts, &overrides) else {
                 continue;
             };
             let cost = facts.cost(limit);
