@@ -41,7 +41,14 @@ pub async fn follow(
             }
         }
         // A look that is due anyway sees it.
-        Heard::Message { .. } | Heard::Listening => drop(changed.try_send(())),
+        Heard::Message { .. } => drop(changed.try_send(())),
+        Heard::Listening => {
+            // A server that was started anew may have lost what it had.
+            if let Some(shared) = &told.borrow().shared_limits {
+                shared.slots.doubt_all();
+            }
+            let _ = changed.try_send(());
+        }
         // They are looked at now and then all the same.
         Heard::Lost => {}
     };

@@ -824,6 +824,40 @@ async fn way_to(server: SocketAddr) -> (SocketAddr, JoinHandle<()>) {
     (address, task)
 }
 
+/// Its next sign of life would be due in 20 minutes.
+#[test]
+fn slots_in_use_are_told_to_a_redis_that_comes_back_without_its_data() {
+    let (upstream, server) = (Upstream::held(), Server::single());
+    let lane = Lane::start(&format!(
+        "listen: 127.0.0.1:0\nupstream: {}\n\
+         rate_limits: {{a: {{limit: 2, by: constant, algorithm: concurrency, hold_ttl: 1h}}}}\n\
+         routes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
+        upstream.url(),
+        server.yaml("t").replace("{urls", "{timeout: 5s, urls")
+    ));
+    let clients = [(); 2].map(|()| {
+        let mut client = lane.connect();
+        client.begin("GET", "/", &[], "");
+        upstream.wait_for_request();
+        client
+    });
+    let told = || {
+        let keys = server.try_cli(&["KEYS", "t:c:*"]).ok()?;
+        let slots = server.try_cli(&["HVALS", keys.list().first()?.text()]);
+        Some(slots.ok()?.list().first()?.text().starts_with("2:"))
+    };
+    eventually(|| told() == Some(true));
+    // All is told: nothing is left to be said by chance.
+    thread::sleep(Duration::from_millis(200));
+    server.kill();
+    server.restart();
+    eventually(|| told() == Some(true));
+    for mut client in clients {
+        upstream.answer("done");
+        assert_eq!(client.finish().status, 200);
+    }
+}
+
 /// Cut off from Redis, its requests go on for longer than that keeps slots for it.
 #[test]
 fn slots_that_others_may_have_by_now_admit_no_one() {
