@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info, warn};
 
-use self::gather::{Load, Reading, Work};
+use self::gather::{Load, Reading, Unread, Work};
 use self::room::Room;
 use crate::config::audit::Stream;
 use crate::config::worker::Worker;
@@ -71,6 +71,7 @@ pub async fn run(
     let loops = cores.min(usize::from(streams.count())).max(1);
     let hearts: Vec<_> = (0..loops).map(|_| Heartbeat::default()).collect();
     let room = Arc::new(Room::default());
+    let unread = Arc::<Mutex<Unread>>::default();
     let mut tasks = JoinSet::new();
     for (n, heart) in hearts.iter().enumerate() {
         heart.beat();
@@ -82,6 +83,7 @@ pub async fn run(
             worker: settings.worker.clone(),
             most_bytes: gather::most_bytes(loops),
             room: room.clone(),
+            unread: unread.clone(),
             of_others: Mutex::default(),
             metrics: metrics.clone(),
             heartbeat: heart.clone(),
@@ -133,6 +135,7 @@ struct Ingest {
     /// Bytes that it holds of one load, at most.
     most_bytes: usize,
     room: Arc<Room>,
+    unread: Arc<Mutex<Unread>>,
     /// Those that have, or had, batches of another weir's version: each is told of once.
     of_others: Mutex<HashSet<u16>>,
     metrics: IngestMetrics,
