@@ -52,6 +52,7 @@ use crate::telemetry::log::LogRateLimit;
 use app_health::AppProbes;
 use drain::Leave;
 use health::Health;
+use health::machine::Disk;
 
 /// The largest body that a call takes, in bytes.
 const MAX_BODY: usize = 64 * 1024;
@@ -77,6 +78,8 @@ pub struct Admin {
     pub postgres: Option<Arc<Postgres>>,
     /// What ingests the audit, where this process does.
     pub writes: Option<Arc<Postgres>>,
+    /// What the audit is written to, where there are lanes.
+    pub disk: Option<Disk>,
     pub health: Health,
     pub app_probes: AppProbes,
     /// Where there are lanes.

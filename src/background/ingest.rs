@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info, warn};
 
 use self::beyond::Beyond;
-use self::gather::{Load, Reading, Work};
+use self::gather::{Load, Reading, Unread, Work};
 use self::room::Room;
 use crate::config::audit::Stream;
 use crate::config::worker::Worker;
@@ -74,6 +74,7 @@ pub async fn run(
     let hearts: Vec<_> = (0..loops).map(|_| Heartbeat::default()).collect();
     let room = Arc::new(Room::default());
     let beyond = Arc::new(Beyond::default());
+    let unread = Arc::<Mutex<Unread>>::default();
     let mut tasks = JoinSet::new();
     for (n, heart) in hearts.iter().enumerate() {
         heart.beat();
@@ -87,6 +88,7 @@ pub async fn run(
             worker: settings.worker.clone(),
             most_bytes: gather::most_bytes(loops),
             room: room.clone(),
+            unread: unread.clone(),
             of_others: Mutex::default(),
             metrics: metrics.clone(),
             heartbeat: heart.clone(),
@@ -99,7 +101,7 @@ pub async fn run(
     }
     // They end with the set.
     let mut watching = JoinSet::new();
-    watching.spawn(beyond::watch(streams.clone(), beyond.clone()));
+    watching.spawn(beyond::watch(streams.clone(), beyond.clone(), unread));
     watching.spawn(lag::watch(streams, beyond, metrics));
     watching.spawn(watch_hearts(hearts, heartbeat));
     let mut ended = Ok(());
@@ -143,6 +145,7 @@ struct Ingest {
     /// Bytes that it holds of one load, at most.
     most_bytes: usize,
     room: Arc<Room>,
+    unread: Arc<Mutex<Unread>>,
     /// Those that have, or had, batches of another weir's version: each is told of once.
     of_others: Mutex<HashSet<u16>>,
     metrics: IngestMetrics,

@@ -121,6 +121,7 @@ async fn supervise(
         redis: Some(redis),
         postgres: Some(postgres),
         writes: tasks.writes(),
+        disk: None,
         health,
         app_probes: AppProbes::default(),
         leave: None,

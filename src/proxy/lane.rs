@@ -38,8 +38,10 @@ pub(super) struct Lane {
     pub buffers: Buffers,
     pub date: Date,
     pub shed: Shedding,
-    /// Handshakes with clients.
+    /// Handshakes with clients, behind their hellos.
     pub handshakes: OnceATurn,
+    /// The rest of them: whoever has been answered is not to wait for all that say hello.
+    pub handshakes_begun: OnceATurn,
     /// Where the plan has a fleet.
     pub redis: Option<FleetConnections>,
     pub phases: watch::Receiver<Phase>,
@@ -117,6 +119,7 @@ async fn serve(
         date: Date::default(),
         shed: Shedding::default(),
         handshakes: OnceATurn::default(),
+        handshakes_begun: OnceATurn::default(),
         phases,
         leave: IdleClosing::default(),
         drain: IdleClosing::default(),

@@ -523,6 +523,53 @@ fn a_flood_of_a_refused_key_costs_no_calls_by_another_key() {
     assert!(keys.list().len() <= 6);
 }
 
+/// Limits of one request, each in the order of the file.
+fn beside_each_other(server: &Server, limits: &str) -> Lane {
+    Lane::start(&format!(
+        "listen: 127.0.0.1:0\nupstream: {}\nrate_limits: {{{limits}}}\n\
+         routes: [{{upstream: upstream, rate_limits: [shared, here]}}]\n{}",
+        Upstream::answering("ok").url(),
+        server
+            .yaml(&key_prefix())
+            .replace("{urls", "{timeout: 5s, urls")
+    ))
+}
+
+#[test]
+fn what_this_process_refuses_costs_no_calls_and_no_shared_quota() {
+    let server = Server::single();
+    for shared in ["limit: 9/h", "limit: 9, algorithm: concurrency"] {
+        let shared = format!("{{{shared}, by: 'header:t', accuracy: strict}}");
+        let here = "{limit: 1/h, by: constant, accuracy: local}";
+        server.cli(&["FLUSHALL"]);
+        let lane = beside_each_other(&server, &format!("shared: {shared}, here: {here}"));
+        let mut client = lane.connect();
+        let mut ask = |n: usize| client.send("GET", "/", &[&format!("t: {n}")], "").status;
+        assert_eq!(ask(0), 200);
+        let known = || {
+            let keys = ["*:l:*", "*:c:*"].map(|keys| server.cli(&["KEYS", keys]));
+            keys.iter().map(|keys| keys.list().len()).sum::<usize>()
+        };
+        let before = known();
+        for n in 1..100 {
+            assert_eq!(ask(n), 429, "{shared}");
+        }
+        assert!(known() <= before, "{shared}");
+    }
+}
+
+#[test]
+fn what_redis_refuses_costs_this_process_no_quota() {
+    let limits = "shared: {limit: 1/h, by: 'header:t', accuracy: strict}, here: {limit: 3/h, by: constant, accuracy: local}";
+    let lane = beside_each_other(&Server::single(), limits);
+    let status = |tenant: &&str| {
+        let field = format!("t: {tenant}");
+        lane.connect().send("GET", "/", &[&field], "").status
+    };
+    let statuses = ["a", "a", "b", "b", "c", "d"].each_ref().map(status);
+    assert_eq!(statuses, [200, 429, 200, 429, 200, 429]);
+}
+
 #[test]
 fn slots_are_never_more_than_the_limit_and_come_back() {
     let upstream = Upstream::held();
@@ -787,6 +834,40 @@ async fn way_to(server: SocketAddr) -> (SocketAddr, JoinHandle<()>) {
         }
     });
     (address, task)
+}
+
+/// Its next sign of life would be due in 20 minutes.
+#[test]
+fn slots_in_use_are_told_to_a_redis_that_comes_back_without_its_data() {
+    let (upstream, server) = (Upstream::held(), Server::single());
+    let lane = Lane::start(&format!(
+        "listen: 127.0.0.1:0\nupstream: {}\n\
+         rate_limits: {{a: {{limit: 2, by: constant, algorithm: concurrency, hold_ttl: 1h}}}}\n\
+         routes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
+        upstream.url(),
+        server.yaml("t").replace("{urls", "{timeout: 5s, urls")
+    ));
+    let clients = [(); 2].map(|()| {
+        let mut client = lane.connect();
+        client.begin("GET", "/", &[], "");
+        upstream.wait_for_request();
+        client
+    });
+    let told = || {
+        let keys = server.try_cli(&["KEYS", "t:c:*"]).ok()?;
+        let slots = server.try_cli(&["HVALS", keys.list().first()?.text()]);
+        Some(slots.ok()?.list().first()?.text().starts_with("2:"))
+    };
+    eventually(|| told() == Some(true));
+    // All is told: nothing is left to be said by chance.
+    thread::sleep(Duration::from_millis(200));
+    server.kill();
+    server.restart();
+    eventually(|| told() == Some(true));
+    for mut client in clients {
+        upstream.answer("done");
+        assert_eq!(client.finish().status, 200);
+    }
 }
 
 /// Cut off from Redis, its requests go on for longer than that keeps slots for it.

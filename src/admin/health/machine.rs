@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
@@ -34,6 +36,45 @@ pub fn disk(paths: Vec<PathBuf>) -> Check {
             looked.unwrap_or_else(|error| Finding::error(Status::Degraded, error))
         }
     })
+}
+
+/// How much the file system has left that holds this path. Who asks is told what was seen last, and has it looked at anew meanwhile: a mount
+/// whose server is gone keeps its callers.
+#[derive(Debug)]
+pub struct Disk {
+    path: PathBuf,
+    seen: Arc<Seen>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    under_way: AtomicBool,
+    free: AtomicU64,
+    total: AtomicU64,
+}
+
+impl Disk {
+    pub fn new(path: PathBuf) -> Disk {
+        let seen = Arc::default();
+        Disk { path, seen }
+    }
+
+    /// Bytes that are free, and all; none before the first look has ended.
+    pub(in crate::admin) fn space(&self) -> (u64, u64) {
+        let (seen, relaxed) = (self.seen.clone(), Ordering::Relaxed);
+        let told = (seen.free.load(relaxed), seen.total.load(relaxed));
+        if !seen.under_way.swap(true, relaxed) {
+            let path = self.path.clone();
+            spawn_blocking(move || {
+                if let Ok((free, total)) = space(&path) {
+                    seen.free.store(free, relaxed);
+                    seen.total.store(total, relaxed);
+                }
+                seen.under_way.store(false, relaxed);
+            });
+        }
+        told
+    }
 }
 
 fn memory_found(resident: Option<u64>, limit: Option<u64>) -> Finding {

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use tokio::time::sleep;
 use tracing::warn;
 
+use super::gather::Unread;
 use crate::store::streams::consume::{Lag, Streams};
 
 /// Between looks, each of which asks some 250 streams.
@@ -32,23 +33,29 @@ impl Beyond {
         self.0.lock().values().copied().sum()
     }
 
-    /// One that did not answer stays as it was.
-    fn note(&self, said: &[(u16, Lag)]) {
+    /// One that did not answer stays as it was. Those that have nothing any more.
+    fn note(&self, said: &[(u16, Lag)]) -> Vec<u16> {
         let mut known = self.0.lock();
+        let mut gone = Vec::new();
         for (shard, lag) in said {
-            match *lag == Lag::default() {
-                true => known.remove(shard),
-                false => known.insert(*shard, *lag),
-            };
+            if *lag != Lag::default() {
+                known.insert(*shard, *lag);
+            } else if known.remove(shard).is_some() {
+                gone.push(*shard);
+            }
         }
+        gone
     }
 }
 
 /// Looks for ever.
-pub(super) async fn watch(streams: Arc<Streams>, beyond: Arc<Beyond>) {
+pub(super) async fn watch(streams: Arc<Streams>, beyond: Arc<Beyond>, unread: Arc<Mutex<Unread>>) {
     let mut told = BTreeSet::new();
     loop {
-        beyond.note(&streams.lags_beyond().await);
+        for shard in beyond.note(&streams.lags_beyond().await) {
+            // No one asks it again, who would note it.
+            unread.lock().answers(shard);
+        }
         for shard in beyond.of(0, 1) {
             if told.insert(shard) {
                 warn!(

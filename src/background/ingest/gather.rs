@@ -5,12 +5,14 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::Ingest;
+use crate::clock;
 use crate::store::audit::batch::{self, Batch, BatchError};
 use crate::store::redis::CallError;
 use crate::store::streams::consume::Entry;
+use crate::telemetry::log::LogRateLimit;
 
 /// Between looks at streams while a transaction fills up.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -54,8 +56,13 @@ pub(super) struct Reading {
     mean_bytes: f64,
     claim_at: Instant,
     forget_at: Instant,
-    /// Streams that were asked in vain.
-    trouble: HashSet<u16>,
+}
+
+/// Streams that were asked in vain, by whichever loop; the log has a line for all that comes of one cause.
+#[derive(Default)]
+pub(super) struct Unread {
+    streams: HashSet<u16>,
+    lines: LogRateLimit,
 }
 
 impl Ingest {
@@ -97,7 +104,7 @@ impl Ingest {
                     Ok(read) if read == count => {}
                     Ok(_) => break,
                     Err(error) => {
-                        self.unread(reading, shard, &error);
+                        self.fails(shard, &error);
                         break;
                     }
                 }
@@ -126,13 +133,17 @@ impl Ingest {
                 load.take(work);
             }
         }
-        reading.trouble.remove(&shard);
+        if self.unread.lock().answers(shard) {
+            info!("all audit streams are read again");
+        }
         Ok(read)
     }
 
-    fn unread(&self, reading: &mut Reading, shard: u16, error: &CallError) {
-        if reading.trouble.insert(shard) {
-            warn!(shard, %error, "an audit stream cannot be read; it is asked again");
+    fn fails(&self, shard: u16, error: &CallError) {
+        let told = self.unread.lock().fails(shard, clock::mono());
+        if let Some(left_out) = told {
+            let left_out = (left_out > 0).then_some(left_out);
+            warn!(shard, left_out, %error, "an audit stream, or several, cannot be read; they are asked again");
         }
     }
 
@@ -168,7 +179,7 @@ impl Ingest {
                         from = claimed.next;
                     }
                     Err(error) => {
-                        self.unread(reading, shard, &error);
+                        self.fails(shard, &error);
                         break;
                     }
                 }
@@ -235,6 +246,21 @@ impl Ingest {
     }
 }
 
+impl Unread {
+    /// Whether the log is to be told, and how many streams it was not told of since the last line.
+    fn fails(&mut self, shard: u16, now: Duration) -> Option<u64> {
+        match self.streams.insert(shard) {
+            true => self.lines.next(now),
+            false => None,
+        }
+    }
+
+    /// Whether it was the last that did not.
+    pub(super) fn answers(&mut self, shard: u16) -> bool {
+        self.streams.remove(&shard) && self.streams.is_empty()
+    }
+}
+
 impl Work {
     pub(super) fn events(&self) -> usize {
         usize::try_from(self.batch.header.count).unwrap_or(usize::MAX)
@@ -292,7 +318,6 @@ impl Reading {
             mean_bytes: 1e6,
             claim_at: Instant::now(),
             forget_at: Instant::now(),
-            trouble: HashSet::new(),
         }
     }
 
@@ -400,6 +425,22 @@ mod tests {
         bytes[1..5].copy_from_slice(&checksum);
         assert_eq!(Batch::open(&bytes), Err(BatchError::Damaged));
         assert_eq!(batch::unpacked_size(&bytes), 0);
+    }
+
+    #[test]
+    fn streams_that_fail_together_are_told_of_once() {
+        let mut unread = Unread::default();
+        let at = Duration::from_secs;
+        assert!(!unread.answers(0));
+        let told = [0, 1, 0, 2].map(|shard| unread.fails(shard, at(1)));
+        assert_eq!(told, [Some(0), None, None, None]);
+        // Of another cause, perhaps; and of those before, that there were more.
+        assert_eq!(unread.fails(3, at(20)), Some(2));
+        assert_eq!(
+            [3, 1, 1, 2, 0].map(|shard| unread.answers(shard)),
+            [false, false, false, false, true]
+        );
+        assert_eq!(unread.fails(1, at(40)), Some(0));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Where the process keeps what outlives a request: its connections to Redis and Postgres, and the audit; and what `/health` asks of them.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -95,15 +96,18 @@ impl Stores {
                 async move { found }
             }));
         }
-        if let Some(audit) = &config.audit {
-            let written = match config.postgres {
-                Some(_) => &audit.spool.path,
-                None => &audit.sqlite,
-            };
-            checks.push(machine::disk(vec![written.clone()]));
-        }
+        checks.extend(written(config).map(|path| machine::disk(vec![path])));
         checks
     }
+}
+
+/// What the audit writes to the disk: the spool, or SQLite's files.
+pub(super) fn written(config: &Config) -> Option<PathBuf> {
+    let audit = config.audit.as_ref()?;
+    Some(match config.postgres {
+        Some(_) => audit.spool.path.clone(),
+        None => audit.sqlite.clone(),
+    })
 }
 
 /// Begins what the process does among others. Waits for their state, but not for ever: without it each limit does what it is to
