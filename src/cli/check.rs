@@ -32,7 +32,7 @@ pub fn run(file: &Path, print: bool) -> anyhow::Result<()> {
     // As `weir run` does, for what only shows once all is put together.
     Secured::read(&checked.config, &Secured::default()).map_err(Error::msg)?;
     for warning in &checked.warnings {
-        eprintln!("warning: {warning}");
+        super::tell(&format!("warning: {warning}"));
     }
     match print {
         true => super::print(&show::yaml(&checked.config)),

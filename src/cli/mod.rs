@@ -97,6 +97,13 @@ fn told(path: &Path, mistakes: &[Mistake]) -> anyhow::Error {
     anyhow!(said)
 }
 
+/// Says it on standard error. A reader that has left, or a full disk, changes nothing of what is done, where `eprintln!` would panic.
+pub fn tell(text: &str) {
+    let _ = io::stderr()
+        .lock()
+        .write_all(format!("{text}\n").as_bytes());
+}
+
 /// Writes to standard output. A reader that has seen enough and left, as `head` does, is not a failure.
 pub fn print(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();

@@ -166,6 +166,35 @@ fn dead_letters_say_what_they_need() {
     check(&command, 1, &["0/1-1: not there"]);
 }
 
+/// As where `2>&1 | head -1` has seen enough.
+#[test]
+fn standard_error_that_takes_nothing_changes_no_exit_code() {
+    let warned = file(&format!(
+        "{BASE}rate_limits: {{a: {{limit: 1/s, by: client.ip}}}}\n"
+    ));
+    let wrong = file("listen: x\n");
+    let [warned, wrong] = [&warned, &wrong].map(|file| name(file.path()));
+    for (command, code) in [
+        (format!("check -c {warned}"), 0),
+        (format!("check -c {wrong}"), 1),
+        (format!("run -c {wrong}"), 1),
+        (format!("healthcheck -c {wrong}"), 1),
+        ("audit query".to_owned(), 1),
+        ("audit query --since x".to_owned(), 2),
+        ("inject /nowhere".to_owned(), 1),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut weir = Command::new(env!("CARGO_BIN_EXE_weir"));
+        let output = weir
+            .args(command.split(' '))
+            .current_dir(folder.path())
+            .stderr(File::options().write(true).open("/dev/full").unwrap())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(code), "{command}");
+    }
+}
+
 const SESSIONS: [&str; 5] = [
     "create ann",
     "list",
