@@ -90,10 +90,10 @@ enum Command {
 #[derive(Args)]
 struct FilterFlags {
     /// Not before: an RFC 3339 time, or how long ago, such as 1h or 30m.
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     since: Option<When>,
     /// Before: an RFC 3339 time, or how long ago.
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     until: Option<When>,
     /// Whose requests.
     #[arg(long)]

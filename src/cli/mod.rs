@@ -27,7 +27,7 @@ use std::fmt::Write as _;
 use std::io::{self, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use tracing::error;
 
 use crate::clock;
@@ -60,6 +60,13 @@ fn begin_to_log(settings: Log) {
 fn text(path: &Path) -> anyhow::Result<String> {
     let cannot = || format!("cannot read {}", path.display());
     let bytes = std::fs::read(path).with_context(cannot)?;
+    // UTF-16 of ASCII is UTF-8, too.
+    if bytes.contains(&0) {
+        bail!(
+            "{} has NUL bytes in it, as UTF-16 has: save it as UTF-8",
+            path.display()
+        );
+    }
     String::from_utf8(bytes).map_err(|error| {
         let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let line = 1 + good.iter().filter(|byte| **byte == b'\n').count();

@@ -158,6 +158,7 @@ fn dead_letters_say_what_they_need() {
     }
     check("audit dead-letters replay", 2, &["--all>"]);
     check("audit dead-letters drop 3", 2, &["3/1732541000000-0"]);
+    check("audit query --since -1h", 2, &["\"-1h\" is not a time"]);
     check("audit dead-letters drop 1/2-3 --all", 2, &["--all"]);
 
     let redis = Server::single();
@@ -192,6 +193,60 @@ fn standard_error_that_takes_nothing_changes_no_exit_code() {
             .output()
             .unwrap();
         assert_eq!(output.status.code(), Some(code), "{command}");
+    }
+}
+
+#[test]
+fn a_file_that_is_no_text_and_one_that_says_nothing_are_told() {
+    let utf_16: Vec<u8> = "listen: 127.0.0.1:0\n"
+        .encode_utf16()
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weir.yaml");
+    for (bytes, mend) in [
+        (
+            &utf_16[..],
+            "NUL bytes in it, as UTF-16 has: save it as UTF-8",
+        ),
+        (
+            b"a: caf\xe9\n",
+            "line 1 is not UTF-8: save the file as UTF-8",
+        ),
+        (
+            b"",
+            "the file is empty: begin with \"listen: 127.0.0.1:8080\"",
+        ),
+        (b"# nothing\n---\n", "the file is empty: begin with"),
+    ] {
+        std::fs::write(&path, bytes).unwrap();
+        check(&format!("check -c {}", name(&path)), 1, &[mend]);
+    }
+}
+
+#[test]
+fn a_port_that_is_taken_is_told_by_its_key() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap();
+    let upstream = "upstream: http://127.0.0.1:1\n";
+    for (ports, parts) in [
+        (
+            format!("listen: 127.0.0.1:0\nadmin: {{address: '{taken}'}}\n"),
+            ["error: admin.address: cannot listen on ", "ss -lnp"],
+        ),
+        (
+            format!(
+                "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nmetrics: {{address: '{taken}'}}\n"
+            ),
+            ["error: metrics.address: cannot listen on ", "ss -lnp"],
+        ),
+        (
+            format!("listen: '{taken}'\nadmin: {{address: 127.0.0.1:0}}\n"),
+            ["error: cannot listen on ", "use another address"],
+        ),
+    ] {
+        let config = file(&format!("{ports}{upstream}"));
+        check(&format!("run -c {}", name(config.path())), 1, &parts);
     }
 }
 

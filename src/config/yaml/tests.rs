@@ -138,6 +138,16 @@ fn yaml_that_no_parser_reads_is_told_with_a_mend() {
         ("count: 1\nname\n", "write KEY: VALUE"),
         ("routes: [{path: a: b}]\n", "the map in {} goes on"),
         ("routes: [{path: a}\nname: x\n", "close what is open above"),
+        ("count 1\nname: x\n", "a key stands where none can"),
+        (
+            "count: 1\n name: x\n",
+            "indent the line as the keys beside it",
+        ),
+        ("{count: 1\n", "opened here and never closed"),
+        ("[server]\ncount = 1\n", "begins with [, { or a quote"),
+        ("count: {{ .Values.count }}\n", "fill in a template's {{ }}"),
+        ("count: 1\n\u{1}\n", "a control character stands here"),
+        ("count:1\nname:x\n", "each as KEY: VALUE, with a space"),
     ] {
         let said = mistakes(text);
         assert!(

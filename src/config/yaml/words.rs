@@ -57,6 +57,22 @@ pub(super) fn in_our_words(message: &str) -> String {
             "a key has no \":\" behind it: write KEY: VALUE",
         ),
         (
+            "mapping values are not allowed in this context",
+            "a key stands where none can: indent the line as the keys beside it, and see that the line above has a \":\" and a space behind its key; a text with \": \" in it wants quotes",
+        ),
+        (
+            "did not find expected <document start>",
+            "the file goes on behind what is whole already: a line above it begins with [, { or a quote, which YAML takes for all of the file",
+        ),
+        (
+            "expected string scalar",
+            "a list or a map stands where a key is needed: put a text that begins with [ or { in quotes, and fill in a template's {{ }} first",
+        ),
+        (
+            "unclosed bracket",
+            "a [ or { is opened here and never closed: close it",
+        ),
+        (
             "illegal placement of ':'",
             "a \":\" stands where no key ends: close what is open above, or put a text with \":\" in quotes",
         ),
@@ -80,6 +96,9 @@ pub(super) fn in_our_words(message: &str) -> String {
     }
     let character = said.strip_prefix("unexpected character: `");
     match character.and_then(|rest| rest.strip_suffix('\'')) {
+        Some(character) if character.starts_with("\\u{") => {
+            format!("a control character stands here, {character}: take it out")
+        }
         Some(character) => {
             format!("a text cannot begin with {character} in YAML: put it in quotes")
         }
