@@ -110,6 +110,9 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     for line in manifest.report.iter().chain(&lost) {
         tell(line);
     }
+    if manifest.report.is_empty() {
+        tell("nothing is changed: there is no workload in it");
+    }
     print(&made)
 }
 

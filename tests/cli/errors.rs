@@ -225,6 +225,18 @@ fn a_file_that_is_no_text_and_one_that_says_nothing_are_told() {
 }
 
 #[test]
+fn a_manifest_without_workloads_is_told() {
+    let config = file(BASE);
+    let says = ["nothing is changed: there is no workload in it", BASE];
+    check(&format!("inject {}", name(config.path())), 0, &says);
+    check(
+        &format!("inject --uninject {}", name(config.path())),
+        0,
+        &says,
+    );
+}
+
+#[test]
 fn a_port_that_is_taken_is_told_by_its_key() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap();
