@@ -157,6 +157,7 @@ pub(super) async fn stores_on_change(plan: Arc<Plan>, mut tls_files: TlsFiles) -
             .note_lifetimes(secured.certificates());
         plan.metrics.reloads.note(wrong.is_empty());
         tell(&wrong);
+        warn_of_dates(&secured);
     }
 }
 
