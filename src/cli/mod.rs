@@ -35,6 +35,8 @@ use crate::config::Config;
 use crate::config::check::{Checked, checked};
 use crate::config::telemetry::Log;
 use crate::config::yaml::{self, Mistake};
+use crate::store::audit::StoreError;
+use crate::store::postgres::PostgresError;
 use crate::telemetry::log;
 
 /// Reads and checks a file; the error tells every mistake in it.
@@ -102,6 +104,25 @@ fn told(path: &Path, mistakes: &[Mistake]) -> anyhow::Error {
         let _ = write!(said, "\n  {mistake}");
     }
     anyhow!(said)
+}
+
+/// With what a human is to do, where it is of Postgres's and does not say so itself.
+fn with_mend(error: anyhow::Error) -> anyhow::Error {
+    match of_postgres(&error).and_then(PostgresError::mend) {
+        Some(mend) => anyhow!("{error:#}; {mend}"),
+        None => error,
+    }
+}
+
+/// What Postgres, or the way to it, has said.
+fn of_postgres(error: &anyhow::Error) -> Option<&PostgresError> {
+    error.chain().find_map(|cause| {
+        let by_store = match cause.downcast_ref::<StoreError>() {
+            Some(StoreError::Other(error)) => error.downcast_ref(),
+            Some(_) | None => None,
+        };
+        by_store.or_else(|| cause.downcast_ref())
+    })
 }
 
 /// Says it on standard error. A reader that has left, or a full disk, changes nothing of what is done, where `eprintln!` would panic.

@@ -114,7 +114,27 @@ fn a_postgres_that_cannot_be_read_is_told_with_its_address_and_the_mend() {
     };
     let down = config("postgres://weir:secret@127.0.0.1:1/audit?sslmode=disable");
     let empty = Database::new();
-    let empty = config(&empty.url());
+    let url = empty.url();
+    let (server, _) = url.rsplit_once('/').unwrap();
+    let absent = config(&format!("{server}/absent?sslmode=disable"));
+    let secured = config(&url.replace("sslmode=disable", "sslmode=require"));
+    let empty = config(&url);
+    let reads = READS.map(|read| format!("audit {read}"));
+    for command in reads.iter().map(String::as_str).chain(["migrate"]) {
+        for (config, parts) in [
+            (
+                &absent,
+                ["SQLSTATE 3D000); create the database", "postgres.write"],
+            ),
+            (
+                &secured,
+                ["does not support TLS; switch TLS on", "sslmode=disable"],
+            ),
+        ] {
+            let command = format!("{command} -c {}", name(config.path()));
+            check(&command, 1, &parts);
+        }
+    }
     for read in READS {
         check(
             &format!("audit {read} -c {}", name(down.path())),
