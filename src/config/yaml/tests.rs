@@ -144,7 +144,15 @@ fn yaml_that_no_parser_reads_is_told_with_a_mend() {
             "indent the line as the keys beside it",
         ),
         ("{count: 1\n", "opened here and never closed"),
-        ("[server]\ncount = 1\n", "begins with [, { or a quote"),
+        (
+            "count: 1\nname: [::]:8080\n",
+            "put a text that begins with [ or { in quotes",
+        ),
+        (
+            "count: 1\nroutes: - path: /a\n",
+            "put \"- \" into the next line",
+        ),
+        ("[server]\ncount = 1\n", "begin with [, { or a quote"),
         ("count: {{ .Values.count }}\n", "fill in a template's {{ }}"),
         ("count: 1\n\u{1}\n", "a control character stands here"),
         ("count:1\nname:x\n", "each as KEY: VALUE, with a space"),

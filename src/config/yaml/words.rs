@@ -4,8 +4,9 @@ use serde::de::{Expected, Unexpected};
 
 use super::tree::Value;
 
-/// What the parser says, without the place, which is told before it, and without its options, which are not the user's.
-pub(super) fn in_our_words(message: &str) -> String {
+/// What the parser says, without the place, which is told before it, and without its options, which are not the user's. `begins_line`: whether
+/// nothing stands in the line ahead of the place.
+pub(super) fn in_our_words(message: &str, begins_line: bool) -> String {
     let line = message.lines().next().unwrap_or_default();
     let line = line.trim_start_matches("error: ");
     let is_place = |text: &str| {
@@ -23,7 +24,14 @@ pub(super) fn in_our_words(message: &str) -> String {
     {
         return format!("key \"{key}\" is there already: keep one");
     }
+    if !begins_line && said.starts_with("while parsing a block ") {
+        return "a value goes on behind its ] or }: put a text that begins with [ or { in quotes, as in \"[::]:8080\"".to_owned();
+    }
     let mends = [
+        (
+            "block sequence entries are not allowed in this context",
+            "a list cannot begin in the line of its key: put \"- \" into the next line, or write the list in []",
+        ),
         (
             "unclosed quote",
             "a quote is opened here and never closed: close it",
@@ -62,7 +70,7 @@ pub(super) fn in_our_words(message: &str) -> String {
         ),
         (
             "did not find expected <document start>",
-            "the file goes on behind what is whole already: a line above it begins with [, { or a quote, which YAML takes for all of the file",
+            "the file goes on behind what is whole already: does a line above it begin with [, { or a quote, which YAML takes for all of the file?",
         ),
         (
             "expected string scalar",
