@@ -178,6 +178,16 @@ fn a_key_without_a_value_is_a_mistake() {
 }
 
 #[test]
+fn a_number_in_place_of_a_text_is_not_shown() {
+    for number in ["12345678901234567890123", "007.50", "1e5"] {
+        assert_eq!(
+            mistakes(&format!("count: 1\nname: {number}\n")),
+            ["line 2, column 7: name: a number stands where a text is needed: put it in quotes"]
+        );
+    }
+}
+
+#[test]
 fn only_true_and_false_are_booleans() {
     #[derive(Deserialize)]
     struct Claims {

@@ -132,6 +132,10 @@ pub(super) fn unexpected(found: Unexpected<'_>, needed: &dyn Expected) -> String
         other => (other.to_string(), false),
     };
     match &*needed {
+        // It may be a password, and is shown in another way than it was written.
+        "a string" if found.starts_with("the number ") => {
+            "a number stands where a text is needed: put it in quotes".to_owned()
+        }
         "a string" if is_unquoted => {
             format!("{found} stands where a text is needed: put it in quotes if it is one")
         }
