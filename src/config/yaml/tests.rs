@@ -178,6 +178,17 @@ fn a_key_without_a_value_is_a_mistake() {
 }
 
 #[test]
+fn what_is_of_several_in_place_of_a_text_is_told() {
+    for (name, found) in [("{a: b}", "a map"), ("[a]", "a list")] {
+        let said = mistakes(&format!("count: 1\nname: {name}\n"));
+        let expected = format!(
+            "line 2, column 7: name: {found} stands where a text is needed: write one value, or the name of what stands elsewhere in the file"
+        );
+        assert_eq!(said, [expected]);
+    }
+}
+
+#[test]
 fn a_number_in_place_of_a_text_is_not_shown() {
     for number in ["12345678901234567890123", "007.50", "1e5"] {
         assert_eq!(

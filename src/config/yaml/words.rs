@@ -139,6 +139,9 @@ pub(super) fn unexpected(found: Unexpected<'_>, needed: &dyn Expected) -> String
         "a string" if is_unquoted => {
             format!("{found} stands where a text is needed: put it in quotes if it is one")
         }
+        "a string" if ["a list", "a map"].contains(&&*found) => format!(
+            "{found} stands where a text is needed: write one value, or the name of what stands elsewhere in the file"
+        ),
         _ => misplaced(&found, &needed),
     }
 }
