@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::signal::unix::Signal;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::named_files;
 use crate::clock;
@@ -157,6 +157,7 @@ pub(super) async fn stores_on_change(plan: Arc<Plan>, mut tls_files: TlsFiles) -
             .note_lifetimes(secured.certificates());
         plan.metrics.reloads.note(wrong.is_empty());
         tell(&wrong);
+        warn_of_dates(&secured);
     }
 }
 
@@ -175,7 +176,15 @@ async fn go_on_with(plan: &watch::Sender<Arc<Plan>>, new: Arc<Plan>) -> Arc<Plan
         log::set_level(new.config.log.level);
     }
     forget_removed(&old, &new);
+    warn_of_dates(&new.secured);
     old
+}
+
+/// Says which certificates that are shown do not hold now; the alerts go by metrics.
+pub(super) fn warn_of_dates(secured: &Secured) {
+    for (file, said) in secured.out_of_date(clock::wall()) {
+        warn!(%file, "{said}");
+    }
 }
 
 /// No alert is to go by how an upstream, or an entry of sessions, last was that is there no more.

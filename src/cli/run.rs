@@ -179,6 +179,7 @@ async fn begin(config: Config, role: Role, takes_over: TakesOver) -> anyhow::Res
     let mut tasks = Tasks::new(&metrics);
     let stores = Stores::begin(&config, &metrics).await?;
     secured.stores = stores.tls();
+    reload::warn_of_dates(&secured);
     if let Some(postgres) = &stores.postgres {
         tasks.look_at_replicas(postgres);
     }

@@ -72,6 +72,7 @@ async fn supervise(
         stores: tls_of(Some(&fleet), Some(&postgres)),
         ..Secured::default()
     };
+    reload::warn_of_dates(&secured);
     let process = Process {
         metrics: metrics.clone(),
         fleet: Some(fleet.clone()),

@@ -1,5 +1,6 @@
 //! Where the process keeps what outlives a request: its connections to Redis and Postgres, and the audit; and what `/health` asks of them.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -160,6 +161,7 @@ fn write_audit(config: &Audit) -> anyhow::Result<(Recorder, audit::Writers)> {
                 .filter(|folder| !folder.as_os_str().is_empty());
             let mend = match folder {
                 Some(folder) if !folder.exists() => "make its folder, writable by weir's user",
+                Some(_) | None if is_denied(&error) => "weir's user needs to write there",
                 Some(_) | None => "if the file is damaged, move it away",
             };
             return Err(error).context(format!(
@@ -173,6 +175,10 @@ fn write_audit(config: &Audit) -> anyhow::Result<(Recorder, audit::Writers)> {
         }
     };
     Ok((recorder, writers))
+}
+
+fn is_denied(error: &StoreError) -> bool {
+    matches!(error, StoreError::Folder(error) if error.kind() == ErrorKind::PermissionDenied)
 }
 
 /// While weir runs: by retention, or by whoever moves a file away.
