@@ -50,6 +50,7 @@ use crate::store::fleet::FleetConnections;
 use crate::store::postgres::Postgres;
 use crate::store::redis::CallError;
 use crate::telemetry::log::LogRateLimit;
+use crate::telemetry::panics::counted;
 use app_health::AppProbes;
 use drain::Leave;
 use health::Health;
@@ -168,8 +169,9 @@ async fn accept(listener: TcpListener, admin: Arc<Admin>, metrics_alone: bool) -
         match listener.accept().await {
             Ok((stream, peer)) => {
                 let place = places.take().await.map_err(io::Error::other)?;
-                let caller = (stream, peer);
-                tokio::spawn(connection(caller, place, admin.clone(), metrics_alone));
+                let panics = admin.plan.borrow().metrics.tasks.panics.clone();
+                let served = connection((stream, peer), place, admin.clone(), metrics_alone);
+                tokio::spawn(counted(panics, served));
             }
             // Out of descriptors, or the caller is gone already.
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
