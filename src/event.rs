@@ -18,6 +18,15 @@ pub use self::redaction::{REDACTED, Redaction, without_userinfo};
 /// The first byte of every encoding. A new field is a new version.
 pub const VERSION: u8 = 2;
 
+/// No weir will ever have a later one, of an event or of a batch: what begins with another byte is neither.
+pub const NEWEST: u8 = 31;
+
+/// Whether these bytes are, by their first one, an event that another weir has encoded, and this one cannot read.
+pub fn is_of_another_version(encoding: &[u8]) -> bool {
+    let version = encoding.first();
+    version.is_some_and(|version| *version != VERSION && *version <= NEWEST)
+}
+
 /// Bytes of one text of a request that are kept, at most: what waits to be written is bounded by the number of events.
 pub const LONGEST: usize = 4 * 1024;
 

@@ -228,7 +228,7 @@ fn main() -> ExitCode {
                 // Whoever has called waits for all of it, and is waited for.
                 false => {
                     drop(last);
-                    eprintln!("{said}");
+                    cli::tell(&said);
                 }
             }
             ExitCode::FAILURE

@@ -8,6 +8,7 @@
 mod harness;
 
 use harness::process::{Running, file};
+use harness::redis::{Server, key_prefix};
 use harness::{Client, Reply, Upstream};
 use serde_json::Value;
 
@@ -682,6 +683,32 @@ fn what_operators_do_is_in_the_log() {
     );
     assert_eq!(running.admin().send("DELETE", acme, &[], "").status, 401);
     check("DELETE", "/v1/limits/per_tenant?key=acme", "", &[]);
+}
+
+/// Else who may call could do so unseen, and leave a call of several steps half done.
+#[test]
+fn what_a_caller_that_leaves_has_asked_for_is_done_and_in_the_log() {
+    let redis = Server::single();
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\nadmin: {{address: 127.0.0.1:0, token: secret}}\n\
+         rate_limits: {{per_client: {{limit: 5/s, by: client.ip}}}}\n{}",
+        redis.yaml(&key_prefix())
+    ));
+    let running = Running::start(config.path());
+    let path = "/v1/limits/per_client/overrides/192.0.2.7";
+    redis.pause();
+    let mut leaves = running.admin();
+    leaves.begin("PUT", path, &[TOKEN, JSON], r#"{"limit": "9/s"}"#);
+    drop(leaves);
+    // The one that left is gone by then.
+    assert_eq!(running.admin().get("/live").status, 200);
+    redis.resume();
+    let line = running.log_until("admin call");
+    assert!(line.contains("method=PUT"), "{line}");
+    harness::eventually(|| {
+        let limits = call(&mut running.admin(), "GET", "/v1/limits", "").body;
+        limits.contains("192.0.2.7")
+    });
 }
 
 #[test]

@@ -51,6 +51,11 @@ fn every_check_tells_its_status_and_what_it_took() {
     assert!(health["checks"]["disk"]["disks"][0]["free_bytes"].is_u64());
     assert!(health["checks"]["memory"]["resident_bytes"].as_u64() > Some(1 << 20));
     assert_eq!(health["stale"], false);
+    // The alert goes by metrics.
+    eventually(|| weir.metric("weir_audit_disk_bytes") > 0);
+    let all = health["checks"]["disk"]["disks"][0]["total_bytes"].as_u64();
+    assert_eq!(Some(weir.metric("weir_audit_disk_bytes")), all);
+    assert!((1..=all.unwrap()).contains(&weir.metric("weir_audit_disk_free_bytes")));
 }
 
 #[test]

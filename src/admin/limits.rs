@@ -155,7 +155,7 @@ async fn one_key(
     let parts = counted_parts(plan, limit, parts)?;
     let rules = {
         let set = plan.counters.overrides();
-        let rules = limits::rules(limit, || parts.join(":"), &set);
+        let rules = limits::rules(limit, &parts, &set);
         rules.cloned()
     };
     let uncounted = || Problem::not_found("nothing is counted for this key");

@@ -62,6 +62,12 @@ fn scrape(admin: &Admin, plan: &Plan) -> String {
     if let Some(audit) = &plan.audit {
         bring(&plan.metrics.audit, &audit.counts(), audit.refuses());
     }
+    if let Some(disk) = &admin.disk {
+        let (free, total) = disk.space();
+        let bytes = |bytes| i64::try_from(bytes).unwrap_or(i64::MAX);
+        plan.metrics.audit.disk_free_bytes.set(bytes(free));
+        plan.metrics.audit.disk_bytes.set(bytes(total));
+    }
     let evicted = plan
         .shared_limits
         .as_ref()

@@ -14,6 +14,7 @@ mod upstreams;
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::panic::resume_unwind;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +30,7 @@ use hyper::http::request::Parts;
 use hyper::http::uri::Authority;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -49,9 +50,11 @@ use crate::store::fleet::FleetConnections;
 use crate::store::postgres::Postgres;
 use crate::store::redis::CallError;
 use crate::telemetry::log::LogRateLimit;
+use crate::telemetry::panics::counted;
 use app_health::AppProbes;
 use drain::Leave;
 use health::Health;
+use health::machine::Disk;
 
 /// The largest body that a call takes, in bytes.
 const MAX_BODY: usize = 64 * 1024;
@@ -77,6 +80,8 @@ pub struct Admin {
     pub postgres: Option<Arc<Postgres>>,
     /// What ingests the audit, where this process does.
     pub writes: Option<Arc<Postgres>>,
+    /// What the audit is written to, where there are lanes.
+    pub disk: Option<Disk>,
     pub health: Health,
     pub app_probes: AppProbes,
     /// Where there are lanes.
@@ -167,8 +172,9 @@ async fn accept(listener: TcpListener, admin: Arc<Admin>, metrics_alone: bool) -
         match listener.accept().await {
             Ok((stream, peer)) => {
                 let place = places.take().await.map_err(io::Error::other)?;
-                let caller = (stream, peer);
-                tokio::spawn(connection(caller, place, admin.clone(), metrics_alone));
+                let panics = admin.plan.borrow().metrics.tasks.panics.clone();
+                let served = connection((stream, peer), place, admin.clone(), metrics_alone);
+                tokio::spawn(counted(panics, served));
             }
             // Out of descriptors, or the caller is gone already.
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
@@ -212,7 +218,7 @@ async fn connection(
 }
 
 async fn answer(
-    admin: &Admin,
+    admin: &Arc<Admin>,
     request: Request<Incoming>,
     peer: SocketAddr,
     metrics_alone: bool,
@@ -245,22 +251,37 @@ async fn answer(
             // Neither the query nor the key of an override: both can have what a client is known by.
             let path = match rest {
                 ["limits", name, "overrides", _, ..] => {
-                    &*format!("/v1/limits/{name}/overrides/***")
+                    format!("/v1/limits/{name}/overrides/***")
                 }
-                _ => parts.uri.path(),
+                _ => parts.uri.path().to_owned(),
             };
             let may = refuse_pages(&plan, &parts.headers)
                 .and_then(|()| authorise(&plan, parts.headers.get(AUTHORIZATION)));
             if let Err(problem) = may {
-                refused(admin, &plan, method, path, peer, &problem);
+                refused(admin, &plan, method, &path, peer, &problem);
                 return Err(problem);
             }
-            let answer = asked(admin, &plan, method, rest, &parts, body).await;
-            if method != Method::GET {
+            let body = whole(&parts, body).await;
+            if method == Method::GET {
+                return v1(admin, &plan, method, rest, &parts.uri, &body?).await;
+            }
+            let rest: Vec<_> = rest.iter().map(|part| (*part).to_owned()).collect();
+            let (admin, method) = (admin.clone(), method.clone());
+            let call = async move {
+                let rest: Vec<_> = rest.iter().map(String::as_str).collect();
+                let answer = match body {
+                    Ok(body) => v1(&admin, &plan, &method, &rest, &parts.uri, &body).await,
+                    Err(problem) => Err(problem),
+                };
                 let status = status(&answer).as_u16();
                 info!(%method, path, %peer, status, "admin call");
+                answer
+            };
+            // A task of its own: it is done whole, and told, though its caller leaves.
+            match tokio::spawn(call).await {
+                Ok(answer) => answer,
+                Err(panicked) => resume_unwind(panicked.into_panic()),
             }
-            answer
         }
         _ => Err(Problem::not_found(format!(
             "known here: /metrics /live /ready /health {V1}"
@@ -298,15 +319,8 @@ async fn app_health(admin: &Admin, method: &Method, path: &str) -> Answer {
     }
 }
 
-/// The call of one who may.
-async fn asked(
-    admin: &Admin,
-    plan: &Plan,
-    method: &Method,
-    path: &[&str],
-    parts: &Parts,
-    body: Incoming,
-) -> Answer {
+/// The body of the call of one who may.
+async fn whole(parts: &Parts, body: Incoming) -> Result<Bytes, Problem> {
     let body = body::whole(body, MAX_BODY).await.map_err(|_| {
         Problem::bad(format!(
             "body is larger than {MAX_BODY} bytes, or cut short"
@@ -318,8 +332,7 @@ async fn asked(
             "send a body as \"Content-Type: application/json\"",
         ));
     }
-    let query = parts.uri.query().unwrap_or_default();
-    v1(admin, plan, method, path, query, &body).await
+    Ok(body)
 }
 
 async fn v1(
@@ -327,9 +340,10 @@ async fn v1(
     plan: &Plan,
     method: &Method,
     path: &[&str],
-    query: &str,
+    uri: &Uri,
     body: &[u8],
 ) -> Answer {
+    let query = uri.query().unwrap_or_default();
     if let ["config", ..] | ["breakers", ..] | ["upstreams", ..] | ["drain", ..] = path {
         parameters(query, &[])?;
     }

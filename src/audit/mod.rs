@@ -81,6 +81,8 @@ pub struct Troubles {
     pub ahead: Option<String>,
     /// Days are neither closed nor removed.
     pub upkeep: Option<String>,
+    /// Nothing was written yet, for want of a file that can be.
+    pub unwritten: Option<String>,
     /// A thread has panicked, and nothing does its work.
     pub ended: Option<String>,
 }

@@ -47,7 +47,7 @@ pub fn start(
     begin(files, |_, _| Some(writer), capacity, delivery, retention)
 }
 
-/// As [`start`], where the disk is full or a file damaged: events wait in memory, and what does not fit there is dropped, until `open` succeeds.
+/// As [`start`], where the disk is full, or a file damaged or another version's: events wait in memory, and what does not fit there is dropped, until `open` succeeds.
 /// Days that are to be removed may be what makes room. Delivery is best effort.
 pub fn start_once_mended(
     files: Files,
@@ -222,6 +222,7 @@ fn wait_for_mend(
         shared.note_move();
         match open() {
             Ok(writer) => {
+                shared.troubles.lock().unwritten = None;
                 info!("audit events are written");
                 return Some(writer);
             }
@@ -229,10 +230,11 @@ fn wait_for_mend(
                 shared.errors.fetch_add(1, Ordering::Relaxed);
                 let said = error.to_string();
                 if said != trouble {
+                    let mend = mend(&error);
+                    shared.troubles.lock().unwritten = Some(format!("{said}; {mend}"));
                     error!(
                         error = said,
-                        mend = mend(&error),
-                        "audit events cannot be written; they wait in memory"
+                        mend, "audit events cannot be written; they wait in memory"
                     );
                     trouble = said;
                 }

@@ -6,6 +6,7 @@
 //! time has a batch that is larger. While Postgres is away it holds on to both and tries again, and takes over nothing from others,
 //! so that no delivery is counted for what is no batch's fault.
 
+mod beyond;
 mod gather;
 mod lag;
 mod room;
@@ -20,7 +21,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info, warn};
 
-use self::gather::{Load, Reading, Work};
+use self::beyond::Beyond;
+use self::gather::{Load, Reading, Unread, Work};
 use self::room::Room;
 use crate::config::audit::Stream;
 use crate::config::worker::Worker;
@@ -71,6 +73,8 @@ pub async fn run(
     let loops = cores.min(usize::from(streams.count())).max(1);
     let hearts: Vec<_> = (0..loops).map(|_| Heartbeat::default()).collect();
     let room = Arc::new(Room::default());
+    let beyond = Arc::new(Beyond::default());
+    let unread = Arc::<Mutex<Unread>>::default();
     let mut tasks = JoinSet::new();
     for (n, heart) in hearts.iter().enumerate() {
         heart.beat();
@@ -79,9 +83,12 @@ pub async fn run(
             streams: streams.clone(),
             consumer: format!("{}.{n}", fleet.process),
             shards: shards.collect(),
+            beyond: beyond.clone(),
+            place: (n, loops),
             worker: settings.worker.clone(),
             most_bytes: gather::most_bytes(loops),
             room: room.clone(),
+            unread: unread.clone(),
             of_others: Mutex::default(),
             metrics: metrics.clone(),
             heartbeat: heart.clone(),
@@ -94,7 +101,8 @@ pub async fn run(
     }
     // They end with the set.
     let mut watching = JoinSet::new();
-    watching.spawn(lag::watch(streams, metrics));
+    watching.spawn(beyond::watch(streams.clone(), beyond.clone(), unread));
+    watching.spawn(lag::watch(streams, beyond, metrics));
     watching.spawn(watch_hearts(hearts, heartbeat));
     let mut ended = Ok(());
     loop {
@@ -127,12 +135,17 @@ async fn watch_hearts(hearts: Vec<Heartbeat>, all: Heartbeat) {
 struct Ingest {
     streams: Arc<Streams>,
     consumer: String,
-    /// Its share of the streams.
+    /// Its share of the file's streams.
     shards: Vec<u16>,
+    /// Others, of which it has a share, too.
+    beyond: Arc<Beyond>,
+    /// Its own among the loops, of which there are so many.
+    place: (usize, usize),
     worker: Worker,
     /// Bytes that it holds of one load, at most.
     most_bytes: usize,
     room: Arc<Room>,
+    unread: Arc<Mutex<Unread>>,
     /// Those that have, or had, batches of another weir's version: each is told of once.
     of_others: Mutex<HashSet<u16>>,
     metrics: IngestMetrics,
@@ -172,6 +185,14 @@ impl Ingest {
                 return;
             }
         }
+    }
+
+    /// The streams that it reads now.
+    fn shards(&self) -> Vec<u16> {
+        let (n, loops) = self.place;
+        let mut shards = self.beyond.of(n, loops);
+        shards.extend(&self.shards);
+        shards
     }
 
     fn stopping(&self) -> bool {

@@ -41,7 +41,14 @@ pub async fn follow(
             }
         }
         // A look that is due anyway sees it.
-        Heard::Message { .. } | Heard::Listening => drop(changed.try_send(())),
+        Heard::Message { .. } => drop(changed.try_send(())),
+        Heard::Listening => {
+            // A server that was started anew may have lost what it had.
+            if let Some(shared) = &told.borrow().shared_limits {
+                shared.slots.doubt_all();
+            }
+            let _ = changed.try_send(());
+        }
         // They are looked at now and then all the same.
         Heard::Lost => {}
     };
@@ -132,7 +139,7 @@ fn forget(plan: &Plan, reset: &Reset) {
     let limit = &plan.config.limits[index];
     let set = plan.counters.overrides();
     // An override with another window is another lease.
-    let rules = limits::rules(limit, || reset.parts.join(":"), &set);
+    let rules = limits::rules(limit, &reset.parts, &set);
     let ask = rules.and_then(|rules| plan.shared_ask(index, &parts, rules, 0));
     match ask {
         Some(SharedAsk::Tokens(ask)) => shared.leases.forget(ask.key),

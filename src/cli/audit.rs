@@ -13,12 +13,12 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 
-use super::{control, load};
+use super::{control, load, of_postgres, with_mend};
 use crate::config::Config;
 use crate::config::audit::DATABASE;
+use crate::store::audit::Filter;
 use crate::store::audit::events::Events;
 use crate::store::audit::words::{Statuses, When};
-use crate::store::audit::{Filter, StoreError};
 use crate::store::postgres::{self, PostgresError};
 use format::Format;
 
@@ -90,10 +90,10 @@ enum Command {
 #[derive(Args)]
 struct FilterFlags {
     /// Not before: an RFC 3339 time, or how long ago, such as 1h or 30m.
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     since: Option<When>,
     /// Before: an RFC 3339 time, or how long ago.
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     until: Option<When>,
     /// Whose requests.
     #[arg(long)]
@@ -125,10 +125,12 @@ type Configured<'a> = Option<(&'a Path, &'a Config)>;
 pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match control::run(command(arguments)) {
         Err(error) if is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
-        Err(error) if is_unreached(&error) => Err(error.context(
-            "cannot read the audit in Postgres: is it running, and are postgres.write and postgres.read its addresses?",
-        )),
-        done => done,
+        Err(error) if matches!(of_postgres(&error), Some(PostgresError::Lost(_))) => {
+            Err(with_mend(error).context(
+                "cannot read the audit in Postgres: is it running, and are postgres.write and postgres.read its addresses?",
+            ))
+        }
+        done => done.map_err(with_mend),
     }
 }
 
@@ -148,16 +150,6 @@ impl Write for Out {
 fn of_output(error: io::Error) -> io::Error {
     let said = format!("cannot write to standard output: {error}");
     io::Error::new(error.kind(), said)
-}
-
-fn is_unreached(error: &anyhow::Error) -> bool {
-    let Some(StoreError::Other(cause)) = error.downcast_ref::<StoreError>() else {
-        return false;
-    };
-    matches!(
-        cause.downcast_ref::<PostgresError>(),
-        Some(PostgresError::Lost(_))
-    )
 }
 
 async fn command(arguments: Arguments) -> anyhow::Result<ExitCode> {

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::Error;
 
+use crate::clock;
 use crate::config::yaml::Mistake;
 use crate::config::{self, show};
 use crate::net::tls::{self, Secured};
@@ -31,8 +32,17 @@ pub fn run(file: &Path, print: bool) -> anyhow::Result<()> {
     };
     // As `weir run` does, for what only shows once all is put together.
     Secured::read(&checked.config, &Secured::default()).map_err(Error::msg)?;
-    for warning in &checked.warnings {
-        eprintln!("warning: {warning}");
+    let now = clock::wall();
+    let out_of_date = pem_files.iter().filter_map(|pem| {
+        let message = tls::out_of_date(pem, now)?;
+        let place = pem.place.clone();
+        Some(Mistake { place, message })
+    });
+    let mut warnings = checked.warnings;
+    warnings.extend(out_of_date);
+    Mistake::sort(&mut warnings);
+    for warning in &warnings {
+        super::tell(&format!("warning: {warning}"));
     }
     match print {
         true => super::print(&show::yaml(&checked.config)),

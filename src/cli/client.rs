@@ -14,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::{load, parsed, text};
+use super::{load, parsed, tell, text};
 use crate::config::{Admin, Secret, check};
 use crate::net::body;
 
@@ -80,9 +80,9 @@ impl AdminPort {
                     Some(admin) => (admin.address, admin.token),
                     None => (self.address, None),
                 };
-                eprintln!(
+                tell(&format!(
                     "warning: {error:#}\n  a weir that runs goes on by what it read before; asking {address}, {why}"
-                );
+                ));
                 (address, token)
             }
         };

@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::watch;
@@ -137,10 +138,10 @@ impl AdminPorts {
         config: &Config,
         mut bind: impl FnMut(SocketAddr) -> anyhow::Result<TcpListener>,
     ) -> anyhow::Result<AdminPorts> {
-        Ok(AdminPorts {
-            admin: bind(config.admin.address)?,
-            metrics: config.metrics_address.map(bind).transpose()?,
-        })
+        let admin = bind(config.admin.address).context("admin.address")?;
+        let metrics = config.metrics_address.map(bind).transpose();
+        let metrics = metrics.context("metrics.address")?;
+        Ok(AdminPorts { admin, metrics })
     }
 
     /// Of the admin port, and of the other.

@@ -169,5 +169,5 @@ fn said(dependencies: &[Dependency], within: Duration) -> String {
             let _ = write!(said, "\n  {}: {why}", dependency.name);
         }
     }
-    said + "\nstart it, or mend its address in the file; --wait-for-deps=10m waits longer"
+    said + "\nstart it, or mend its address or its password in the file, as the log says; --wait-for-deps=10m waits longer"
 }

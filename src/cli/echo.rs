@@ -34,7 +34,7 @@ pub fn run(address: SocketAddr) -> anyhow::Result<()> {
         let mut signals = Signals::listen()?;
         let listener = listen::alone(address)
             .and_then(TcpListener::from_std)
-            .with_context(|| format!("cannot listen on {address}"))?;
+            .with_context(|| format!("cannot listen on {address}; --address names another"))?;
         info!(address = %listener.local_addr()?, "echoing");
         tokio::select! {
             stopped = signals.stopped() => stopped,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use super::print;
+use super::{print, tell};
 use crate::inject::{Mode, PullPolicy, Settings, manifest};
 
 #[derive(clap::Args)]
@@ -108,7 +108,10 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Output::Json => (manifest.json(), Vec::new()),
     };
     for line in manifest.report.iter().chain(&lost) {
-        eprintln!("{line}");
+        tell(line);
+    }
+    if manifest.report.is_empty() {
+        tell("nothing is changed: there is no workload in it");
     }
     print(&made)
 }

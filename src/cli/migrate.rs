@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 
-use super::{control, load, print};
+use super::{control, load, print, with_mend};
 use crate::store::postgres::Postgres;
 use crate::store::postgres::migrate::migrate;
 
@@ -22,6 +22,7 @@ pub fn run(file: &Path) -> anyhow::Result<()> {
         let connection = postgres.write().await?;
         anyhow::Ok(migrate(connection).await?)
     });
+    let migrated = migrated.map_err(with_mend);
     let migrated = migrated.context("the schema was not brought up to date")?;
     let said = match migrated.from == migrated.to {
         true => format!("the schema is at version {} already\n", migrated.to),

@@ -27,7 +27,7 @@ use std::fmt::Write as _;
 use std::io::{self, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use tracing::error;
 
 use crate::clock;
@@ -35,6 +35,8 @@ use crate::config::Config;
 use crate::config::check::{Checked, checked};
 use crate::config::telemetry::Log;
 use crate::config::yaml::{self, Mistake};
+use crate::store::audit::StoreError;
+use crate::store::postgres::PostgresError;
 use crate::telemetry::log;
 
 /// Reads and checks a file; the error tells every mistake in it.
@@ -60,6 +62,13 @@ fn begin_to_log(settings: Log) {
 fn text(path: &Path) -> anyhow::Result<String> {
     let cannot = || format!("cannot read {}", path.display());
     let bytes = std::fs::read(path).with_context(cannot)?;
+    // UTF-16 of ASCII is UTF-8, too.
+    if bytes.contains(&0) {
+        bail!(
+            "{} has NUL bytes in it, as UTF-16 has: save it as UTF-8",
+            path.display()
+        );
+    }
     String::from_utf8(bytes).map_err(|error| {
         let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let line = 1 + good.iter().filter(|byte| **byte == b'\n').count();
@@ -95,6 +104,32 @@ fn told(path: &Path, mistakes: &[Mistake]) -> anyhow::Error {
         let _ = write!(said, "\n  {mistake}");
     }
     anyhow!(said)
+}
+
+/// With what a human is to do, where it is of Postgres's and does not say so itself.
+fn with_mend(error: anyhow::Error) -> anyhow::Error {
+    match of_postgres(&error).and_then(PostgresError::mend) {
+        Some(mend) => anyhow!("{error:#}; {mend}"),
+        None => error,
+    }
+}
+
+/// What Postgres, or the way to it, has said.
+fn of_postgres(error: &anyhow::Error) -> Option<&PostgresError> {
+    error.chain().find_map(|cause| {
+        let by_store = match cause.downcast_ref::<StoreError>() {
+            Some(StoreError::Other(error)) => error.downcast_ref(),
+            Some(_) | None => None,
+        };
+        by_store.or_else(|| cause.downcast_ref())
+    })
+}
+
+/// Says it on standard error. A reader that has left, or a full disk, changes nothing of what is done, where `eprintln!` would panic.
+pub fn tell(text: &str) {
+    let _ = io::stderr()
+        .lock()
+        .write_all(format!("{text}\n").as_bytes());
 }
 
 /// Writes to standard output. A reader that has seen enough and left, as `head` does, is not a failure.

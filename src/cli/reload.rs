@@ -5,15 +5,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::fs::{self, Metadata};
+use std::mem;
 use std::os::unix::fs::MetadataExt;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::signal::unix::Signal;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::named_files;
 use crate::clock;
@@ -42,88 +45,124 @@ const SAME_FOR: u32 = 3;
 /// Reads the file again on each change, for ever; `hangup` is SIGHUP. `files` and `tls_files` are as they were before they were read, so that
 /// no change since then is missed.
 pub(super) async fn on_change(
-    mut files: ConfigFiles,
-    mut tls_files: TlsFiles,
+    files: ConfigFiles,
+    tls_files: TlsFiles,
     load: impl Fn(&Path) -> anyhow::Result<Config>,
     plan: watch::Sender<Arc<Plan>>,
     mut hangup: Signal,
 ) -> Infallible {
     let mut look = interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut refused = false;
-    // Freed here, once no lane goes by them: of a large one that is the work of many milliseconds, which a lane would miss.
-    let mut replaced_plans: Vec<Arc<Plan>> = Vec::new();
+    let mut reloads = Reloads {
+        files,
+        tls_files,
+        load,
+        plan,
+        refused: false,
+        replaced_plans: Vec::new(),
+    };
     loop {
         let asked_or_changed = tokio::select! {
             _ = hangup.recv() => true,
-            _ = look.tick() => files.look(clock::wall()),
+            _ = look.tick() => reloads.files.look(clock::wall()),
         };
-        replaced_plans.retain(|old| Arc::strong_count(old) > 1);
-        let certificates_changed = tls_files.look();
-        if !asked_or_changed && !certificates_changed {
-            continue;
-        }
-        // What was refused may be as it should be now.
-        let reads_file = asked_or_changed || (refused && !files.are_changing());
-        let loaded = reads_file.then(|| {
-            files = ConfigFiles::of(files.path.clone());
-            load(&files.path).map_err(|error| format!("{error:#}"))
-        });
-        // Those of the running configuration too: it may stay.
-        let mut named = Secured::files(&plan.borrow().config);
-        named.extend(loaded.iter().flatten().flat_map(Secured::files));
-        tls_files = tls_files.go_on_with(named);
-        let Some(loaded) = loaded else {
-            let wrong = renew(&plan, &mut replaced_plans).await;
-            plan.borrow().metrics.reloads.note(wrong.is_empty());
-            tell(&wrong);
-            continue;
-        };
-        let replaced = loaded.and_then(|config| replaced_by(&plan.borrow(), config));
-        let was_refused = refused;
-        refused = replaced.is_err();
-        match replaced {
-            Ok(new) => {
-                let is_as_before = {
-                    let old = plan.borrow();
-                    let is_config = !was_refused && new.config == old.config;
-                    is_config && !certificates_changed && new.secured.believes_as(&old.secured)
-                };
-                replaced_plans.push(go_on_with(&plan, new).await);
-                plan.borrow().metrics.reloads.note(true);
-                let said = match is_as_before {
-                    true => "configuration read again: nothing changed",
-                    false => "configuration reloaded",
-                };
-                info!(file = %files.path.display(), "{said}");
-            }
-            Err(error) => {
-                plan.borrow().metrics.reloads.note(false);
-                error!(file = %files.path.display(), %error, "configuration not reloaded, the old one stays");
-                if certificates_changed {
-                    // A new certificate does not wait until a file that is refused is mended.
-                    tell(&renew(&plan, &mut replaced_plans).await);
-                }
-            }
+        // Nothing of it is half done after a panic: a plan takes effect whole, and what was to be read is as it was noted before.
+        let done = AssertUnwindSafe(reloads.go_on(asked_or_changed)).catch_unwind();
+        if done.await.is_err() {
+            reloads.note_panic();
         }
     }
 }
 
-/// Goes on by the running configuration with what its files hold now; what of them cannot be used.
-async fn renew(
-    plan: &watch::Sender<Arc<Plan>>,
-    replaced_plans: &mut Vec<Arc<Plan>>,
-) -> Vec<String> {
-    let (replaced, mut wrong) = {
-        let old = plan.borrow();
-        let (secured, wrong) = old.secured.renewed(&old.config);
-        (old.replaced_by(old.config.clone(), secured), wrong)
-    };
-    match replaced {
-        Ok(new) => replaced_plans.push(go_on_with(plan, new).await),
-        Err(error) => wrong.push(error),
+/// What goes from one reload to the next.
+struct Reloads<L> {
+    files: ConfigFiles,
+    tls_files: TlsFiles,
+    load: L,
+    plan: watch::Sender<Arc<Plan>>,
+    /// Whether the file was, when it was read last.
+    refused: bool,
+    /// Freed here, once no lane goes by them: of a large one that is the work of many milliseconds, which a lane would miss.
+    replaced_plans: Vec<Arc<Plan>>,
+}
+
+impl<L: Fn(&Path) -> anyhow::Result<Config>> Reloads<L> {
+    /// Reads what is asked for or has changed.
+    async fn go_on(&mut self, asked_or_changed: bool) {
+        self.replaced_plans.retain(|old| Arc::strong_count(old) > 1);
+        let certificates_changed = self.tls_files.look();
+        if !asked_or_changed && !certificates_changed {
+            return;
+        }
+        // What was refused may be as it should be now.
+        let reads_file = asked_or_changed || (self.refused && !self.files.are_changing());
+        let loaded = reads_file.then(|| {
+            self.files = ConfigFiles::of(self.files.path.clone());
+            (self.load)(&self.files.path).map_err(|error| format!("{error:#}"))
+        });
+        // Those of the running configuration too: it may stay.
+        let mut named = Secured::files(&self.plan.borrow().config);
+        named.extend(loaded.iter().flatten().flat_map(Secured::files));
+        self.tls_files = mem::take(&mut self.tls_files).go_on_with(named);
+        let Some(loaded) = loaded else {
+            let wrong = self.renew().await;
+            self.plan.borrow().metrics.reloads.note(wrong.is_empty());
+            tell(&wrong);
+            return;
+        };
+        let replaced = loaded.and_then(|config| replaced_by(&self.plan.borrow(), config));
+        let was_refused = self.refused;
+        self.refused = replaced.is_err();
+        match replaced {
+            Ok(new) => {
+                let is_as_before = {
+                    let old = self.plan.borrow();
+                    let is_config = !was_refused && new.config == old.config;
+                    is_config && !certificates_changed && new.secured.believes_as(&old.secured)
+                };
+                self.replaced_plans.push(go_on_with(&self.plan, new).await);
+                self.plan.borrow().metrics.reloads.note(true);
+                let said = match is_as_before {
+                    true => "configuration read again: nothing changed",
+                    false => "configuration reloaded",
+                };
+                info!(file = %self.files.path.display(), "{said}");
+            }
+            Err(error) => {
+                self.tell_refused(&error);
+                if certificates_changed {
+                    // A new certificate does not wait until a file that is refused is mended.
+                    tell(&self.renew().await);
+                }
+            }
+        }
     }
-    wrong
+
+    /// Goes on by the running configuration with what its files hold now; what of them cannot be used.
+    async fn renew(&mut self) -> Vec<String> {
+        let (replaced, mut wrong) = {
+            let old = self.plan.borrow();
+            let (secured, wrong) = old.secured.renewed(&old.config);
+            (old.replaced_by(old.config.clone(), secured), wrong)
+        };
+        match replaced {
+            Ok(new) => self.replaced_plans.push(go_on_with(&self.plan, new).await),
+            Err(error) => wrong.push(error),
+        }
+        wrong
+    }
+
+    /// What weir itself is at fault for refuses the file as a mistake in it does.
+    fn note_panic(&mut self) {
+        self.refused = true;
+        self.plan.borrow().metrics.tasks.panics.inc();
+        self.tell_refused("weir panicked, which is a mistake of its own");
+    }
+
+    fn tell_refused(&self, error: &str) {
+        self.plan.borrow().metrics.reloads.note(false);
+        error!(file = %self.files.path.display(), %error, "configuration not reloaded, the old one stays");
+    }
 }
 
 /// Of a renewal, with what was wrong.
@@ -157,6 +196,7 @@ pub(super) async fn stores_on_change(plan: Arc<Plan>, mut tls_files: TlsFiles) -
             .note_lifetimes(secured.certificates());
         plan.metrics.reloads.note(wrong.is_empty());
         tell(&wrong);
+        warn_of_dates(&secured);
     }
 }
 
@@ -175,7 +215,15 @@ async fn go_on_with(plan: &watch::Sender<Arc<Plan>>, new: Arc<Plan>) -> Arc<Plan
         log::set_level(new.config.log.level);
     }
     forget_removed(&old, &new);
+    warn_of_dates(&new.secured);
     old
+}
+
+/// Says which certificates that are shown do not hold now; the alerts go by metrics.
+pub(super) fn warn_of_dates(secured: &Secured) {
+    for (file, said) in secured.out_of_date(clock::wall()) {
+        warn!(%file, "{said}");
+    }
 }
 
 /// No alert is to go by how an upstream, or an entry of sessions, last was that is there no more.
@@ -408,17 +456,71 @@ mod tests {
         assert!(!files.look(now) && files.look(now));
     }
 
+    fn parse(text: &str) -> anyhow::Result<Config> {
+        let config = check::parse(text, &|_| None);
+        config.map_err(|mistakes| anyhow::anyhow!("{mistakes:?}"))
+    }
+
+    fn upstream_at(url: &str) -> String {
+        format!("listen: 127.0.0.1:1\nupstream: {url}\n")
+    }
+
+    /// Else the process would end for what it may never have been asked to take.
+    #[tokio::test(start_paused = true)]
+    async fn a_panic_refuses_the_file_and_no_later_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weir.yaml");
+        let [old, bad, good] = [
+            "http://127.0.0.1:1",
+            "http://127.0.0.1:2",
+            "http://127.0.0.1:3",
+        ]
+        .map(upstream_at);
+        let written = clock::wall() - 9 * SECOND;
+        write(&path, &old, written);
+        let files = ConfigFiles::of(path.clone());
+        let plan = Plan::first(parse(&old).unwrap(), Secured::default(), Process::default());
+        let metrics = plan.metrics.clone();
+        let (plan, mut lane) = watch::channel(plan);
+        let reloads = on_change(
+            files,
+            TlsFiles::default(),
+            |path| {
+                let text = fs::read_to_string(path)?;
+                assert_ne!(text, bad, "a panic that is meant");
+                parse(&text)
+            },
+            plan,
+            signal(SignalKind::hangup()).unwrap(),
+        );
+        let follows = async {
+            write(&path, &bad, written - SECOND);
+            sleep(5 * LOOK_EVERY).await;
+            assert!(!lane.has_changed().unwrap());
+            let text = metrics.text();
+            for told in [
+                "weir_panics_total 1\n",
+                "weir_config_reloads_total{result=\"refused\"} 1\n",
+                "weir_config_last_reload_successful 0\n",
+            ] {
+                assert!(text.contains(told), "{told} {text}");
+            }
+            write(&path, &good, written - 2 * SECOND);
+            lane.changed().await.unwrap();
+            assert_eq!(lane.borrow().config, parse(&good).unwrap());
+        };
+        tokio::select! {
+            () = follows => {}
+            never = reloads => match never {},
+        }
+    }
+
     /// A lane that still goes by a plan may be the last, and to free a large one is the work of many milliseconds.
     #[tokio::test(start_paused = true)]
     async fn no_lane_frees_a_plan() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("weir.yaml");
-        let [old, new] = ["http://127.0.0.1:1", "http://127.0.0.1:2"]
-            .map(|upstream| format!("listen: 127.0.0.1:1\nupstream: {upstream}\n"));
-        let parse = |text: &str| {
-            let config = check::parse(text, &|_| None);
-            config.map_err(|mistakes| anyhow::anyhow!("{mistakes:?}"))
-        };
+        let [old, new] = ["http://127.0.0.1:1", "http://127.0.0.1:2"].map(upstream_at);
         let written = clock::wall() - 9 * SECOND;
         write(&path, &old, written);
         let files = ConfigFiles::of(path.clone());

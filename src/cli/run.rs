@@ -30,6 +30,7 @@ use super::take_over::{self, Offer};
 use super::{begin_to_log, read};
 use crate::admin::app_health::AppProbes;
 use crate::admin::drain::Leave;
+use crate::admin::health::machine::Disk;
 use crate::admin::{Admin, Refusals};
 use crate::audit;
 use crate::background;
@@ -178,6 +179,7 @@ async fn begin(config: Config, role: Role, takes_over: TakesOver) -> anyhow::Res
     let mut tasks = Tasks::new(&metrics);
     let stores = Stores::begin(&config, &metrics).await?;
     secured.stores = stores.tls();
+    reload::warn_of_dates(&secured);
     if let Some(postgres) = &stores.postgres {
         tasks.look_at_replicas(postgres);
     }
@@ -215,6 +217,7 @@ async fn begin(config: Config, role: Role, takes_over: TakesOver) -> anyhow::Res
     let metrics_at = metrics_at.map(tracing::field::display);
     info!(addresses = %ports.lanes.addresses(), admin = %admin_at, metrics = metrics_at, lanes = lanes.threads.len(), "listening");
 
+    let disk = stores::written(&following.borrow().config).map(Disk::new);
     let board = tasks.board(checks, bounds);
     let (health, unready) = tasks.health(board, lanes.heartbeats);
     let admin_ports = ports.control.serve(Admin {
@@ -222,6 +225,7 @@ async fn begin(config: Config, role: Role, takes_over: TakesOver) -> anyhow::Res
         redis: redis.clone(),
         postgres,
         writes: tasks.writes(),
+        disk,
         health,
         app_probes,
         leave: Some(Leave {

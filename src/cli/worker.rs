@@ -72,6 +72,7 @@ async fn supervise(
         stores: tls_of(Some(&fleet), Some(&postgres)),
         ..Secured::default()
     };
+    reload::warn_of_dates(&secured);
     let process = Process {
         metrics: metrics.clone(),
         fleet: Some(fleet.clone()),
@@ -121,6 +122,7 @@ async fn supervise(
         redis: Some(redis),
         postgres: Some(postgres),
         writes: tasks.writes(),
+        disk: None,
         health,
         app_probes: AppProbes::default(),
         leave: None,

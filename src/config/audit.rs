@@ -37,6 +37,9 @@ pub struct Audit {
     pub key: Option<Secret>,
 }
 
+/// The most that [`Stream::shards`] can be.
+pub const MOST_SHARDS: u16 = 256;
+
 /// The streams of Redis that carry events to the worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stream {

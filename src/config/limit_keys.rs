@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 
 use super::limits::KeyPart;
+use super::matches::literal;
 use crate::http1::path;
 
 /// A client as limits know it: its IPv4 address, or the network of so many bits of its IPv6 one.
@@ -48,7 +49,10 @@ pub fn credentials_key(value: &[u8]) -> Cow<'_, [u8]> {
 /// parameters. What can be none of a request's stays as it is.
 pub fn as_counted(by: &KeyPart, text: String) -> String {
     match by {
-        KeyPart::Host => text.trim_end_matches('.').to_ascii_lowercase(),
+        KeyPart::Host => {
+            let name = || text.trim_end_matches('.').to_ascii_lowercase();
+            literal(&text).unwrap_or_else(name)
+        }
         KeyPart::Path => {
             let normal = path::normalise(text.as_bytes()).map(Cow::into_owned);
             let normal = normal.ok().and_then(|path| String::from_utf8(path).ok());
@@ -73,14 +77,41 @@ pub fn as_counted(by: &KeyPart, text: String) -> String {
     }
 }
 
-/// The keys of requests that `text` stands for, whose parts are joined by `:`: one, but where listeners tell IPv6 clients apart by
+/// The parts of a request's key as overrides name it: joined by `:`. Where they are several, a `:` or `\` within one has a `\` before it, but for
+/// those of an address: else who chooses one part could be given the override of another key.
+pub fn joined<P: AsRef<[u8]>>(by: &[KeyPart], parts: &[P]) -> String {
+    let bytes = parts.iter().map(|part| part.as_ref().len() + 1);
+    let mut key = String::with_capacity(bytes.sum());
+    for (place, (by, part)) in by.iter().zip(parts).enumerate() {
+        if place > 0 {
+            key.push(':');
+        }
+        let text = String::from_utf8_lossy(part.as_ref());
+        if parts.len() == 1 || matches!(by, KeyPart::ClientIp) {
+            key.push_str(&text);
+            continue;
+        }
+        for character in text.chars() {
+            if matches!(character, ':' | '\\') {
+                key.push('\\');
+            }
+            key.push(character);
+        }
+    }
+    key
+}
+
+/// The keys of requests that `text` stands for, as [`joined`] writes them: one, but where listeners tell IPv6 clients apart by
 /// different bits, `ipv6_prefixes`.
 pub fn override_keys(
     by: &[KeyPart],
     text: &str,
     ipv6_prefixes: &BTreeSet<u8>,
 ) -> Result<Vec<String>, String> {
-    let pieces: Vec<_> = text.split(':').collect();
+    let pieces = match by.len() {
+        1 => vec![text.to_owned()],
+        _ => pieces(text),
+    };
     if pieces.len() < by.len() {
         return Err(format!(
             "\"{text}\" is not a key of this limit, which has {} parts: write all, joined by \":\", as in {}",
@@ -97,21 +128,27 @@ pub fn override_keys(
         };
     }
     let Some(parts) = split(by, &pieces, &mut BTreeSet::new()) else {
+        let why = match by.contains(&KeyPart::ClientIp) {
+            true => "in which client.ip is the address of one client".to_owned(),
+            false => format!("which has {} parts", by.len()),
+        };
+        let colons = match by.len() {
+            1 => "",
+            _ => r#", and "\:" for a colon within a part"#,
+        };
         return Err(format!(
-            "\"{text}\" is not a key of this limit, in which client.ip is the address of one client: write, for example, {}",
+            "\"{text}\" is not a key of this limit, {why}: write, for example, {}{colons}",
             example(by)
         ));
     };
-    // Where a part may have a colon of its own, which piece is of which part is a guess, and what is written stays.
-    let is_clear = by.len() == 1 || pieces.len() == by.len();
     let parts = by.iter().zip(parts).map(|(by, part)| match part {
-        Part::Text(text) if is_clear => Part::Text(as_counted(by, text)),
-        Part::Text(_) | Part::Client(_) => part,
+        Part::Text(text) => Part::Text(as_counted(by, text)),
+        Part::Client(_) => part,
     });
     let parts: Vec<_> = parts.collect();
     // Without a listener there is a mistake already.
     let prefixes = ipv6_prefixes.iter().copied();
-    let mut keys: Vec<_> = prefixes.map(|prefix| join(&parts, prefix)).collect();
+    let mut keys: Vec<_> = prefixes.map(|prefix| key(by, &parts, prefix)).collect();
     keys.dedup();
     Ok(keys)
 }
@@ -123,11 +160,30 @@ enum Part {
     Text(String),
 }
 
+/// What stands between colons that have no `\` before them, without those that stand before another, or before a colon.
+fn pieces(text: &str) -> Vec<String> {
+    let mut pieces = Vec::new();
+    let mut piece = String::new();
+    let mut rest = text.chars().peekable();
+    while let Some(character) = rest.next() {
+        match character {
+            ':' => pieces.push(std::mem::take(&mut piece)),
+            '\\' => piece.push(
+                rest.next_if(|next| matches!(next, ':' | '\\'))
+                    .unwrap_or('\\'),
+            ),
+            character => piece.push(character),
+        }
+    }
+    pieces.push(piece);
+    pieces
+}
+
 /// The pieces between colons as the parts of a key; an IPv6 address takes several. `dead` are ends that have led nowhere: parts and
 /// pieces that were left.
 fn split(
     by: &[KeyPart],
-    pieces: &[&str],
+    pieces: &[String],
     dead: &mut BTreeSet<(usize, usize)>,
 ) -> Option<Vec<Part>> {
     let Some((first, others)) = by.split_first() else {
@@ -137,14 +193,10 @@ fn split(
     if most == 0 || dead.contains(&(by.len(), pieces.len())) {
         return None;
     }
-    // An address is as long as can be, and all else as short: `2001:db8::` is not `2001` and `db8::`.
     let is_address = matches!(first, KeyPart::ClientIp);
-    let found = (1..=most).find_map(|length| {
-        let taken = if is_address {
-            most + 1 - length
-        } else {
-            length
-        };
+    let most = if is_address { most } else { 1 };
+    // An address is as long as can be: `2001:db8::` is not `2001` and `db8::`.
+    let found = (1..=most).rev().find_map(|taken| {
         let (own, behind) = pieces.split_at(taken);
         let text = own.join(":");
         let part = match is_address {
@@ -161,12 +213,12 @@ fn split(
     found
 }
 
-fn join(parts: &[Part], ipv6_prefix: u8) -> String {
+fn key(by: &[KeyPart], parts: &[Part], ipv6_prefix: u8) -> String {
     let texts = parts.iter().map(|part| match part {
         Part::Client(ip) => client_key(*ip, ipv6_prefix),
         Part::Text(text) => text.clone(),
     });
-    texts.collect::<Vec<_>>().join(":")
+    joined(by, &texts.collect::<Vec<_>>())
 }
 
 /// A key of these parts.
@@ -203,6 +255,7 @@ mod tests {
     fn hosts_and_paths_are_as_requests_have_them() {
         let one = |by: KeyPart, text: &str| keys(&[by], text, &[64]).unwrap().remove(0);
         assert_eq!(one(KeyPart::Host, "API.Example.com."), "api.example.com");
+        assert_eq!(one(KeyPart::Host, "[0:0::1]"), "[::1]");
         for (written, counted) in [
             ("/a//b/../c", "/a/c"),
             ("/a%2Db", "/a-b"),
@@ -215,13 +268,41 @@ mod tests {
         let header = || KeyPart::Header("x".to_owned());
         let two = |by: KeyPart, text: &str| keys(&[header(), by], text, &[64]).unwrap().remove(0);
         assert_eq!(two(KeyPart::Path, "Ab:/a//b"), "Ab:/a/b");
+    }
+
+    #[test]
+    fn a_colon_within_a_part_is_told_from_one_between_two() {
+        let header = || KeyPart::Header("x".to_owned());
+        let two = |by: KeyPart, text: &str| keys(&[header(), by], text, &[64]);
+        let is = |by: KeyPart, text: &str, key: &str| {
+            assert_eq!(two(by, text), Ok(vec![key.to_owned()]), "{text}");
+        };
+        is(
+            KeyPart::Path,
+            r"spiffe\://td/ns/a:/pay",
+            r"spiffe\://td/ns/a:/pay",
+        );
+        is(KeyPart::Path, r"u\:v;w:/p;x", r"u\:v;w:/p");
+        is(
+            KeyPart::Host,
+            r"Urn\:Acme:Example.com",
+            r"Urn\:Acme:example.com",
+        );
+        is(header(), r"CORP\ann:b", r"CORP\\ann:b");
+        is(header(), r"a\\:b\\\:c\", r"a\\:b\\\:c\\");
         for (by, colons) in [
             (KeyPart::Path, "spiffe://td/ns/a:/pay"),
-            (KeyPart::Path, "u:v;w:/p"),
-            (KeyPart::Host, "Urn:Acme:example.com"),
+            (header(), "a:b:c"),
+            (KeyPart::ClientIp, "a:b:10.0.0.1"),
         ] {
-            assert_eq!(two(by, colons), colons);
+            let said = two(by, colons).unwrap_err();
+            assert!(said.contains(r#""\:" for a colon within a part"#), "{said}");
         }
+        let said = two(header(), "a:b:c").unwrap_err();
+        assert!(
+            said.contains("which has 2 parts: write, for example, VALUE:VALUE"),
+            "{said}"
+        );
     }
 
     #[test]
@@ -268,7 +349,7 @@ mod tests {
             assert_eq!(keys(&by, text, &[64]), Ok(vec![key.to_owned()]), "{text}");
         };
         is("GET:10.1.2.3:/a", "GET:10.1.2.3:/a");
-        is("GET:10.1.2.3:/a:b", "GET:10.1.2.3:/a:b");
+        is(r"GET:10.1.2.3:/a\:b", r"GET:10.1.2.3:/a\:b");
         is("GET:2001:db8::7:/a", "GET:2001:db8:::/a");
         is("GET:2001:db8:::/a", "GET:2001:db8:::/a");
         let said = keys(&by, "GET:10.1.2.3", &[64]).unwrap_err();
@@ -297,9 +378,32 @@ mod tests {
         #[test]
         fn an_ipv6_client_is_read_back(ip: u128, path in "/[a-z:]{0,9}") {
             let ip = IpAddr::from(Ipv6Addr::from(ip));
-            let key = format!("{}:{path}", client_key(ip, 64));
             let by = [KeyPart::ClientIp, KeyPart::Path];
-            prop_assert_eq!(keys(&by, &format!("{ip}:{path}"), &[64]), Ok(vec![key]));
+            let key = joined(&by, &[client_key(ip, 64), path.clone()]);
+            let text = format!("{ip}:{}", path.replace(':', r"\:"));
+            prop_assert_eq!(keys(&by, &text, &[64]), Ok(vec![key]));
+        }
+
+        /// Else one client could have another's override.
+        #[test]
+        fn no_two_keys_are_written_alike(
+            parts in proptest::collection::vec(r"[a:\\]{0,4}", 2..4),
+            others in proptest::collection::vec(r"[a:\\]{0,4}", 2..4),
+            ips: [u128; 2],
+            place in 0usize..4,
+        ) {
+            let count = parts.len().min(others.len());
+            let header = KeyPart::Header("x".to_owned());
+            let mut by = vec![header; count];
+            let [mut parts, mut others] = [parts, others].map(|all| all[..count].to_vec());
+            if place < count {
+                by[place] = KeyPart::ClientIp;
+                let [one, other] = ips.map(|ip| client_key(Ipv6Addr::from(ip).into(), 128));
+                (parts[place], others[place]) = (one, other);
+            }
+            let [one, other] = [&parts, &others].map(|parts| joined(&by, parts));
+            prop_assert_eq!(parts == others, one == other, "{} {}", one, other);
+            prop_assert_eq!(keys(&by, &one, &[128]), Ok(vec![one]));
         }
     }
 }

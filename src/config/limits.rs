@@ -173,10 +173,10 @@ impl From<Rule> for Rules {
 }
 
 impl Window {
-    /// Its kind and its length: what a window of another shape has counted is nonsense to it.
+    /// Its kind and its length, of a bucket its period: what a window of another shape has counted is nonsense to it.
     pub fn shape(&self) -> (u8, Duration) {
         match *self {
-            Window::Bucket { .. } => (0, Duration::ZERO),
+            Window::Bucket { per, .. } => (0, per),
             Window::Sliding { window, .. } => (1, window),
             Window::Fixed {
                 period: Period::Fixed(length),

@@ -1,13 +1,15 @@
 //! What a request must be for a route to serve it, as the file says it. Owns the patterns' spelling; `policy::routes`
 //! asks them.
 
-use crate::http1::head::is_host;
 use std::fmt;
+use std::net::Ipv6Addr;
+
+use crate::http1::head::is_host;
 
 /// What a request must be for a route to serve it. An empty list or a `None` asks for nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Match {
-    /// In lower case, without a port; `*.example.com` is any name below it.
+    /// In lower case, without a port; `*.example.com` is any name below it. An IPv6 address is as [`literal`] writes it.
     pub host: Option<HostMatch>,
     /// On the normalised path.
     pub path: Option<PathMatch>,
@@ -68,7 +70,7 @@ impl HostMatch {
                  regular expression, and other scripts as xn--"
             ));
         }
-        let text = text.to_ascii_lowercase();
+        let text = literal(text).unwrap_or_else(|| text.to_ascii_lowercase());
         Ok(if below {
             HostMatch::Below(text)
         } else {
@@ -98,6 +100,13 @@ impl HostMatch {
             }
         }
     }
+}
+
+/// An IPv6 address in brackets, as all its spellings are (RFC 5952); `None` for what is none.
+pub fn literal(host: &str) -> Option<String> {
+    let ip = host.strip_prefix('[')?.strip_suffix(']')?;
+    let ip: Ipv6Addr = ip.parse().ok()?;
+    Some(format!("[{ip}]"))
 }
 
 impl PathMatch {

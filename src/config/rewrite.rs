@@ -48,11 +48,6 @@ impl HeaderChanges {
         }
     }
 
-    /// Whether all fields go on as they are.
-    pub fn is_empty(&self) -> bool {
-        self.add.is_empty() && self.dropped.is_empty()
-    }
-
     /// Whether a field of this name does not go on, in whatever way it is spelt: what is set must not be forged by a name
     /// that an application takes for it.
     pub fn drops(&self, name: &[u8]) -> bool {

@@ -49,7 +49,7 @@ impl FromStr for TimeLength {
     fn from_str(text: &str) -> Result<TimeLength, String> {
         let bad = || {
             format!(
-                "\"{text}\" is not a duration: use a number and ms, s, m, h or d, for example 250ms"
+                "\"{text}\" is not a duration: use whole numbers, each with ms, s, m, h or d right behind it, for example 250ms or 1m30s"
             )
         };
         let mut rest = text;

@@ -158,9 +158,13 @@ pub fn parse<T: DeserializeOwned>(
                 .map_or((0, 0), |at| (at.line(), at.column()));
             let path = String::new();
             let hint = no_break_space(text, line).unwrap_or_default();
+            let at_line = text.lines().nth((line.max(1) - 1) as usize);
+            let before = at_line.unwrap_or_default().chars();
+            let mut before = before.take(column.max(1) as usize - 1);
+            let begins_line = before.all(char::is_whitespace);
             let mistake = Mistake {
                 place: Position { path, line, column },
-                message: in_our_words(&error.to_string()) + &hint,
+                message: in_our_words(&error.to_string(), begins_line) + &hint,
             };
             return (None, vec![mistake], Places::new());
         }

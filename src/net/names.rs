@@ -251,3 +251,45 @@ impl Known {
         self.due = self.looked + holds_for;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found() -> Result<Resolved, ResolveError> {
+        Ok(Resolved {
+            addresses: vec![[127, 0, 0, 1].into()],
+            holds_for: Duration::ZERO,
+        })
+    }
+
+    #[test]
+    fn addresses_go_once_so_many_looks_in_a_row_find_none() {
+        let mut known = Known::default();
+        known.note("a", found());
+        let note = |known: &mut Known, times, error: fn() -> ResolveError| {
+            (0..times).for_each(|_| known.note("a", Err(error())));
+            known.said().map(|addresses| addresses.len()).ok()
+        };
+        for _ in 0..3 {
+            assert_eq!(
+                note(&mut known, GONE_AFTER - 1, || ResolveError::Nothing),
+                Some(1)
+            );
+            // It says nothing of the name.
+            assert_eq!(note(&mut known, 1, || ResolveError::Late), Some(1));
+            assert_eq!(
+                note(&mut known, GONE_AFTER - 1, || ResolveError::Nothing),
+                Some(1)
+            );
+            known.note("a", found());
+        }
+        assert_eq!(note(&mut known, GONE_AFTER, || ResolveError::Nothing), None);
+        known.note("a", found());
+        assert_eq!(known.said().unwrap().len(), 1);
+        assert_eq!(
+            note(&mut known, GONE_AFTER - 1, || ResolveError::Nothing),
+            Some(1)
+        );
+    }
+}

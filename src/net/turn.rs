@@ -93,6 +93,21 @@ pub struct OnceATurn {
 }
 
 impl OnceATurn {
+    /// Goes on with `dear`, which this task has polled, until it is done: each time that it has the task woken, in its turn.
+    pub async fn go_on<T>(&self, mut dear: Pin<&mut impl Future<Output = T>>) -> T {
+        loop {
+            let mut woken = false;
+            poll_fn(|_| match std::mem::replace(&mut woken, true) {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            })
+            .await;
+            if let Poll::Ready(done) = self.poll(dear.as_mut()).await {
+                return done;
+            }
+        }
+    }
+
     /// Polls `dear` once, in its turn.
     pub async fn poll<T>(&self, mut dear: Pin<&mut impl Future<Output = T>>) -> Poll<T> {
         let _turn = self.turn.lock().await;
@@ -204,6 +219,43 @@ mod tests {
         let polled = tokio::task::spawn_local(busy).await.unwrap();
         // The second waits until the kernel is asked: behind 61 others at most (tokio's `event_interval`).
         assert!((PIECES..61 + 2 * PIECES).contains(&polled), "{polled}");
+    }
+
+    #[tokio::test(flavor = "local")]
+    async fn what_is_dear_takes_a_turn_each_time_that_it_goes_on() {
+        const PIECES: usize = 16;
+        let (turns, news) = (Rc::new(OnceATurn::default()), Rc::new(Notify::new()));
+        let (begun, steps) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+        let pieces: Vec<_> = (0..PIECES)
+            .map(|_| {
+                let (turns, news) = (turns.clone(), news.clone());
+                let (begun, steps) = (begun.clone(), steps.clone());
+                tokio::task::spawn_local(async move {
+                    let mut dear = pin!(async {
+                        begun.set(begun.get() + 1);
+                        news.notified().await;
+                        steps.set(steps.get() + 1);
+                    });
+                    assert!(turns.poll(dear.as_mut()).await.is_pending());
+                    turns.go_on(dear).await;
+                })
+            })
+            .collect();
+        while begun.get() < PIECES {
+            tokio::task::yield_now().await;
+        }
+        news.notify_waiters();
+        let (mut passed, began) = (0, clock::now());
+        while steps.get() < PIECES {
+            passed += 1;
+            tokio::task::yield_now().await;
+        }
+        // Each but the first has waited for a turn, or came so late that it had to wait for none.
+        let late = began.elapsed().as_micros() / PAUSE.as_micros();
+        assert!(passed + late + 2 >= PIECES as u128, "{passed}");
+        for piece in pieces {
+            piece.await.unwrap();
+        }
     }
 
     #[tokio::test(flavor = "local")]

@@ -4,11 +4,12 @@
 //! Routes are found by hashes of their host and path patterns, not one after the other, so that ten thousand of them cost
 //! a request no more than ten. Routes that differ only in methods or fields are still tried in their order.
 
+use std::borrow::Cow;
 use std::hash::{Hash, Hasher};
 
 use hashbrown::{Equivalent, HashMap};
 
-use crate::config::matches::{HostMatch, Match, PathMatch};
+use crate::config::matches::{HostMatch, Match, PathMatch, literal};
 use crate::http1::head::{Fields, values};
 
 /// What routing looks at in a request.
@@ -112,6 +113,7 @@ impl Index {
 
     fn by_host(&self, request: &Request<'_>, first: &mut First) {
         let host = request.host_name();
+        let host = &*host;
         if let Some(paths) = self.hosts.get(&Folded(host)) {
             paths.search(request, first);
         }
@@ -248,14 +250,17 @@ impl Equivalent<Name> for Folded<'_> {
 }
 
 impl<'a> Request<'a> {
-    /// Host without its port and trailing dot (RFC 9110 section 7.2); an IPv6 literal keeps its brackets.
-    pub fn host_name(&self) -> &'a str {
+    /// Host without its port and trailing dot (RFC 9110 section 7.2); an IPv6 literal keeps its brackets, and has one spelling.
+    pub fn host_name(&self) -> Cow<'a, str> {
         let end = match self.host.rfind(']') {
             Some(bracket) => bracket + 1,
             None => self.host.rfind(':').unwrap_or(self.host.len()),
         };
         let name = &self.host[..end];
-        name.strip_suffix('.').unwrap_or(name)
+        match literal(name) {
+            Some(literal) => literal.into(),
+            None => name.strip_suffix('.').unwrap_or(name).into(),
+        }
     }
 }
 
@@ -282,7 +287,7 @@ mod tests {
             route.path.iter().all(|path| match route.ignore_case {
                 false => path.matches(request.path),
                 true => path.folded().matches(&request.path.to_ascii_lowercase()),
-            }) && route.host.iter().all(|wanted| wanted.matches(host))
+            }) && route.host.iter().all(|wanted| wanted.matches(&host))
                 && rest.serves(request)
         })
     }
@@ -325,6 +330,11 @@ mod tests {
         assert!(serves("api.example.com", "/*", "API.example.com:8080", "/"));
         assert!(serves("api.example.com", "/*", "api.example.com.", "/"));
         assert!(serves("[::1]", "/*", "[::1]:80", "/"));
+        // However an address is spelt.
+        assert!(serves("[::1]", "/*", "[0:0:0:0:0:0:0:1]:80", "/"));
+        assert!(serves("[0::FE80:0:1]", "/*", "[0:0:0:0:0:fe80::1]", "/"));
+        assert!(serves("[::ffff:10.0.0.1]", "/*", "[::FFFF:a00:1]", "/"));
+        assert!(!serves("[::ffff:10.0.0.1]", "/*", "10.0.0.1", "/"));
         assert!(serves("*.example.com", "/*", "a.b.example.com", "/"));
         assert!(!serves("*.example.com", "/*", "example.com", "/"));
         assert!(!serves("*.example.com", "/*", ".example.com", "/"));

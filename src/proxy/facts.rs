@@ -243,11 +243,6 @@ fn one_of<'a>(
     }
 }
 
-/// The parts of a key as overrides name it.
-pub(super) fn joined(parts: &[Cow<'_, [u8]>]) -> String {
-    String::from_utf8(parts.join(&b':')).unwrap_or_default()
-}
-
 /// Whether this limit refuses requests of this key, and does not only count them. The same keys by all processes, and others by
 /// another limit.
 pub(super) fn refuses(limit: &Limit, parts: &Parts<'_>) -> bool {

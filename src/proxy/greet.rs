@@ -378,10 +378,12 @@ async fn shake_hands(
     let config = greeting.tls.config.clone();
     // The hello is looked at before the future is polled.
     let mut shaking = pin!(with_ends(async { hello.into_stream(config).await }));
-    // weir's signature, and the most of its work; not of a client that has to say hello again (HelloRetryRequest), for which they come later, in no turn.
+    // weir's signature, and the most of its work. What is behind it can be dear as well: what a client's certificate proves, and all of it where a
+    // client has to say hello again (HelloRetryRequest).
     if let Poll::Ready(shaken) = lane.handshakes.poll(shaking.as_mut()).await {
         return shaken.map_err(failed);
     }
+    let mut shaking = pin!(lane.handshakes_begun.go_on(shaking));
     let shaken = match timeout(TURN, shaking.as_mut()).await {
         Ok(shaken) => shaken,
         Err(_) => {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::runtime::{self, LocalOptions};
 use tokio::sync::{oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::timeout;
 use tracing::warn;
 
@@ -38,8 +38,10 @@ pub(super) struct Lane {
     pub buffers: Buffers,
     pub date: Date,
     pub shed: Shedding,
-    /// Handshakes with clients.
+    /// Handshakes with clients, behind their hellos.
     pub handshakes: OnceATurn,
+    /// The rest of them: whoever has been answered is not to wait for all that say hello.
+    pub handshakes_begun: OnceATurn,
     /// Where the plan has a fleet.
     pub redis: Option<FleetConnections>,
     pub phases: watch::Receiver<Phase>,
@@ -117,6 +119,7 @@ async fn serve(
         date: Date::default(),
         shed: Shedding::default(),
         handshakes: OnceATurn::default(),
+        handshakes_begun: OnceATurn::default(),
         phases,
         leave: IdleClosing::default(),
         drain: IdleClosing::default(),
@@ -139,10 +142,20 @@ async fn serve(
     keep(&mut beside, &lane, shed::watch);
     keep(&mut beside, &lane, close_idle);
     keep(&mut beside, &lane, end);
-    while accepting.join_next().await.is_some() {}
+    let metrics = lane.following.current().plan.metrics.clone();
+    while let Some(ended) = accepting.join_next().await {
+        note(ended, &metrics);
+    }
     drop(beside);
     let plan = lane.following.current().plan.clone();
     Ok(Some((lane, plan)))
+}
+
+/// Counts a panic, which ends its connection, or what accepts them at one listener, and no other.
+fn note(ended: Result<(), JoinError>, metrics: &Metrics) {
+    if ended.is_err_and(|error| error.is_panic()) {
+        metrics.tasks.panics.inc();
+    }
 }
 
 /// Keeps up what goes on beside the connections.
@@ -237,18 +250,18 @@ async fn accept(lane: Rc<Lane>, listener_index: usize, listener: Accepting) {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
             },
-            Some(ended) = connections.join_next() => {
-                // A panic ends its connection, and no other.
-                if ended.is_err_and(|error| error.is_panic()) {
-                    metrics.tasks.panics.inc();
-                }
-            }
+            Some(ended) = connections.join_next() => note(ended, &metrics),
         }
     }
     drop(listener);
     let time = lane.following.current().plan.config.drain;
+    let all_end = async {
+        while let Some(ended) = connections.join_next().await {
+            note(ended, &metrics);
+        }
+    };
     tokio::select! {
-        _ = timeout(time, async { while connections.join_next().await.is_some() {} }) => {}
+        _ = timeout(time, all_end) => {}
         _ = phases.wait_for(|phase| *phase == Phase::Over) => {}
     }
 }

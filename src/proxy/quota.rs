@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::facts::{Facts, joined, refuses};
+use super::facts::{Facts, refuses};
 use super::record::Record;
 use super::reply::Rejection;
 use super::verdicts::{Said, Verdicts};
@@ -59,7 +59,8 @@ impl<'p> Quota<'p> {
         }
     }
 
-    /// Asks these limits, those first that processes have in common; a refusal by one of them charges none.
+    /// Asks these limits; a refusal by one of them charges none. Redis comes last, where it has to be asked: what leases or this process refuse
+    /// costs no call, nor quota of others.
     pub(super) async fn ask(
         &mut self,
         limits: &[usize],
@@ -70,22 +71,23 @@ impl<'p> Quota<'p> {
         if limits.is_empty() {
             return Ok(());
         }
-        if let Some(redis) = &facts.conn.lane.redis {
-            self.share(redis, limits, facts, now, record).await?;
+        match &facts.conn.lane.redis {
+            Some(redis) => self.share(redis, limits, facts, now, record).await,
+            None => self.charge(limits, Here::All, facts, now, record),
         }
-        self.charge(limits, facts, now, record)
     }
 
     /// Asks those of these limits that this process keeps to alone, at one moment; a refusal by one of them charges none, nor
-    /// any that [`Quota::share`] has just asked.
-    fn charge(
+    /// a lease that was just asked.
+    pub(super) fn charge(
         &mut self,
         limits: &[usize],
+        here: Here,
         facts: &Facts<'_>,
         now: Now,
         record: &mut Record,
     ) -> Result<(), Rejection> {
-        let refused = match self.ask_here(limits, facts, now, record) {
+        let refused = match self.ask_here(limits, here, facts, now, record) {
             Ok(true) => return Ok(()),
             Ok(false) => None,
             Err(rejection) => Some(rejection),
@@ -95,14 +97,20 @@ impl<'p> Quota<'p> {
     }
 
     /// Whether all of them admit the request, and so are charged; a refusal where it lacks a key that one of them must have.
-    fn ask_here(
+    pub(super) fn ask_here(
         &mut self,
         limits: &[usize],
+        here: Here,
         facts: &Facts<'_>,
         now: Now,
         record: &mut Record,
     ) -> Result<bool, Rejection> {
-        let (plan, alone) = (self.plan, &self.alone);
+        let plan = self.plan;
+        let alone = match here {
+            Here::All => &self.alone[..],
+            Here::LostSince(lost) => self.alone.get(lost..).unwrap_or_default(),
+        };
+        let is_own = |limit: &Limit| here == Here::All && !plan.shares(limit);
         // Held for as long as rules of it are asked.
         let overrides = plan.counters.overrides();
         let mut asks = SmallVec::<[Ask; 4]>::new();
@@ -110,7 +118,7 @@ impl<'p> Quota<'p> {
         for limit_index in limits.iter().copied() {
             let limit = &plan.config.limits[limit_index];
             let mine = alone.iter().find(|(lost, _)| *lost == limit_index);
-            if limit.mode == Mode::Disabled || (plan.shares(limit) && mine.is_none()) {
+            if limit.mode == Mode::Disabled || (mine.is_none() && !is_own(limit)) {
                 continue;
             }
             let Some(parts) = facts.key(limit_index, plan)? else {
@@ -118,7 +126,7 @@ impl<'p> Quota<'p> {
             };
             let rules = match mine {
                 Some((_, rules)) => rules,
-                None => match limits::rules(limit, || joined(&parts), &overrides) {
+                None => match limits::rules(limit, &parts, &overrides) {
                     Some(rules) => rules,
                     None => continue,
                 },
@@ -185,6 +193,11 @@ impl<'p> Quota<'p> {
         self.alone.push((limit_index, rules));
     }
 
+    /// How many have been left so.
+    pub(super) fn left_alone(&self) -> usize {
+        self.alone.len()
+    }
+
     /// Gives back what the request was charged by those limits that `which` says, and that admitted it: it is refused by what came after
     /// them.
     pub(super) fn give_back(&mut self, now: Now, which: fn(&Limit) -> bool) {
@@ -217,6 +230,19 @@ impl<'p> Quota<'p> {
         self.verdicts.count_admitted(self.plan);
     }
 
+    /// Brings what was said of a request's limits into their order, those first that are shared: clients are told so.
+    pub(super) fn put_in_order(&mut self, limits: &[usize]) {
+        let plan = self.plan;
+        self.verdicts.sort_by_key(|index| {
+            let place = limits.iter().position(|other| *other == index);
+            (
+                place.is_some(),
+                !plan.shares(&plan.config.limits[index]),
+                place,
+            )
+        });
+    }
+
     /// Takes down what rules said.
     pub(super) fn note<'a>(
         &mut self,
@@ -236,6 +262,15 @@ impl<'p> Quota<'p> {
     pub(super) fn tell(&self, out: &mut Vec<u8>) {
         self.verdicts.tell(&self.plan.config.limit_defaults, out);
     }
+}
+
+/// Which limits this process is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Here {
+    /// All that it keeps to alone.
+    All,
+    /// Those that were [left to it](Quota::leave_alone) since there were so many.
+    LostSince(usize),
 }
 
 /// Whether a limit counts all clients together: who has no session may not use it up for those who have one. One that tells clients

@@ -119,6 +119,8 @@ pub(super) struct Asker {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct CircuitOpen {
     pub retry_after: Duration,
+    /// By an operator, whatever the upstream does.
+    pub is_forced: bool,
     /// In place of weir's own reply.
     pub fallback: Option<Fallback>,
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use smallvec::SmallVec;
 
-use super::facts::{Facts, Parts, joined, refuses};
-use super::quota::Quota;
+use super::facts::{Facts, Parts, refuses};
+use super::quota::{Here, Quota};
 use super::record::Record;
 use super::reply::Rejection;
 use super::verdicts::Said;
@@ -51,7 +51,7 @@ struct OfRule {
 }
 
 impl<'p> Quota<'p> {
-    /// Asks those of these limits that are shared; a refusal by one of them charges none. Where Redis does not answer, a limit
+    /// Asks these limits, some of which are shared; a refusal by one of them charges none. Where Redis does not answer, a limit
     /// is left to [`Quota::charge`], let pass, or the request is refused, as the file says.
     pub(super) async fn share(
         &mut self,
@@ -62,7 +62,7 @@ impl<'p> Quota<'p> {
         record: &mut Record,
     ) -> Result<(), Rejection> {
         let Some(shared) = &self.plan.shared_limits else {
-            return Ok(());
+            return self.charge(limits, Here::All, facts, now, record);
         };
         let mut round = Round {
             redis: &redis.rate_limit,
@@ -74,23 +74,41 @@ impl<'p> Quota<'p> {
         };
         let decided = self.decide(limits, facts, &mut round);
         let open = decided.inspect_err(|_| self.put_back(now))?;
-        // Once a lease has refused the request, Redis is asked of nothing for it: a flood of one key costs no calls by another.
-        if round.admitted && !open.is_empty() {
-            let began = clock::mono();
-            // Boxed, to keep the common future small: most requests wait for no one.
-            Box::pin(self.ask_redis(&open, &mut round)).await;
-            self.waited += clock::mono().saturating_sub(began);
-            // What clients are told stands in the order of the limits.
-            let place = |limit| limits.iter().position(|other| *other == limit);
-            round.said.sort_by_key(|said| place(said.limit_index));
+        // Once a lease has refused the request, Redis is asked of nothing for it: a flood of one key costs no calls by another. Nor is it
+        // where this process refuses.
+        if !self.take_down(&mut round, record) {
+            self.put_back(now);
+            return Err(self.refusal());
         }
-        let Round {
-            admitted,
-            lost,
-            said,
-            ..
-        } = round;
-        let passes = admitted && lost.is_none();
+        self.charge(limits, Here::All, facts, now, record)?;
+        if open.is_empty() {
+            return Ok(());
+        }
+        let left_alone = self.left_alone();
+        let began = clock::mono();
+        // Boxed, to keep the common future small: most requests wait for no one.
+        Box::pin(self.ask_redis(&open, &mut round)).await;
+        self.waited += clock::mono().saturating_sub(began);
+        let admitted = match self.take_down(&mut round, record) {
+            true => self.ask_here(limits, Here::LostSince(left_alone), facts, now, record),
+            false => Ok(false),
+        };
+        self.put_in_order(limits);
+        match admitted {
+            Ok(true) => Ok(()),
+            refused => {
+                self.give_back(now, |_| true);
+                let lost = round.lost.filter(|_| round.admitted);
+                let why = refused.err().or(lost);
+                Err(why.unwrap_or_else(|| self.refusal()))
+            }
+        }
+    }
+
+    /// Takes down what was decided since the last time; whether that lets the request pass.
+    fn take_down(&mut self, round: &mut Round<'_>, record: &mut Record) -> bool {
+        let passes = round.admitted && round.lost.is_none();
+        let said = std::mem::take(&mut round.said);
         let said = said.iter().map(|said| Said {
             limit: said.limit_index,
             rule: &said.rule,
@@ -100,11 +118,7 @@ impl<'p> Quota<'p> {
             counter: None,
         });
         self.note(passes, said, record);
-        if passes {
-            return Ok(());
-        }
-        self.put_back(now);
-        Err(lost.filter(|_| admitted).unwrap_or_else(|| self.refusal()))
+        passes
     }
 
     /// Takes what leases have. Apart from the asking and without a wait, since most requests end here: nothing is kept for later
@@ -129,7 +143,7 @@ impl<'p> Quota<'p> {
             let Some(parts) = facts.key(limit_index, plan)? else {
                 continue;
             };
-            let Some(rules) = limits::rules(limit, || joined(&parts), &overrides) else {
+            let Some(rules) = limits::rules(limit, &parts, &overrides) else {
                 continue;
             };
             let cost = facts.cost(limit);

@@ -93,6 +93,11 @@ impl<'p> Verdicts<'p> {
             .for_each(|rules| count_decision(plan, admitted, rules));
     }
 
+    /// Puts what was said into this order, by the limit's index.
+    pub(super) fn sort_by_key<K: Ord>(&mut self, key: impl Fn(usize) -> K) {
+        self.0.sort_by_key(|told| key(told.index));
+    }
+
     /// Counts those limits that admit the request, where none is left that might refuse it.
     pub(super) fn count_admitted(&mut self, plan: &Plan) {
         for told in &mut self.0 {

@@ -24,11 +24,26 @@ pub async fn begin_again<T: Future>(panics: Counter, mut begin: impl FnMut() -> 
     }
 }
 
+/// Does `task` once; a panic is counted, and ends it alone.
+pub async fn counted(panics: Counter, task: impl Future<Output = ()>) {
+    if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+        panics.inc();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::time::Instant;
 
     use super::*;
+
+    #[tokio::test]
+    async fn what_panics_once_is_counted() {
+        let panics = Counter::default();
+        counted(panics.clone(), async {}).await;
+        counted(panics.clone(), async { panic!("a panic that is meant") }).await;
+        assert_eq!(panics.get(), 1);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn what_panics_is_counted_and_begun_again() {

@@ -527,3 +527,32 @@ fn of_endpoints(upstream: &Upstream) -> Upstream {
         ..upstream.clone()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::check;
+    use crate::telemetry::metrics::Metrics;
+    use crate::upstream::endpoint::Fault;
+
+    /// They are of requests that were under way then.
+    #[test]
+    fn what_fails_while_an_endpoint_is_ejected_is_not_held_against_it_later() {
+        let text = "listen: 127.0.0.1:0\nupstreams: {app: {endpoints: ['http://127.0.0.1:1', 'http://127.0.0.1:2'], \
+                    outlier_detection: {consecutive_5xx: 3, base_ejection_time: 1s}}}\nroutes: [{upstream: app}]\n";
+        let config = check::parse(text, &|_| None).unwrap();
+        let metrics = Metrics::default().upstreams.of("app");
+        let live = LiveUpstream::new(config.upstreams[0].clone(), None, None, metrics);
+        let endpoint = live.list().remove(0);
+        let fail = |times| {
+            for _ in 0..times {
+                live.tell(&endpoint, EndpointOutcome::Failed(Fault::Status(500)));
+            }
+            live.counts().ejected
+        };
+        assert_eq!([fail(2), fail(1), fail(2)], [0, 1, 1]);
+        live.readmit(clock::mono() + Duration::from_secs(2));
+        assert_eq!(live.counts().ejected, 0);
+        assert_eq!([fail(2), fail(1)], [0, 1]);
+    }
+}

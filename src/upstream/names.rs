@@ -42,6 +42,16 @@ impl Look {
         }
     }
 
+    /// Whether the name has no address any more, by this look and those before it.
+    fn is_nowhere(&self, error: &ResolveError) -> bool {
+        let nowhere = match error {
+            ResolveError::Nothing => self.nowhere.load(Ordering::Relaxed).saturating_add(1),
+            ResolveError::Failed(_) | ResolveError::Late => 0,
+        };
+        self.nowhere.store(nowhere, Ordering::Relaxed);
+        nowhere == GONE_AFTER
+    }
+
     fn next_in(&self, wait: Duration) {
         let due = clock::millis(clock::mono() + wait);
         self.due.store(due, Ordering::Release);
@@ -89,13 +99,8 @@ pub async fn look_up(live: &LiveUpstream, source: usize, name: &DnsName) {
                 let meanwhile = live.meanwhile(source);
                 warn!(%upstream, name = name.name, %error, "name cannot be looked up; {meanwhile}");
             }
-            let nowhere = match error {
-                ResolveError::Nothing => look.nowhere.load(Ordering::Relaxed).saturating_add(1),
-                ResolveError::Failed(_) | ResolveError::Late => 0,
-            };
-            look.nowhere.store(nowhere, Ordering::Relaxed);
             // Others may have been given the addresses meanwhile.
-            if nowhere == GONE_AFTER && live.set_addresses(source, Vec::new()) {
+            if look.is_nowhere(&error) && live.set_addresses(source, Vec::new()) {
                 warn!(%upstream, name = name.name, "name has no address any more: its endpoints are gone");
             }
             let pauses = Pauses {
@@ -116,4 +121,26 @@ pub async fn first_look(upstreams: impl Iterator<Item = &Arc<LiveUpstream>>, wit
         untried.map(|(index, name)| look_up(live, index, name))
     });
     let _ = timeout(within, join_all(all)).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_nowhere_once_so_many_looks_in_a_row_say_so() {
+        let look = Look::default();
+        let says = |times, error: fn() -> ResolveError| {
+            let said = (0..times).map(|_| look.is_nowhere(&error()));
+            said.collect::<Vec<_>>()
+        };
+        for _ in 0..3 {
+            assert_eq!(says(2, || ResolveError::Nothing), [false; 2]);
+            assert_eq!(says(1, || ResolveError::Late), [false]);
+        }
+        assert_eq!(
+            says(4, || ResolveError::Nothing),
+            [false, false, true, false]
+        );
+    }
 }

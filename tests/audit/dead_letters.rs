@@ -106,6 +106,31 @@ fn dead_letters_are_listed_replayed_and_dropped() {
     assert!(code == Some(1) && said.contains("no redis"), "{said}");
 }
 
+/// Of weirs whose file says more shards than this one, or said so.
+#[test]
+fn dead_letters_beyond_the_streams_of_the_file_are_shown_too() {
+    let redis = Server::single();
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\naudit: {{stream: {{shards: 3}}}}\n{}",
+        redis.yaml("w")
+    ));
+    let bury = |id| redis.cli(&["XADD", "w:a:{audit.255}:dead", id, "b", "damaged"]);
+    bury("5-0");
+    let (code, said) = weir(config.path(), &["list"]);
+    assert_eq!((code, said.lines().count()), (Some(0), 2), "{said}");
+    assert!(said.contains("255/5-0"), "{said}");
+    let replayed = (Some(0), "replayed 1\n".to_owned());
+    assert_eq!(weir(config.path(), &["replay", "255/5-0"]), replayed);
+    bury("6-0");
+    assert_eq!(weir(config.path(), &["replay", "--all"]), replayed);
+    assert_eq!(redis.cli(&["XLEN", "w:a:{audit.255}"]), Answer::Int(2));
+    let (code, said) = weir(config.path(), &["drop", "256/1-0"]);
+    assert_eq!(
+        (code, said.as_str()),
+        (Some(1), "256/1-0: not there\ndropped 0\n")
+    );
+}
+
 #[test]
 fn what_can_never_be_stored_goes_to_the_dead_letters_with_its_reason() {
     let database = Database::new();

@@ -621,6 +621,38 @@ fn what_another_weir_has_made_is_left_to_its_worker() {
     });
 }
 
+/// While a change of `audit.stream.shards` is rolled out, and for what was there before.
+#[test]
+fn streams_beyond_those_of_the_file_are_emptied_too() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let mut boot = boot(1, clock::wall());
+        let mut headers = Vec::new();
+        for shard in [0, 2, 3, 100, 255] {
+            let (header, bytes) = pack(&mut boot, 20, clock::wall());
+            world.add(shard, &bytes).await;
+            headers.push(header);
+        }
+        let dead = world.fleet.keys.audit_dead("audit", 9);
+        world.cli(&["XADD", &dead, "*", "b", ""]);
+        let worker = world.work();
+        eventually(async || headers.iter().all(|header| world.done(header))).await;
+        world.is_whole(100);
+        eventually(async || world.cli(&["XLEN", &world.key(255)]).int() == 0).await;
+        eventually(async || worker.counted("weir_ingest_dead_letters") == 1).await;
+        // Once it works, too; of a version that is left alone.
+        let (header, bytes) = pack(&mut boot, 20, clock::wall());
+        let (_, mut other) = pack(&mut boot, 3, clock::wall());
+        other[0] = 9;
+        world.add(7, &bytes).await;
+        world.add(8, &other).await;
+        eventually(async || world.done(&header)).await;
+        eventually(async || worker.counted("weir_ingest_waiting") == 1).await;
+        worker.stop().await;
+    });
+}
+
 /// The commit of a server that was killed while it waited is there after its start, and no standby has it yet.
 #[test]
 fn a_batch_that_is_found_is_known_only_once_the_standby_has_it() {

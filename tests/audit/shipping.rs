@@ -67,6 +67,39 @@ fn batches_are_spread_over_the_streams_and_let_go_once_committed() {
 }
 
 #[test]
+fn the_end_mark_says_how_many_events_were_dropped() {
+    let (server, prefix) = (Server::single(), key_prefix());
+    let mut process = Process::start(&server, &With::best_effort(&prefix));
+    // The queue takes a thousand.
+    process.record(1_007);
+    eventually(|| process.seqs(&server) == numbers(1_000));
+    process.commit(&server);
+    eventually(|| process.recorder.counts().written == 1_000);
+    assert_eq!(process.stop().dropped, 7);
+    let left = process.batches(&server).into_values();
+    let left = left.map(|(batch, _)| (batch.header.is_end, batch.header.dropped));
+    assert_eq!(left.collect::<Vec<_>>(), [(true, 7)]);
+}
+
+/// Whatever the number of their events.
+#[test]
+fn batches_of_large_events_are_bounded_by_their_bytes() {
+    let (server, prefix) = (Server::single(), key_prefix());
+    let process = Process::start(&server, &With::best_effort(&prefix));
+    let events: Vec<_> = (0..20).map(|_| large()).collect();
+    for event in events {
+        process.recorder.record(event);
+    }
+    eventually(|| process.seqs(&server) == numbers(20));
+    let batches = process.batches(&server);
+    let each = batches.values().map(|(batch, _)| batch);
+    assert!(each.clone().all(|batch| batch.size() <= 1 << 20));
+    // Three of a quarter of it, and no fourth with what stands beside its path.
+    let most = each.map(|batch| batch.header.count).max();
+    assert_eq!(most, Some(3));
+}
+
+#[test]
 fn what_redis_loses_is_sent_again() {
     let (server, prefix) = (Server::single(), key_prefix());
     let process = Process::start(&server, &With::best_effort(&prefix));

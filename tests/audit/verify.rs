@@ -99,6 +99,31 @@ fn a_changed_and_a_removed_row_are_named(kind: Kind) {
     check("DELETE FROM events WHERE seq = 1", FaultKind::Missing, 1);
 }
 
+/// As behind a way back to the version before.
+#[test]
+fn what_a_later_weir_has_stored_is_not_taken_for_changed() {
+    let (kept, process) = Kept::with(Kind::Postgres, 600);
+    kept.end(process);
+    let version = |version: u8, seqs: &str| {
+        let sql = format!("UPDATE weir.audit_events SET detail = set_byte(detail, 1, {version})");
+        kept.sql("", &format!("{sql} WHERE seq BETWEEN {seqs}"));
+        let faults = kept.verify(KEY).faults.into_iter();
+        let said = faults.map(|fault| fault.to_string());
+        said.collect::<Vec<_>>()
+    };
+    let check = |said: Vec<String>, expected: &str| {
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert!(said[0].ends_with(expected), "{said:?}");
+    };
+    check(
+        version(3, "201 AND 400"),
+        "events 201 to 400: not checked: made by a weir of another version",
+    );
+    // No process makes a batch by two versions, nor any by what is none.
+    check(version(2, "250 AND 250"), "events 201 to 400: changed");
+    check(version(32, "201 AND 400"), "events 201 to 400: changed");
+}
+
 #[test]
 fn each_tampering_in_postgres_is_named_with_its_events() {
     use FaultKind::{

@@ -411,6 +411,23 @@ fn a_worker_starts_without_its_stores_and_joins_them() {
 }
 
 #[test]
+fn a_worker_tells_once_of_all_streams_that_it_cannot_read() {
+    let (redis, database) = (Server::single(), Database::new());
+    let folder = tempfile::tempdir().unwrap();
+    let config = ingesting(&redis, &database.url(), "", folder.path());
+    let worker = Running::start_as("worker", config.path(), &[]);
+    // Each has its group by then.
+    eventually(|| redis.cli(&["KEYS", "*:a:*"]).list().len() == 8);
+    redis.kill();
+    let part = "cannot be read; they are asked again";
+    worker.log_until(part);
+    redis.restart();
+    let lines = worker.log_to("all audit streams are read again");
+    let more = lines.iter().filter(|line| line.contains(part));
+    assert_eq!(more.count(), 0, "{lines:?}");
+}
+
+#[test]
 fn a_worker_tells_nothing_of_upstreams_that_it_never_sees() {
     let config = file(
         "listen: 127.0.0.1:0\nadmin: {address: 127.0.0.1:0}\naudit: {}\n\

@@ -180,6 +180,17 @@ fn check_reads_the_files_of_tls_as_run_does() {
         &[
             "1 mistake in ",
             "tls.certificates[0].key: its certificates cannot be used: ",
+            "b.key: the key is not that of ",
+            "a.crt, of whose certificates the server's own stands first",
+        ],
+    );
+    authority.run("head -c 300 a.crt >cut; printf '\\357\\273\\277' >bom; cat a.crt >>bom");
+    says(
+        check("cut", "a.key", "bom"),
+        &[
+            "2 mistakes in ",
+            "cut: it is cut off: a BEGIN has no END line behind it",
+            "bom: it holds no certificate: it begins with a byte order mark",
         ],
     );
     says(
@@ -222,6 +233,44 @@ fn check_reads_the_files_of_tls_as_run_does() {
             "one: a certificate of X.509 version 1 cannot be used: ",
         ],
     );
+}
+
+#[test]
+fn a_certificate_that_has_ended_is_warned_of() {
+    let authority = Authority::new();
+    authority.issue_for("old", "DNS:a.test", 0);
+    authority.issue("new", "DNS:b.test");
+    let (old, new) = (authority.pair("old"), authority.pair("new"));
+    let config = file(&format!(
+        "upstream: http://127.0.0.1:1\nadmin: {{address: 127.0.0.1:0}}\n\
+         listeners: [{{address: 127.0.0.1:0, tls: {{certificates: [{new}, {old}]}}}}]\n"
+    ));
+    eventually(|| {
+        let mut check = Command::new(env!("CARGO_BIN_EXE_weir"));
+        let output = check.args(["check", "-c"]).arg(config.path()).output();
+        let output = output.unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{said}");
+        let place = "listeners[0].tls.certificates[1].cert: the certificate ended at ";
+        said.lines().count() == 1 && said.starts_with("warning: line 3, ") && said.contains(place)
+    });
+    let running = Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(["run", "-c"])
+        .arg(config.path())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut running = running.unwrap();
+    let log = Log::of(&mut running);
+    let line = log.until("the certificate ended at ");
+    assert!(line.contains("WARN") && line.contains("old.crt"), "{line}");
+    log.until("listening");
+    authority.issue("old", "DNS:a.test");
+    log.until("certificates reloaded");
+    authority.issue_for("new", "DNS:b.test", 0);
+    let line = log.until("the certificate ended at ");
+    assert!(line.contains("new.crt"), "{line}");
+    signal(&running, "TERM");
+    assert!(running.wait().unwrap().success());
 }
 
 /// What is said by a command that fails for the file.

@@ -114,7 +114,27 @@ fn a_postgres_that_cannot_be_read_is_told_with_its_address_and_the_mend() {
     };
     let down = config("postgres://weir:secret@127.0.0.1:1/audit?sslmode=disable");
     let empty = Database::new();
-    let empty = config(&empty.url());
+    let url = empty.url();
+    let (server, _) = url.rsplit_once('/').unwrap();
+    let absent = config(&format!("{server}/absent?sslmode=disable"));
+    let secured = config(&url.replace("sslmode=disable", "sslmode=require"));
+    let empty = config(&url);
+    let reads = READS.map(|read| format!("audit {read}"));
+    for command in reads.iter().map(String::as_str).chain(["migrate"]) {
+        for (config, parts) in [
+            (
+                &absent,
+                ["SQLSTATE 3D000); create the database", "postgres.write"],
+            ),
+            (
+                &secured,
+                ["does not support TLS; switch TLS on", "sslmode=disable"],
+            ),
+        ] {
+            let command = format!("{command} -c {}", name(config.path()));
+            check(&command, 1, &parts);
+        }
+    }
     for read in READS {
         check(
             &format!("audit {read} -c {}", name(down.path())),
@@ -158,12 +178,108 @@ fn dead_letters_say_what_they_need() {
     }
     check("audit dead-letters replay", 2, &["--all>"]);
     check("audit dead-letters drop 3", 2, &["3/1732541000000-0"]);
+    check("audit query --since -1h", 2, &["\"-1h\" is not a time"]);
     check("audit dead-letters drop 1/2-3 --all", 2, &["--all"]);
 
     let redis = Server::single();
     let there = file(&format!("{BASE}audit: {{}}\n{}", redis.yaml("w")));
     let command = format!("audit dead-letters drop 0/1-1 -c {}", name(there.path()));
     check(&command, 1, &["0/1-1: not there"]);
+}
+
+/// As where `2>&1 | head -1` has seen enough.
+#[test]
+fn standard_error_that_takes_nothing_changes_no_exit_code() {
+    let warned = file(&format!(
+        "{BASE}rate_limits: {{a: {{limit: 1/s, by: client.ip}}}}\n"
+    ));
+    let wrong = file("listen: x\n");
+    let [warned, wrong] = [&warned, &wrong].map(|file| name(file.path()));
+    for (command, code) in [
+        (format!("check -c {warned}"), 0),
+        (format!("check -c {wrong}"), 1),
+        (format!("run -c {wrong}"), 1),
+        (format!("healthcheck -c {wrong}"), 1),
+        ("audit query".to_owned(), 1),
+        ("audit query --since x".to_owned(), 2),
+        ("inject /nowhere".to_owned(), 1),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut weir = Command::new(env!("CARGO_BIN_EXE_weir"));
+        let output = weir
+            .args(command.split(' '))
+            .current_dir(folder.path())
+            .stderr(File::options().write(true).open("/dev/full").unwrap())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(code), "{command}");
+    }
+}
+
+#[test]
+fn a_file_that_is_no_text_and_one_that_says_nothing_are_told() {
+    let utf_16: Vec<u8> = "listen: 127.0.0.1:0\n"
+        .encode_utf16()
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weir.yaml");
+    for (bytes, mend) in [
+        (
+            &utf_16[..],
+            "NUL bytes in it, as UTF-16 has: save it as UTF-8",
+        ),
+        (
+            b"a: caf\xe9\n",
+            "line 1 is not UTF-8: save the file as UTF-8",
+        ),
+        (
+            b"",
+            "the file is empty: begin with \"listen: 127.0.0.1:8080\"",
+        ),
+        (b"# nothing\n---\n", "the file is empty: begin with"),
+    ] {
+        std::fs::write(&path, bytes).unwrap();
+        check(&format!("check -c {}", name(&path)), 1, &[mend]);
+    }
+}
+
+#[test]
+fn a_manifest_without_workloads_is_told() {
+    let config = file(BASE);
+    let says = ["nothing is changed: there is no workload in it", BASE];
+    check(&format!("inject {}", name(config.path())), 0, &says);
+    check(
+        &format!("inject --uninject {}", name(config.path())),
+        0,
+        &says,
+    );
+}
+
+#[test]
+fn a_port_that_is_taken_is_told_by_its_key() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap();
+    let upstream = "upstream: http://127.0.0.1:1\n";
+    for (ports, parts) in [
+        (
+            format!("listen: 127.0.0.1:0\nadmin: {{address: '{taken}'}}\n"),
+            ["error: admin.address: cannot listen on ", "ss -lnp"],
+        ),
+        (
+            format!(
+                "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nmetrics: {{address: '{taken}'}}\n"
+            ),
+            ["error: metrics.address: cannot listen on ", "ss -lnp"],
+        ),
+        (
+            format!("listen: '{taken}'\nadmin: {{address: 127.0.0.1:0}}\n"),
+            ["error: cannot listen on ", "use another address"],
+        ),
+    ] {
+        let config = file(&format!("{ports}{upstream}"));
+        check(&format!("run -c {}", name(config.path())), 1, &parts);
+    }
 }
 
 const SESSIONS: [&str; 5] = [

@@ -11,6 +11,7 @@ mod harness;
 mod commands;
 mod errors;
 mod figures;
+mod pages;
 mod readme;
 mod reference;
 mod reload;

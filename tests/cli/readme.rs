@@ -24,7 +24,7 @@ const TLS: &str = include_str!("../../docs/tls.md");
 const MAKEFILE: &str = include_str!("../../Makefile");
 
 /// The fenced blocks of `text` in `language`, each with what stands from its end to the next such block.
-fn blocks<'a>(text: &'a str, language: &str) -> Vec<(&'a str, &'a str)> {
+pub(super) fn blocks<'a>(text: &'a str, language: &str) -> Vec<(&'a str, &'a str)> {
     let fence = format!("```{language}\n");
     let parts = text.split(fence.as_str()).skip(1);
     parts
@@ -194,7 +194,7 @@ fn a_demo_whose_port_is_taken_says_which_and_how_to_choose_another() {
 }
 
 /// Accepts `yaml`, with secrets for those that it takes from files.
-fn check(yaml: &str) {
+pub(super) fn check(yaml: &str) {
     let secret = file("secret");
     let mut text = String::new();
     for (index, part) in yaml.split("${file:").enumerate() {
@@ -206,7 +206,7 @@ fn check(yaml: &str) {
         }
     }
     let authority = Authority::new();
-    for name in ["tls", "c"] {
+    for name in ["tls", "other", "c"] {
         authority.issue(name, "DNS:app.svc");
     }
     let folder = authority.folder.path().display();
@@ -239,7 +239,7 @@ fn every_file_that_is_shown_is_accepted() {
     let (_, behind) = behind.split_once("\n## ").unwrap();
     let pages = [README, short, behind, LIMITS, MACHINE].map(|page| blocks(page, "yaml"));
     let shown = pages.concat();
-    assert_eq!(shown.len(), 5);
+    assert_eq!(shown.len(), 6);
     for (yaml, _) in shown {
         check(yaml);
     }
@@ -305,9 +305,7 @@ fn the_second_weir_sends_clients_to_https() {
 #[test]
 fn a_client_over_its_limit_is_told_what_the_limits_page_shows() {
     let echo = Echo::start();
-    let [(yaml, _)] = blocks(LIMITS, "yaml")[..] else {
-        panic!("a file")
-    };
+    let (yaml, _) = blocks(LIMITS, "yaml")[0];
     let yaml = yaml
         .replace("127.0.0.1:3000", &echo.address.to_string())
         .replace("127.0.0.1:8080", "127.0.0.1:0");

@@ -178,10 +178,15 @@ impl Tls {
         self
     }
 
+    /// A connection of which nothing was said yet.
+    pub fn begin(&self, name: &str) -> ClientConnection {
+        let name = ServerName::try_from(name.to_owned()).unwrap();
+        ClientConnection::new(Arc::new(self.config.clone()), name).unwrap()
+    }
+
     /// What a client begins with.
     pub fn hello(&self, name: &str) -> Vec<u8> {
-        let name = ServerName::try_from(name.to_owned()).unwrap();
-        let mut tls = ClientConnection::new(Arc::new(self.config.clone()), name).unwrap();
+        let mut tls = self.begin(name);
         let mut hello = Vec::new();
         tls.write_tls(&mut hello).unwrap();
         hello

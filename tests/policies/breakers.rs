@@ -443,6 +443,10 @@ fn a_reload_with_other_settings_leaves_a_breaker_as_it_is() {
         assert_eq!(lane.state(), state_is);
         eventually(|| client.get("/").status == status);
         assert_eq!(lane.state(), state_is);
+        // The upstream may be well.
+        let says = "requests to the upstream are held back by an operator";
+        let told = client.get("/");
+        assert_eq!(told.body.contains(says), status == 503, "{}", told.body);
     }
 }
 

@@ -13,6 +13,7 @@ crate::on_each_store!(
     a_value_that_is_not_utf_8_makes_a_key_as_any_other,
     no_one_chooses_under_which_of_several_values_it_is_counted,
     a_route_is_counted_by_what_it_matches_wherever_it_stands,
+    an_override_is_for_the_parts_that_it_names,
 );
 
 fn every_kind_of_key_tells_clients_apart(store: Store) {
@@ -321,4 +322,19 @@ fn a_route_is_counted_by_what_it_matches_wherever_it_stands(store: Store) {
     let fields = ["Host: shop.example", "X-A: 1", "X-B: 1 2"];
     let of_shop = [0; 4].map(|_| status(&fields, "/pay/1"));
     assert_eq!(of_shop, [200, 200, 200, 429]);
+}
+
+/// Who chooses one part is not given what is another key's.
+fn an_override_is_for_the_parts_that_it_names(store: Store) {
+    let by = "by: ['header:t', 'header:u']";
+    let lane = limited(
+        store,
+        &format!(r"{{limit: 1/h, {by}, overrides: {{'a\:b:c': 0/h}}}}"),
+    );
+    let status = |t: &str, u: &str| {
+        let fields = [format!("t: {t}"), format!("u: {u}")];
+        let fields = fields.each_ref().map(String::as_str);
+        lane.connect().send("GET", "/", &fields, "").status
+    };
+    assert_eq!([status("a:b", "c"), status("a", "b:c")], [429, 200]);
 }

@@ -8,7 +8,7 @@ use std::thread;
 
 use super::harness::process::{Running, file};
 use super::harness::raw::{read_head, scripted};
-use super::harness::tls::Authority;
+use super::harness::tls::{Authority, Tls};
 use super::harness::{Lane, eventually};
 
 const LARGE: usize = 16;
@@ -127,28 +127,65 @@ const GREETED: usize = 256;
 /// Each costs the lane as much as dozens of small requests.
 #[test]
 fn small_requests_have_their_turn_beside_handshakes() {
+    small_beside_greetings(false);
+}
+
+/// A client's certificate comes behind that.
+#[test]
+fn small_requests_have_their_turn_beside_certificates() {
+    small_beside_greetings(true);
+}
+
+/// What a client says once it was answered, with its certificate.
+fn proof(tls: &Tls, stream: &mut TcpStream) -> Vec<u8> {
+    let mut connection = tls.begin("a.test");
+    while !connection.wants_write() || connection.is_handshaking() {
+        let mut hello = Vec::new();
+        if connection.wants_write() {
+            connection.write_tls(&mut hello).unwrap();
+            stream.write_all(&hello).unwrap();
+        }
+        connection.read_tls(stream).unwrap();
+        connection.process_new_packets().unwrap();
+    }
+    let mut proof = Vec::new();
+    while connection.wants_write() {
+        connection.write_tls(&mut proof).unwrap();
+    }
+    proof
+}
+
+/// Beside clients that say hello at once, or else prove at once who they are.
+fn small_beside_greetings(prove: bool) {
     let authority = Authority::new();
     authority.issue("a", "DNS:a.test");
     let config = file(&format!(
-        "listeners: [{{address: '127.0.0.1:0', tls: {{certificates: [{}]}}}}]\n\
+        "listeners: [{{address: '127.0.0.1:0', tls: {{certificates: [{}], client_ca: '{}', client_auth: optional}}}}]\n\
          admin: {{address: '127.0.0.1:0'}}\nruntime: {{lanes: 1}}\n\
          upstreams: {{app: {{endpoints: ['http://127.0.0.1:1']}}}}\n\
          routes:\n  - {{match: {{path: /small}}, reply: {{status: 200, body: ok}}}}\n  - {{upstream: app}}\n",
-        authority.pair("a")
+        authority.pair("a"),
+        authority.path("ca.crt").display()
     ));
     let weir = Running::start_as("proxy", config.path(), &[]);
     let tls = authority.client();
+    let showing = authority.client_showing(&authority, "a");
     let mut client = tls.connect(&weir.address, "a.test");
     assert_eq!(client.get("/small").status, 200);
     let mut meanwhile: Vec<usize> = (0..8)
         .map(|_| {
             eventually(|| weir.metric("weir_connections_open") == 1);
             let connect = |_| TcpStream::connect(&weir.address).unwrap();
-            let greeted: Vec<_> = (0..GREETED).map(connect).collect();
+            let mut greeted: Vec<_> = (0..GREETED).map(connect).collect();
             eventually(|| weir.metric("weir_connections_open") == 1 + GREETED as u64);
             let hello = tls.hello("a.test");
-            for mut stream in &greeted {
-                stream.write_all(&hello).unwrap();
+            let say = |stream: &mut TcpStream| match prove {
+                true => proof(&showing, stream),
+                false => hello.clone(),
+            };
+            let said: Vec<_> = greeted.iter_mut().map(say).collect();
+            for (mut stream, said) in greeted.iter().zip(&said) {
+                stream.write_all(said).unwrap();
             }
             assert_eq!(client.get("/small").status, 200);
             let is_answered = |stream: &&TcpStream| {

@@ -260,6 +260,8 @@ fn forced_states_are_seen_everywhere_and_outlive_who_forced_them() {
     );
     assert_eq!(one.client().get("/").status, 503);
     eventually(|| other.client().get("/").status == 503);
+    let told = other.client().get("/").body;
+    assert!(told.contains("held back by an operator"), "{told}");
     drop(one);
     let new = run();
     assert_eq!(new.client().get("/").status, 503);

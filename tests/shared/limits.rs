@@ -376,36 +376,48 @@ fn who_lives_is_known_though_redis_comes_back_without_its_data() {
 #[test]
 fn a_window_goes_on_whatever_others_come_and_go_beside_it() {
     let (server, upstream) = (Server::single(), Upstream::answering("ok"));
-    for accuracy in ["local", "strict", "lease"] {
-        let redis = server.yaml(&key_prefix());
-        let file = |windows: &str| {
-            format!(
-                "listen: 127.0.0.1:0\nupstream: {}\n\
-                 rate_limits: {{a: {{limit: {windows}, algorithm: fixed_window, by: 'header:t', accuracy: {accuracy}}}}}\n\
-                 routes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
-                upstream.url(),
-                redis.replace("{urls", "{timeout: 5s, urls")
-            )
-        };
-        let lane = Lane::start(&file("[1000/s, 5/year]"));
-        let status = |lane: &Lane| lane.connect().send("GET", "/", &["t: k"], "").status;
-        let statuses = [(); 6].map(|()| status(&lane));
-        assert_eq!(statuses, [200, 200, 200, 200, 200, 429], "{accuracy}");
-        lane.reload(&file("5/year"));
-        assert_eq!(status(&lane), 429, "{accuracy}: one window less");
-        lane.reload(&file("[5/year, 1000/m]"));
-        assert_eq!(status(&lane), 429, "{accuracy}: another one");
-        let year = |limit| {
-            let period = Period::Year;
-            Rule::Window(Window::Fixed { limit, period }).into()
-        };
-        let counters = lane.plan.borrow().counters.clone();
-        // A refusal is believed for a second; and what Redis has of overrides, none, may just be read.
-        eventually(|| {
-            counters.set_override("a", "k", Some(("6/year", Some(year(6)))));
-            status(&lane) == 200
-        });
-        assert_eq!(status(&lane), 429, "{accuracy}: an override");
+    let year = |limit| Window::Fixed {
+        limit,
+        period: Period::Year,
+    };
+    let day = |count| Window::Bucket {
+        count,
+        per: Duration::from_secs(86_400),
+        burst: count,
+    };
+    let kinds: [(_, _, &dyn Fn(u64) -> Window); 2] =
+        [("fixed_window", "year", &year), ("token_bucket", "d", &day)];
+    for (algorithm, period, window) in kinds {
+        for accuracy in ["local", "strict", "lease"] {
+            let redis = server.yaml(&key_prefix());
+            let file = |windows: &str| {
+                format!(
+                    "listen: 127.0.0.1:0\nupstream: {}\n\
+                     rate_limits: {{a: {{limit: {windows}, algorithm: {algorithm}, by: 'header:t', accuracy: {accuracy}}}}}\n\
+                     routes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
+                    upstream.url(),
+                    redis.replace("{urls", "{timeout: 5s, urls")
+                )
+            };
+            let what = format!("{algorithm} {accuracy}");
+            let lane = Lane::start(&file(&format!("[1000/s, 5/{period}]")));
+            let status = |lane: &Lane| lane.connect().send("GET", "/", &["t: k"], "").status;
+            let statuses = [(); 6].map(|()| status(&lane));
+            assert_eq!(statuses, [200, 200, 200, 200, 200, 429], "{what}");
+            lane.reload(&file(&format!("5/{period}")));
+            assert_eq!(status(&lane), 429, "{what}: one window less");
+            lane.reload(&file(&format!("[5/{period}, 1000/m]")));
+            assert_eq!(status(&lane), 429, "{what}: another one");
+            let counters = lane.plan.borrow().counters.clone();
+            // A refusal is believed for a second; and what Redis has of overrides, none, may just be read.
+            eventually(|| {
+                let says = format!("6/{period}");
+                let rules = Rule::Window(window(6)).into();
+                counters.set_override("a", "k", Some((&says, Some(rules))));
+                status(&lane) == 200
+            });
+            assert_eq!(status(&lane), 429, "{what}: an override");
+        }
     }
 }
 
@@ -509,6 +521,53 @@ fn a_flood_of_a_refused_key_costs_no_calls_by_another_key() {
     // Those of the two requests before it was known that the first limit refuses.
     // A refusal is believed for a second.
     assert!(keys.list().len() <= 6);
+}
+
+/// Limits of one request, each in the order of the file.
+fn beside_each_other(server: &Server, limits: &str) -> Lane {
+    Lane::start(&format!(
+        "listen: 127.0.0.1:0\nupstream: {}\nrate_limits: {{{limits}}}\n\
+         routes: [{{upstream: upstream, rate_limits: [shared, here]}}]\n{}",
+        Upstream::answering("ok").url(),
+        server
+            .yaml(&key_prefix())
+            .replace("{urls", "{timeout: 5s, urls")
+    ))
+}
+
+#[test]
+fn what_this_process_refuses_costs_no_calls_and_no_shared_quota() {
+    let server = Server::single();
+    for shared in ["limit: 9/h", "limit: 9, algorithm: concurrency"] {
+        let shared = format!("{{{shared}, by: 'header:t', accuracy: strict}}");
+        let here = "{limit: 1/h, by: constant, accuracy: local}";
+        server.cli(&["FLUSHALL"]);
+        let lane = beside_each_other(&server, &format!("shared: {shared}, here: {here}"));
+        let mut client = lane.connect();
+        let mut ask = |n: usize| client.send("GET", "/", &[&format!("t: {n}")], "").status;
+        assert_eq!(ask(0), 200);
+        let known = || {
+            let keys = ["*:l:*", "*:c:*"].map(|keys| server.cli(&["KEYS", keys]));
+            keys.iter().map(|keys| keys.list().len()).sum::<usize>()
+        };
+        let before = known();
+        for n in 1..100 {
+            assert_eq!(ask(n), 429, "{shared}");
+        }
+        assert!(known() <= before, "{shared}");
+    }
+}
+
+#[test]
+fn what_redis_refuses_costs_this_process_no_quota() {
+    let limits = "shared: {limit: 1/h, by: 'header:t', accuracy: strict}, here: {limit: 3/h, by: constant, accuracy: local}";
+    let lane = beside_each_other(&Server::single(), limits);
+    let status = |tenant: &&str| {
+        let field = format!("t: {tenant}");
+        lane.connect().send("GET", "/", &[&field], "").status
+    };
+    let statuses = ["a", "a", "b", "b", "c", "d"].each_ref().map(status);
+    assert_eq!(statuses, [200, 429, 200, 429, 200, 429]);
 }
 
 #[test]
@@ -775,6 +834,40 @@ async fn way_to(server: SocketAddr) -> (SocketAddr, JoinHandle<()>) {
         }
     });
     (address, task)
+}
+
+/// Its next sign of life would be due in 20 minutes.
+#[test]
+fn slots_in_use_are_told_to_a_redis_that_comes_back_without_its_data() {
+    let (upstream, server) = (Upstream::held(), Server::single());
+    let lane = Lane::start(&format!(
+        "listen: 127.0.0.1:0\nupstream: {}\n\
+         rate_limits: {{a: {{limit: 2, by: constant, algorithm: concurrency, hold_ttl: 1h}}}}\n\
+         routes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
+        upstream.url(),
+        server.yaml("t").replace("{urls", "{timeout: 5s, urls")
+    ));
+    let clients = [(); 2].map(|()| {
+        let mut client = lane.connect();
+        client.begin("GET", "/", &[], "");
+        upstream.wait_for_request();
+        client
+    });
+    let told = || {
+        let keys = server.try_cli(&["KEYS", "t:c:*"]).ok()?;
+        let slots = server.try_cli(&["HVALS", keys.list().first()?.text()]);
+        Some(slots.ok()?.list().first()?.text().starts_with("2:"))
+    };
+    eventually(|| told() == Some(true));
+    // All is told: nothing is left to be said by chance.
+    thread::sleep(Duration::from_millis(200));
+    server.kill();
+    server.restart();
+    eventually(|| told() == Some(true));
+    for mut client in clients {
+        upstream.answer("done");
+        assert_eq!(client.finish().status, 200);
+    }
 }
 
 /// Cut off from Redis, its requests go on for longer than that keeps slots for it.

@@ -327,6 +327,29 @@ fn each_session_of_a_user_ends_by_its_own_time() {
     assert_eq!(left, Answer::Int(0));
 }
 
+/// As the script finds them for a process that remembers nothing.
+#[test]
+fn an_idle_session_is_over_though_another_of_its_user_lives() {
+    const FIND: &str = include_str!("../../lua/session_find.lua");
+    let server = Server::single();
+    let began = weir::clock::wall().as_millis() - 100_000;
+    let used_at = |seconds: u64| format!("{began} 3600000 {} 30000", seconds * 1_000);
+    let (idle, lives) = (used_at(60), used_at(90));
+    server.cli(&["HSET", "k", "u", "ann", "idle", &idle, "lives", &lives]);
+    let timeouts = ["3600000", "3600000"];
+    let find = |name: &str, touch: &str| {
+        let call = ["EVAL", FIND, "1", "k", name, touch, "0"];
+        server.cli(&[&call[..], &timeouts].concat()).list().len()
+    };
+    // Neither a look nor a use brings it back.
+    for touch in ["-1", "0"] {
+        server.cli(&["HSET", "k", "idle", &idle]);
+        assert_eq!(find("idle", touch), 0, "{touch}");
+        assert_eq!(server.cli(&["HEXISTS", "k", "idle"]).int(), 0, "{touch}");
+        assert_eq!(find("lives", touch), 6, "{touch}");
+    }
+}
+
 #[test]
 fn a_server_that_is_full_tells_whose_session_it_is() {
     let (app, server) = (app(), Server::single());

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::Read as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use super::harness::process::{Running, file, weir};
 use super::harness::sqlite::{Audit, DAY, KEY, NOW, batch};
@@ -115,14 +116,28 @@ fn a_query_names_the_day_that_it_cannot_read() {
     }
 }
 
+/// Of a later weir, by SQLite's `user_version`.
+fn of_another_version() -> fn(&mut Vec<u8>) {
+    |bytes| bytes[60..64].copy_from_slice(&[0, 0, 0, 99])
+}
+
 /// A weir whose audit has a damaged file of yesterday, with this delivery.
 fn damaged_yesterday(delivery: &str) -> (Audit, Upstream, tempfile::NamedTempFile) {
+    beside(delivery, DAY, damages()[1])
+}
+
+/// A weir whose audit has a file of so long ago to which this was done, with this delivery.
+fn beside(
+    delivery: &str,
+    ago: Duration,
+    how: fn(&mut Vec<u8>),
+) -> (Audit, Upstream, tempfile::NamedTempFile) {
     let audit = Audit::empty();
-    let yesterday = clock::wall() - DAY;
-    let mut writer = Writer::open(&audit.path, "a", None, yesterday).unwrap();
-    writer.append(&mut [batch(1..=1_000)], yesterday).unwrap();
+    let then = clock::wall() - ago;
+    let mut writer = Writer::open(&audit.path, "a", None, then).unwrap();
+    writer.append(&mut [batch(1..=1_000)], then).unwrap();
     drop(writer);
-    damage(&audit.file(yesterday), damages()[1]);
+    damage(&audit.file(then), how);
     let app = Upstream::answering("hi");
     let config = file(&format!(
         "listen: 127.0.0.1:0\nupstream: {}\nadmin: {{address: 127.0.0.1:0}}\nruntime: {{lanes: 1}}\n\
@@ -144,6 +159,33 @@ fn weir_starts_beside_a_damaged_day_and_writes_once_that_is_moved_away() {
     eventually_within(PATIENCE, || {
         running.metric("weir_audit_events_total{result=\"written\"}") == 1
     });
+}
+
+/// The audit is to keep nobody from going back to the version before.
+#[test]
+fn weir_serves_beside_files_of_a_later_one_and_writes_once_they_are_moved_away() {
+    for ago in [Duration::ZERO, DAY] {
+        let (audit, _app, config) = beside("best_effort", ago, of_another_version());
+        let file = days::file(&audit.path, Day::of(clock::wall() - ago));
+        let running = Running::start(config.path());
+        assert_eq!(running.client().get("/").status, 200);
+        eventually(|| running.metric("weir_audit_events_total{result=\"failed_write\"}") > 0);
+        let health = running.admin().get("/health");
+        let checks: serde_json::Value = serde_json::from_str(&health.body).unwrap();
+        let audit = &checks["checks"]["audit"];
+        assert_eq!(audit["status"], "degraded", "{audit}");
+        let told = audit["unwritten"].as_str().unwrap();
+        assert!(told.contains("its version is 99, not 3)"), "{told}");
+        fs::remove_file(file).unwrap();
+        eventually_within(PATIENCE, || {
+            running.metric("weir_audit_events_total{result=\"written\"}") == 1
+        });
+    }
+    let (_audit, _app, config) = beside("guaranteed", Duration::ZERO, of_another_version());
+    let (code, said) = weir(&["run", "-c"], config.path());
+    assert_eq!(code, Some(1), "{said}");
+    let mend = "its version is 99, not 3): run the weir that made it";
+    assert!(said.contains(mend), "{said}");
 }
 
 #[test]

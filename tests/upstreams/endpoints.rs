@@ -592,6 +592,25 @@ fn a_name_is_gone_once_no_name_server_has_it() {
 }
 
 #[test]
+fn a_name_that_cannot_be_looked_up_is_asked_about_less_and_less() {
+    let names = NameServer::start();
+    names.fails("app.test");
+    let endpoints = format!(
+        "[{{dns: 'app.test:80', refresh: 1h, servers: ['{}']}}]",
+        names.address
+    );
+    let lane = Lane::start(&of_endpoints(&endpoints, ""));
+    let failed = r#"weir_upstream_dns_lookups_total{upstream="app",result="failed"}"#;
+    let failed = || lane.told(failed).unwrap_or_default();
+    eventually(|| failed() >= 2.0);
+    let second = weir::clock::now();
+    eventually(|| failed() >= 3.0);
+    // Two seconds behind the second, as one behind the first.
+    let took = second.elapsed();
+    assert!(took >= Duration::from_millis(1_500), "{took:?}");
+}
+
+#[test]
 fn a_name_that_is_gone_takes_its_endpoints_with_it() {
     let server = Server::start();
     let names = NameServer::start();

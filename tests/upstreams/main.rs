@@ -9,6 +9,7 @@
 mod harness;
 
 mod agreed;
+mod breaking_off;
 mod endpoints;
 mod exchanges;
 mod names;

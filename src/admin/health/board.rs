@@ -168,7 +168,8 @@ impl Board {
     async fn look_at(&self, check: &Check) -> Vec<Entry> {
         let began = Instant::now();
         // A task of its own, which a panic ends alone.
-        let look = self.runtime.spawn((check.look)());
+        let begin = check.look.clone();
+        let look = self.runtime.spawn(async move { begin().await });
         let abort = look.abort_handle();
         let late = || {
             abort.abort();
@@ -269,6 +270,23 @@ mod tests {
         let checks = &served.report.checks;
         assert_eq!(checks[0].latency, SECOND / 2);
         assert_eq!(checks[2].found.details["error"], "no answer within 1s");
+    }
+
+    /// Some look before they give a future.
+    #[tokio::test(start_paused = true)]
+    async fn a_look_that_panics_at_once_is_a_finding_too() {
+        let check = Check::new("panics", Status::Degraded, || {
+            if true {
+                panic!("a panic that is meant");
+            }
+            std::future::pending()
+        });
+        let board = board(vec![check], Duration::ZERO);
+        for looks in 1..=2 {
+            let served = board.report().await;
+            assert_eq!(statuses(&served), [("panics", Status::Degraded)]);
+            assert_eq!(board.looks(), looks);
+        }
     }
 
     #[tokio::test(start_paused = true)]

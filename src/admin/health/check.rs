@@ -1,6 +1,7 @@
 //! One thing that is looked at for `/health`, and what was found. Owns how bad things are told; must not know what is looked at.
 
 use std::fmt;
+use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use serde_json::{Map, Value, json};
@@ -30,7 +31,7 @@ pub struct Check {
     pub unanswered: Status,
     /// Whether the process is ready only while this is not critical.
     pub gates: bool,
-    pub(super) look: Box<dyn Fn() -> BoxFuture<'static, Vec<Finding>> + Send + Sync>,
+    pub(super) look: Arc<dyn Fn() -> BoxFuture<'static, Vec<Finding>> + Send + Sync>,
 }
 
 impl Status {
@@ -97,7 +98,7 @@ impl Check {
             names,
             unanswered,
             gates: false,
-            look: Box::new(move || Box::pin(look())),
+            look: Arc::new(move || Box::pin(look())),
         }
     }
 

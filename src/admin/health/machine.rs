@@ -2,9 +2,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
 use super::check::{Check, Finding, Status};
@@ -17,23 +20,74 @@ const GIB: u64 = 1 << 30;
 
 /// Degraded from 90 % of what the control group allows on; the kernel ends the process at all of it.
 pub fn memory() -> Check {
-    Check::new("memory", Status::Degraded, || async {
-        let looked =
-            spawn_blocking(|| memory_found(memory::resident_bytes(), memory::limit_bytes())).await;
-        looked.unwrap_or_else(|error| Finding::error(Status::Degraded, error))
+    on_a_thread("memory", || {
+        memory_found(memory::resident_bytes(), memory::limit_bytes())
     })
 }
 
 /// Of the file system that holds these files, which are to be written: `paths` are named as the process has them.
 pub fn disk(paths: Vec<PathBuf>) -> Check {
-    Check::new("disk", Status::Degraded, move || {
-        let paths = paths.clone();
+    on_a_thread("disk", move || disks_found(&paths))
+}
+
+/// A check whose look may block: a mount whose server is gone keeps its callers, and their threads, of which there are so many. So one look
+/// is under way at a time, be it given up or not.
+fn on_a_thread(name: &str, look: impl Fn() -> Finding + Send + Sync + 'static) -> Check {
+    let (look, turn) = (Arc::new(look), Arc::new(Semaphore::new(1)));
+    Check::new(name, Status::Degraded, move || {
+        let (look, turn) = (look.clone(), turn.clone().try_acquire_owned());
         async move {
-            // A mount whose server is gone keeps its callers.
-            let looked = spawn_blocking(move || disks_found(&paths)).await;
+            let Ok(turn) = turn else {
+                return Finding::error(Status::Degraded, "the last look hangs still");
+            };
+            let looked = spawn_blocking(move || {
+                let _turn = turn;
+                look()
+            });
+            let looked = looked.await;
             looked.unwrap_or_else(|error| Finding::error(Status::Degraded, error))
         }
     })
+}
+
+/// How much the file system has left that holds this path. Who asks is told what was seen last, and has it looked at anew meanwhile: a mount
+/// whose server is gone keeps its callers.
+#[derive(Debug)]
+pub struct Disk {
+    path: PathBuf,
+    seen: Arc<Seen>,
+    /// Of looks, of which one is under way at a time.
+    turn: Arc<Semaphore>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    free: AtomicU64,
+    total: AtomicU64,
+}
+
+impl Disk {
+    pub fn new(path: PathBuf) -> Disk {
+        let (seen, turn) = (Arc::default(), Arc::new(Semaphore::new(1)));
+        Disk { path, seen, turn }
+    }
+
+    /// Bytes that are free, and all; none before the first look has ended.
+    pub(in crate::admin) fn space(&self) -> (u64, u64) {
+        let (seen, relaxed) = (self.seen.clone(), Ordering::Relaxed);
+        let told = (seen.free.load(relaxed), seen.total.load(relaxed));
+        if let Ok(turn) = self.turn.clone().try_acquire_owned() {
+            let path = self.path.clone();
+            spawn_blocking(move || {
+                let _turn = turn;
+                if let Ok((free, total)) = space(&path) {
+                    seen.free.store(free, relaxed);
+                    seen.total.store(total, relaxed);
+                }
+            });
+        }
+        told
+    }
 }
 
 fn memory_found(resident: Option<u64>, limit: Option<u64>) -> Finding {
@@ -106,7 +160,40 @@ pub(in crate::admin) fn used(uptime: Duration) -> Used {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc;
+
+    use parking_lot::Mutex;
+    use tokio::time::{sleep, timeout};
+
     use super::*;
+
+    /// Else a mount that hangs would take one thread after another, until there is none for what else blocks.
+    #[tokio::test]
+    async fn a_look_that_hangs_keeps_one_thread() {
+        let (free, hangs) = mpsc::channel::<()>();
+        let (hangs, begun) = (Mutex::new(hangs), Arc::new(AtomicUsize::new(0)));
+        let noted = begun.clone();
+        let check = on_a_thread("disk", move || {
+            noted.fetch_add(1, Ordering::Relaxed);
+            // Until it is free.
+            let _ = hangs.lock().recv();
+            Finding::new(Status::Ok, json!({}))
+        });
+        for _ in 0..3 {
+            let look = tokio::spawn((check.look)());
+            let abort = look.abort_handle();
+            let within = Duration::from_millis(50);
+            let found = timeout(within, look).await.map(Result::unwrap);
+            assert!(found.is_err() || found.unwrap()[0].status == Status::Degraded);
+            abort.abort();
+        }
+        assert_eq!(begun.load(Ordering::Relaxed), 1);
+        drop(free);
+        while (check.look)().await[0].status != Status::Ok {
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
 
     #[test]
     fn memory_is_tight_near_its_limit() {

@@ -85,6 +85,7 @@ pub fn queue(counts: Counts, capacity: u64, troubles: Troubles) -> Finding {
     let told = [
         ("ahead", troubles.ahead),
         ("upkeep", troubles.upkeep),
+        ("unwritten", troubles.unwritten),
         ("ended", troubles.ended),
     ];
     for (name, said) in told {
@@ -233,11 +234,12 @@ mod tests {
 
     #[test]
     fn files_that_need_a_human_are_told_with_the_mend() {
-        for name in ["ahead", "upkeep"] {
+        for name in ["ahead", "upkeep", "unwritten"] {
             let mut troubles = Troubles::default();
             let trouble = match name {
                 "ahead" => &mut troubles.ahead,
-                _ => &mut troubles.upkeep,
+                "upkeep" => &mut troubles.upkeep,
+                _ => &mut troubles.unwritten,
             };
             *trouble = Some("make room".to_owned());
             let found = queue(Counts::default(), 100, troubles);

@@ -5,12 +5,14 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::Ingest;
+use crate::clock;
 use crate::store::audit::batch::{self, Batch, BatchError};
 use crate::store::redis::CallError;
 use crate::store::streams::consume::Entry;
+use crate::telemetry::log::LogRateLimit;
 
 /// Between looks at streams while a transaction fills up.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -54,8 +56,13 @@ pub(super) struct Reading {
     mean_bytes: f64,
     claim_at: Instant,
     forget_at: Instant,
-    /// Streams that were asked in vain.
-    trouble: HashSet<u16>,
+}
+
+/// Streams that were asked in vain, by whichever loop; the log has a line for all that comes of one cause.
+#[derive(Default)]
+pub(super) struct Unread {
+    streams: HashSet<u16>,
+    lines: LogRateLimit,
 }
 
 impl Ingest {
@@ -84,8 +91,9 @@ impl Ingest {
     /// Asks the streams in turn until there is enough.
     async fn read(&self, reading: &mut Reading, load: &mut Load) {
         reading.turn = reading.turn.wrapping_add(1);
-        for n in 0..self.shards.len() {
-            let shard = self.shards[reading.turn.wrapping_add(n) % self.shards.len()];
+        let shards = self.shards();
+        for n in 0..shards.len() {
+            let shard = shards[reading.turn.wrapping_add(n) % shards.len()];
             loop {
                 self.heartbeat.beat();
                 let count = reading.count(load, self.worker.batch_max);
@@ -96,7 +104,7 @@ impl Ingest {
                     Ok(read) if read == count => {}
                     Ok(_) => break,
                     Err(error) => {
-                        self.unread(reading, shard, &error);
+                        self.fails(shard, &error);
                         break;
                     }
                 }
@@ -125,13 +133,17 @@ impl Ingest {
                 load.take(work);
             }
         }
-        reading.trouble.remove(&shard);
+        if self.unread.lock().answers(shard) {
+            info!("all audit streams are read again");
+        }
         Ok(read)
     }
 
-    fn unread(&self, reading: &mut Reading, shard: u16, error: &CallError) {
-        if reading.trouble.insert(shard) {
-            warn!(shard, %error, "an audit stream cannot be read; it is asked again");
+    fn fails(&self, shard: u16, error: &CallError) {
+        let told = self.unread.lock().fails(shard, clock::mono());
+        if let Some(left_out) = told {
+            let left_out = (left_out > 0).then_some(left_out);
+            warn!(shard, left_out, %error, "an audit stream, or several, cannot be read; they are asked again");
         }
     }
 
@@ -142,11 +154,11 @@ impl Ingest {
         if forget {
             reading.forget_at = Instant::now() + GONE;
         }
-        for shard in &self.shards {
+        for shard in self.shards() {
             if forget {
                 // Tried again in a while.
                 let idle = GONE.max(after * 2);
-                let _ = self.streams.forget_consumers(*shard, idle).await;
+                let _ = self.streams.forget_consumers(shard, idle).await;
             }
             let mut from = None;
             while reading.count(load, self.worker.batch_max) > 0 {
@@ -154,20 +166,20 @@ impl Ingest {
                 let count = reading.count(load, self.worker.batch_max);
                 let claimed =
                     self.streams
-                        .claim(*shard, &self.consumer, after, from.as_deref(), count);
+                        .claim(shard, &self.consumer, after, from.as_deref(), count);
                 match claimed.await {
                     Ok(claimed) => {
                         let entries = claimed.entries;
                         self.metrics.claimed.inc_by(entries.len() as u64);
                         reading.found(entries.iter().map(|(entry, _)| entry));
-                        let entries = self.leave_others(*shard, entries, |(entry, _)| entry);
+                        let entries = self.leave_others(shard, entries, |(entry, _)| entry);
                         for (entry, deliveries) in entries.await {
                             self.take_over(entry, deliveries, load).await;
                         }
                         from = claimed.next;
                     }
                     Err(error) => {
-                        self.unread(reading, *shard, &error);
+                        self.fails(shard, &error);
                         break;
                     }
                 }
@@ -234,6 +246,21 @@ impl Ingest {
     }
 }
 
+impl Unread {
+    /// Whether the log is to be told, and how many streams it was not told of since the last line.
+    fn fails(&mut self, shard: u16, now: Duration) -> Option<u64> {
+        match self.streams.insert(shard) {
+            true => self.lines.next(now),
+            false => None,
+        }
+    }
+
+    /// Whether it was the last that did not.
+    pub(super) fn answers(&mut self, shard: u16) -> bool {
+        self.streams.remove(&shard) && self.streams.is_empty()
+    }
+}
+
 impl Work {
     pub(super) fn events(&self) -> usize {
         usize::try_from(self.batch.header.count).unwrap_or(usize::MAX)
@@ -291,7 +318,6 @@ impl Reading {
             mean_bytes: 1e6,
             claim_at: Instant::now(),
             forget_at: Instant::now(),
-            trouble: HashSet::new(),
         }
     }
 
@@ -399,6 +425,22 @@ mod tests {
         bytes[1..5].copy_from_slice(&checksum);
         assert_eq!(Batch::open(&bytes), Err(BatchError::Damaged));
         assert_eq!(batch::unpacked_size(&bytes), 0);
+    }
+
+    #[test]
+    fn streams_that_fail_together_are_told_of_once() {
+        let mut unread = Unread::default();
+        let at = Duration::from_secs;
+        assert!(!unread.answers(0));
+        let told = [0, 1, 0, 2].map(|shard| unread.fails(shard, at(1)));
+        assert_eq!(told, [Some(0), None, None, None]);
+        // Of another cause, perhaps; and of those before, that there were more.
+        assert_eq!(unread.fails(3, at(20)), Some(2));
+        assert_eq!(
+            [3, 1, 1, 2, 0].map(|shard| unread.answers(shard)),
+            [false, false, false, false, true]
+        );
+        assert_eq!(unread.fails(1, at(40)), Some(0));
     }
 
     #[test]

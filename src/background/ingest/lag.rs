@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use super::beyond::Beyond;
 use crate::store::redis::CallError;
 use crate::store::streams::consume::{Lag, Streams};
 use crate::telemetry::metrics::ingest::IngestMetrics;
@@ -16,11 +17,12 @@ const EVERY: Duration = Duration::from_secs(5);
 /// What each stream said last, and when; nothing of one that has never answered.
 struct Known(Vec<Option<(Lag, Instant)>>);
 
-pub(super) async fn watch(streams: Arc<Streams>, metrics: IngestMetrics) {
+pub(super) async fn watch(streams: Arc<Streams>, beyond: Arc<Beyond>, metrics: IngestMetrics) {
     let mut known = Known(vec![None; usize::from(streams.count())]);
     loop {
         let said = streams.lags().await;
         if let Some(lag) = known.with(said, Instant::now()) {
+            let lag: Lag = [lag, beyond.lag()].into_iter().sum();
             let whole = |number| i64::try_from(number).unwrap_or(i64::MAX);
             metrics.lag_seconds.set(lag.oldest.as_secs_f64());
             metrics.waiting.set(whole(lag.waiting));

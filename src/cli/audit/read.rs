@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::FilterFlags;
 use super::format::{Format, print};
+use crate::cli::tell;
 use crate::store::audit::events::{Events, may_pass};
 use crate::store::audit::{Filter, Order, StoreError, Stored};
 
@@ -28,7 +29,7 @@ pub(super) async fn query(
     let shown = newest(store, flags, limit).await?;
     print(&shown, format, true, out)?;
     if shown.is_empty() && limit > 0 {
-        eprintln!("no events match");
+        tell("no events match");
     }
     Ok(ExitCode::SUCCESS)
 }

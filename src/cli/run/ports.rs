@@ -137,7 +137,7 @@ pub(in crate::cli) fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 fn cannot_listen(address: &Address, error: io::Error) -> anyhow::Error {
     let mend = match (error.kind(), address) {
         (ErrorKind::AddrInUse, _) => {
-            " (a weir replaces another where both are started with --take-over and one admin.address)"
+            " (end what listens there, `ss -lnp` shows it, or use another address; a weir replaces another where both are started with --take-over and one admin.address)"
         }
         (ErrorKind::PermissionDenied, Address::Tcp(_)) => {
             " (ports below 1024 need root or the capability CAP_NET_BIND_SERVICE)"

@@ -1,5 +1,7 @@
 //! Where the process keeps what outlives a request: its connections to Redis and Postgres, and the audit; and what `/health` asks of them.
 
+use std::io::ErrorKind;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -95,15 +97,18 @@ impl Stores {
                 async move { found }
             }));
         }
-        if let Some(audit) = &config.audit {
-            let written = match config.postgres {
-                Some(_) => &audit.spool.path,
-                None => &audit.sqlite,
-            };
-            checks.push(machine::disk(vec![written.clone()]));
-        }
+        checks.extend(written(config).map(|path| machine::disk(vec![path])));
         checks
     }
+}
+
+/// What the audit writes to the disk: the spool, or SQLite's files.
+pub(super) fn written(config: &Config) -> Option<PathBuf> {
+    let audit = config.audit.as_ref()?;
+    Some(match config.postgres {
+        Some(_) => audit.spool.path.clone(),
+        None => audit.sqlite.clone(),
+    })
 }
 
 /// Begins what the process does among others. Waits for their state, but not for ever: without it each limit does what it is to
@@ -156,6 +161,7 @@ fn write_audit(config: &Audit) -> anyhow::Result<(Recorder, audit::Writers)> {
                 .filter(|folder| !folder.as_os_str().is_empty());
             let mend = match folder {
                 Some(folder) if !folder.exists() => "make its folder, writable by weir's user",
+                Some(_) | None if is_denied(&error) => "weir's user needs to write there",
                 Some(_) | None => "if the file is damaged, move it away",
             };
             return Err(error).context(format!(
@@ -171,9 +177,15 @@ fn write_audit(config: &Audit) -> anyhow::Result<(Recorder, audit::Writers)> {
     Ok((recorder, writers))
 }
 
+fn is_denied(error: &StoreError) -> bool {
+    matches!(error, StoreError::Folder(error) if error.kind() == ErrorKind::PermissionDenied)
+}
+
 /// While weir runs: by retention, or by whoever moves a file away.
 fn may_be_mended(error: &StoreError) -> bool {
-    let of_day = |error: &StoreError| matches!(error, StoreError::Damaged(_));
+    // A weir that is put back behind a newer one must serve.
+    let of_day =
+        |error: &StoreError| matches!(error, StoreError::Damaged(_) | StoreError::Version { .. });
     matches!(error, StoreError::Full)
         || matches!(error, StoreError::OfDay(_, error) if of_day(error))
 }

@@ -66,7 +66,11 @@ impl Checker {
         let (events, max_length) = (default.batch_events as u64, default.max_length);
         Stream {
             name: name.unwrap_or(default.name),
-            shards: self.count_within(raw.shards, default.shards.into(), 1..=256),
+            shards: self.count_within(
+                raw.shards,
+                default.shards.into(),
+                1..=audit::MOST_SHARDS.into(),
+            ),
             max_length: self.count_within(raw.max_length, max_length, 1..=u64::MAX),
             batch_events: self.count_within(batch.events, events, 1..=MOST_EVENTS),
             batch_wait: self.time_within(batch.wait, default.batch_wait, 10 * SECOND),

@@ -351,7 +351,15 @@ fn with_burst(mut rules: Rules, of_limit: Option<&Rules>) -> Rules {
 
 /// `100/s by client.ip`, not shared yet.
 fn short_form(text: &str) -> Result<Limit, String> {
-    let (rate, parts) = text.split_once(" by ").unwrap_or((text, ""));
+    let (rate, parts) = match text.split_once(" by ") {
+        // Without a key all clients would share it.
+        Some((_, "")) => {
+            return Err(format!(
+                "\"{text}\" says no key: write one, for example client.ip"
+            ));
+        }
+        told => told.unwrap_or((text, "")),
+    };
     let parts = parts
         .split(',')
         .map(str::trim)
@@ -418,7 +426,7 @@ impl FromStr for Rate {
     fn from_str(text: &str) -> Result<Rate, String> {
         let bad = || {
             format!(
-                "\"{text}\" is not a rate: use a number, a slash and a time (ms, s, m, h, d, day, week, month or year), for example 100/s or 10/30s"
+                "\"{text}\" is not a rate: use a whole number, a slash and, right behind it, a time (ms, s, m, h, d, day, week, month or year), for example 100/s or 10/30s"
             )
         };
         let (count, period) = text.split_once('/').ok_or_else(bad)?;

@@ -60,7 +60,7 @@ pub fn with_pem_files(
     lookup: Lookup<'_>,
 ) -> (Result<Checked, Vec<Mistake>>, Vec<PemFile>) {
     let (file, mut of_form, brought_in) = yaml::parse::<raw::File>(text, lookup);
-    tell_other_proxies(text, &mut of_form);
+    help(text, &mut of_form);
     let Some(file) = file else {
         return (Err(of_form), Vec::new());
     };
@@ -85,13 +85,19 @@ pub fn with_pem_files(
     (read, checker.pem_files)
 }
 
-/// Says where help is to those who give a file of another proxy.
-fn tell_other_proxies(text: &str, mistakes: &mut [Mistake]) {
+/// Says where to begin in an empty file, and where help is to those who give a file of another proxy.
+fn help(text: &str, mistakes: &mut [Mistake]) {
     let is_block = |line: &str| {
         let name = line.trim().strip_suffix('{').unwrap_or_default();
         let is_named = name.starts_with("location ") || name.starts_with("upstream ");
         is_named || ["server", "http"].contains(&name.trim_end())
     };
+    let says = |line: &str| !matches!(line.trim().as_bytes(), [] | [b'#', ..] | b"---");
+    if !text.lines().any(says) {
+        for mistake in &mut *mistakes {
+            "the file is empty: begin with \"listen: 127.0.0.1:8080\" and \"upstream: http://127.0.0.1:3000\", the app's address".clone_into(&mut mistake.message);
+        }
+    }
     for mistake in mistakes {
         let proxy = match mistake.place.path.as_str() {
             "static_resources" | "dynamic_resources" => "Envoy",

@@ -234,11 +234,11 @@ impl<'de> Deserializer<'de> for Cursor<'_> {
     /// A number where a text is asked for is that text, so that `limit: 10` and `limit: 10/s` are read alike.
     fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match self.node.value {
-            Value::Unsigned(value) => visitor
-                .visit_string(value.to_string())
-                .map_err(|error| self.placed(error)),
-            _ => self.deserialize_any(visitor),
+            Value::Unsigned(value) => visitor.visit_string(value.to_string()),
+            Value::Signed(value) => visitor.visit_string(value.to_string()),
+            _ => return self.deserialize_any(visitor),
         }
+        .map_err(|error| self.placed(error))
     }
 
     fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
@@ -328,8 +328,12 @@ impl<'de> Deserializer<'de> for Cursor<'_> {
             let error = match &self.node.value {
                 Value::Unknown => return self.deserialize_any(visitor),
                 other => de::Error::custom(format_args!(
-                    "{} stands where keys are needed; known here: {}",
+                    "{} stands where keys are needed{}; known here: {}",
                     told_apart(other),
+                    match other {
+                        Value::Text(_) => ", each as KEY: VALUE, with a space behind the colon",
+                        _ => "",
+                    },
                     fields.join(", ")
                 )),
             };

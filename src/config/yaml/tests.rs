@@ -138,6 +138,24 @@ fn yaml_that_no_parser_reads_is_told_with_a_mend() {
         ("count: 1\nname\n", "write KEY: VALUE"),
         ("routes: [{path: a: b}]\n", "the map in {} goes on"),
         ("routes: [{path: a}\nname: x\n", "close what is open above"),
+        ("count 1\nname: x\n", "a key stands where none can"),
+        (
+            "count: 1\n name: x\n",
+            "indent the line as the keys beside it",
+        ),
+        ("{count: 1\n", "opened here and never closed"),
+        (
+            "count: 1\nname: [::]:8080\n",
+            "put a text that begins with [ or { in quotes",
+        ),
+        (
+            "count: 1\nroutes: - path: /a\n",
+            "put \"- \" into the next line",
+        ),
+        ("[server]\ncount = 1\n", "begin with [, { or a quote"),
+        ("count: {{ .Values.count }}\n", "fill in a template's {{ }}"),
+        ("count: 1\n\u{1}\n", "a control character stands here"),
+        ("count:1\nname:x\n", "each as KEY: VALUE, with a space"),
     ] {
         let said = mistakes(text);
         assert!(
@@ -157,6 +175,27 @@ fn a_key_without_a_value_is_a_mistake() {
         "line 3, column 37: routes[1].path: nothing stands where a text is needed".to_owned(),
     ];
     assert_eq!(said, expected);
+}
+
+#[test]
+fn what_is_of_several_in_place_of_a_text_is_told() {
+    for (name, found) in [("{a: b}", "a map"), ("[a]", "a list")] {
+        let said = mistakes(&format!("count: 1\nname: {name}\n"));
+        let expected = format!(
+            "line 2, column 7: name: {found} stands where a text is needed: write one value, or the name of what stands elsewhere in the file"
+        );
+        assert_eq!(said, [expected]);
+    }
+}
+
+#[test]
+fn a_number_in_place_of_a_text_is_not_shown() {
+    for number in ["12345678901234567890123", "007.50", "1e5"] {
+        assert_eq!(
+            mistakes(&format!("count: 1\nname: {number}\n")),
+            ["line 2, column 7: name: a number stands where a text is needed: put it in quotes"]
+        );
+    }
 }
 
 #[test]

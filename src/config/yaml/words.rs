@@ -4,8 +4,9 @@ use serde::de::{Expected, Unexpected};
 
 use super::tree::Value;
 
-/// What the parser says, without the place, which is told before it, and without its options, which are not the user's.
-pub(super) fn in_our_words(message: &str) -> String {
+/// What the parser says, without the place, which is told before it, and without its options, which are not the user's. `begins_line`: whether
+/// nothing stands in the line ahead of the place.
+pub(super) fn in_our_words(message: &str, begins_line: bool) -> String {
     let line = message.lines().next().unwrap_or_default();
     let line = line.trim_start_matches("error: ");
     let is_place = |text: &str| {
@@ -23,7 +24,14 @@ pub(super) fn in_our_words(message: &str) -> String {
     {
         return format!("key \"{key}\" is there already: keep one");
     }
+    if !begins_line && said.starts_with("while parsing a block ") {
+        return "a value goes on behind its ] or }: put a text that begins with [ or { in quotes, as in \"[::]:8080\"".to_owned();
+    }
     let mends = [
+        (
+            "block sequence entries are not allowed in this context",
+            "a list cannot begin in the line of its key: put \"- \" into the next line, or write the list in []",
+        ),
         (
             "unclosed quote",
             "a quote is opened here and never closed: close it",
@@ -57,6 +65,22 @@ pub(super) fn in_our_words(message: &str) -> String {
             "a key has no \":\" behind it: write KEY: VALUE",
         ),
         (
+            "mapping values are not allowed in this context",
+            "a key stands where none can: indent the line as the keys beside it, and see that the line above has a \":\" and a space behind its key; a text with \": \" in it wants quotes",
+        ),
+        (
+            "did not find expected <document start>",
+            "the file goes on behind what is whole already: does a line above it begin with [, { or a quote, which YAML takes for all of the file?",
+        ),
+        (
+            "expected string scalar",
+            "a list or a map stands where a key is needed: put a text that begins with [ or { in quotes, and fill in a template's {{ }} first",
+        ),
+        (
+            "unclosed bracket",
+            "a [ or { is opened here and never closed: close it",
+        ),
+        (
             "illegal placement of ':'",
             "a \":\" stands where no key ends: close what is open above, or put a text with \":\" in quotes",
         ),
@@ -80,6 +104,9 @@ pub(super) fn in_our_words(message: &str) -> String {
     }
     let character = said.strip_prefix("unexpected character: `");
     match character.and_then(|rest| rest.strip_suffix('\'')) {
+        Some(character) if character.starts_with("\\u{") => {
+            format!("a control character stands here, {character}: take it out")
+        }
         Some(character) => {
             format!("a text cannot begin with {character} in YAML: put it in quotes")
         }
@@ -105,9 +132,16 @@ pub(super) fn unexpected(found: Unexpected<'_>, needed: &dyn Expected) -> String
         other => (other.to_string(), false),
     };
     match &*needed {
+        // It may be a password, and is shown in another way than it was written.
+        "a string" if found.starts_with("the number ") => {
+            "a number stands where a text is needed: put it in quotes".to_owned()
+        }
         "a string" if is_unquoted => {
             format!("{found} stands where a text is needed: put it in quotes if it is one")
         }
+        "a string" if ["a list", "a map"].contains(&&*found) => format!(
+            "{found} stands where a text is needed: write one value, or the name of what stands elsewhere in the file"
+        ),
         _ => misplaced(&found, &needed),
     }
 }

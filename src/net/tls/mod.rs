@@ -25,7 +25,7 @@ use thiserror::Error as ThisError;
 
 use believed::Held;
 pub use facts::{ClientCertificate, ClientFacts};
-pub use pem::look;
+pub use pem::{look, out_of_date};
 pub use resumption::with_ends;
 pub use secured::Secured;
 pub use stores::{Latest, Spoken, StoreTls};
@@ -92,7 +92,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let bytes = read(path)?;
     let certificates = CertificateDer::pem_slice_iter(&bytes)
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| in_file(path, error))?;
+        .map_err(|error| in_file(path, in_words(&error)))?;
     match certificates.is_empty() {
         true => Err(in_file(path, none_of("certificate", &bytes))),
         false => Ok(certificates),
@@ -116,8 +116,21 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     }
     PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| match error {
         PemError::NoItemsFound => in_file(path, none_of("private key", &bytes)),
-        error => in_file(path, error),
+        error => in_file(path, in_words(&error)),
     })
+}
+
+/// What is wrong with a PEM file; rustls shows lines of it as numbers.
+fn in_words(error: &PemError) -> String {
+    match error {
+        PemError::MissingSectionEnd { .. } => {
+            "it is cut off: a BEGIN has no END line behind it".to_owned()
+        }
+        PemError::IllegalSectionStart { .. } => {
+            "a line that begins with ----- is none of PEM's: write it as -----BEGIN CERTIFICATE-----".to_owned()
+        }
+        error => error.to_string(),
+    }
 }
 
 /// Says that there is no `kind` in a PEM file of these bytes.
@@ -125,8 +138,9 @@ fn none_of(kind: &str, bytes: &[u8]) -> String {
     // A SEQUENCE, with which all of them begin in DER.
     let mend = match bytes.first() {
         Some(0x30) => {
-            ": it looks like DER, where PEM is needed (`openssl x509 -inform DER`, or `openssl pkey -inform DER`)"
+            ": it looks like DER, where PEM is needed (`openssl x509 -inform DER`, or `openssl pkey -inform DER`; of PKCS#12 `openssl pkcs12 -nodes -in FILE`)"
         }
+        Some(0xef) => ": it begins with a byte order mark: save it without",
         _ => "",
     };
     format!("it holds no {kind}{mend}")
@@ -142,7 +156,14 @@ fn pair(cert: &Path, key: &Path) -> Result<CertifiedKey, TlsError> {
             in_file(cert, "a certificate of X.509 version 1 cannot be used: issue it with extensions, as `openssl x509 -req` does with -copy_extensions or -extfile")
         }
         Error::InvalidCertificate(error) => in_file(cert, Error::InvalidCertificate(error)),
-        // The key is not the certificate's, or of an unknown kind.
+        Error::InconsistentKeys(_) => in_file(
+            key,
+            format!(
+                "the key is not that of {}, of whose certificates the server's own stands first",
+                cert.display()
+            ),
+        ),
+        // Of an unknown kind.
         error => in_file(key, error),
     })
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tracing::error;
 
 use super::client::ClientTls;
+use super::pem::not_now;
 use super::public::PublicOnce;
 use super::server::ServerTls;
 use super::{StoreTls, TlsError};
@@ -141,6 +142,12 @@ impl Secured {
             .flat_map(|tls| tls.certificates())
             .chain(upstreams.filter_map(|tls| tls.holds()))
             .chain(self.stores.iter().filter_map(|tls| tls.holds()))
+    }
+
+    /// What is to be said of those that do not hold `now`, since the epoch, each with its file.
+    pub fn out_of_date(&self, now: Duration) -> impl Iterator<Item = (String, String)> {
+        let said = move |(file, holds)| Some((file, not_now(&holds, now)?));
+        self.certificates().filter_map(said)
     }
 
     /// Those that it reads, of stores too.

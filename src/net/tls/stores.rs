@@ -3,7 +3,6 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -118,11 +117,6 @@ impl StoreTls {
     /// The file of the certificate that the store is shown, and when that ends, since the epoch.
     pub fn holds(&self) -> Option<(String, Range<Duration>)> {
         self.holds.clone()
-    }
-
-    /// Those that it is read from.
-    pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
-        self.settings.files()
     }
 }
 

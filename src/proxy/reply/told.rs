@@ -109,11 +109,14 @@ impl Rejection {
             )
             .policy()
             .passes_soon(),
-            Rejection::CircuitOpen(_) => told(
+            Rejection::CircuitOpen(open) => told(
                 503,
                 UNAVAILABLE,
                 "circuit_open",
-                "upstream is failing, and is given time to recover",
+                match open.is_forced {
+                    true => "requests to the upstream are held back by an operator",
+                    false => "upstream is failing, and is given time to recover",
+                },
             )
             .policy(),
             Rejection::Overloaded => told(
@@ -301,6 +304,7 @@ mod tests {
         };
         let open = CircuitOpen {
             retry_after: Duration::ZERO,
+            is_forced: false,
             fallback: None,
         };
         let others = [

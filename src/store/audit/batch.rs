@@ -31,12 +31,10 @@ use uuid::Uuid;
 
 use super::chain::{BatchPart, Hash, Hasher};
 use super::days::Day;
-use crate::event::{self, Encoded, Micros, Parts};
+use crate::event::{self, Encoded, Micros, NEWEST, Parts};
 
 /// The first byte. A new field is a new version.
 const VERSION: u8 = 1;
-/// No weir will ever have a later one, of a batch or of an event: what begins with another byte is neither.
-const NEWEST: u8 = 31;
 /// Of the version and the checksum.
 const PREFIX: usize = 5;
 /// How far a clock is set back, in microseconds, where it was wrong before and not merely off.

@@ -173,6 +173,8 @@ pub struct Found<'a> {
     pub body_seq: Option<u64>,
     /// Whether what stands beside the body says the same as the body.
     pub columns_fit: bool,
+    /// Whether the body is an event of a version that this weir cannot read.
+    pub is_of_another_version: bool,
 }
 
 /// What an instance's seal covers: who it is, and where its chain goes on from.
@@ -272,7 +274,11 @@ impl<'a> Check<'a> {
         {
             self.candidates.clear();
         } else {
-            self.fault(row.seq..=row.seq, FaultKind::Changed);
+            let kind = match row.is_of_another_version && linked {
+                true => FaultKind::Version,
+                false => FaultKind::Changed,
+            };
+            self.fault(row.seq..=row.seq, kind);
             // Either the hash is still the right one, or all but the hash is.
             self.candidates = links;
         }
@@ -356,6 +362,7 @@ mod tests {
                 hash: Some(row.hash),
                 body_seq: row.body.first().copied().map(u64::from),
                 columns_fit: true,
+                is_of_another_version: false,
             };
             check.row(&found, &mut |at, within| {
                 let row = rows.iter().find(|row| row.seq == at)?;
@@ -367,6 +374,31 @@ mod tests {
 
     fn one(seq: u64, kind: FaultKind) -> (RangeInclusive<u64>, FaultKind) {
         (seq..=seq, kind)
+    }
+
+    #[test]
+    fn a_row_of_another_version_is_not_checked_and_none_is_hidden_by_it() {
+        let hasher = Hasher::new(Some(b"k"));
+        let check = |is_changed: bool| {
+            let (mut rows, end) = chain(&hasher, 3);
+            rows[1].body[2] ^= u8::from(is_changed);
+            let mut check = Check::new(&hasher, seal(&hasher), 0, end);
+            for row in &rows {
+                let other = row.seq == 2;
+                let found = Found {
+                    seq: row.seq,
+                    body: &row.body,
+                    hash: Some(row.hash),
+                    body_seq: (!other).then_some(row.seq),
+                    columns_fit: !other,
+                    is_of_another_version: other,
+                };
+                check.row(&found, &mut |_, _| None);
+            }
+            check.finish()
+        };
+        assert_eq!(check(false), [one(2, FaultKind::Version)]);
+        assert_eq!(check(true), [one(2, FaultKind::Changed)]);
     }
 
     proptest! {

@@ -27,7 +27,9 @@ pub enum StoreError {
     Locked,
     #[error("audit database cannot grow: the disk is full")]
     Full,
-    #[error("not an audit database of this weir (its version is {found}, not {expected})")]
+    #[error(
+        "not an audit database of this weir (its version is {found}, not {expected}): run the weir that made it, or move the audit's files to another folder"
+    )]
     Version { found: i64, expected: i64 },
     /// A file stands at the path itself, where version 1 kept all days.
     #[error(

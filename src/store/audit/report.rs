@@ -66,6 +66,8 @@ pub enum FaultKind {
     Unreadable,
     /// Written under another key than the one given, or with a key and none was given, or the reverse: not checked.
     Key,
+    /// Made by a weir of another version, whose events this one cannot read: not checked.
+    Version,
 }
 
 impl Fault {
@@ -101,6 +103,7 @@ impl fmt::Display for FaultKind {
             FaultKind::FileMissing => "missing",
             FaultKind::Unreadable => "cannot be read",
             FaultKind::Key => "not checked: written under another key",
+            FaultKind::Version => "not checked: made by a weir of another version",
         })
     }
 }

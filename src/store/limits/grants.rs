@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use smallvec::SmallVec;
 
 use crate::clock;
-use crate::config::limits::{MAX_RULES, Window, Windows};
+use crate::config::limits::{MAX_RULES, Period, Window, Windows};
 use crate::event::Micros;
 use crate::keys::{KeyTag, Keys};
 use crate::policy::lease::{Grant, Refusal, Request, RuleState};
@@ -154,7 +154,7 @@ enum Answer {
 /// Rules of other kinds, or with windows of other lengths, share no counter: what one means is nonsense to the other.
 fn kind(window: &Window) -> String {
     match window {
-        Window::Bucket { .. } => "b".to_owned(),
+        Window::Bucket { per, .. } => format!("b{}", Period::Fixed(*per)),
         Window::Sliding { window, .. } => format!("s{}", Micros::from(*window).0),
         Window::Fixed { period, .. } => format!("f{period}"),
     }

@@ -18,6 +18,7 @@ use smallvec::SmallVec;
 use tracing::warn;
 
 use crate::config::check::limits::override_rules;
+use crate::config::limit_keys::joined;
 use crate::config::limits::{Limit, Rule, Rules};
 use crate::policy::limit::{self, Charged, Now, State, Verdict};
 use crate::store::table::{SHARDS, Shard};
@@ -71,17 +72,16 @@ pub struct Limits {
 /// Rules for one key; `None`: unlimited.
 pub type Override = Option<Rules>;
 
-/// The limit's rules for a key, whose parts `name` joins by `:`; `None` when it is not limited. What was set at run time goes
-/// before the file's.
-pub fn rules<'l>(
+/// The limit's rules for a key of these parts; `None` when it is not limited. What was set at run time goes before the file's.
+pub fn rules<'l, P: AsRef<[u8]>>(
     limit: &'l Limit,
-    name: impl FnOnce() -> String,
+    parts: &[P],
     overrides: &'l BTreeMap<(String, String), Override>,
 ) -> Option<&'l Rules> {
     if limit.overrides.is_empty() && overrides.is_empty() {
         return limit.rules.as_ref();
     }
-    let place = (limit.name.clone(), name());
+    let place = (limit.name.clone(), joined(&limit.by, parts));
     let set = overrides
         .get(&place)
         .or_else(|| limit.overrides.get(&place.1));

@@ -235,6 +235,15 @@ impl Slots {
         }
     }
 
+    /// As [`Slots::doubt`], of every key: Redis may have lost its data.
+    pub fn doubt_all(&self) {
+        // Copied, since its lock is taken inside a part's.
+        let active: Vec<_> = self.active.lock().iter().copied().collect();
+        for key in active {
+            self.doubt(key);
+        }
+    }
+
     /// Asks Redis how many slots others have, for [`Slots::verdict`].
     pub async fn peek(&self, redis: &Connections, ask: &Ask<'_>) -> Result<(), CallError> {
         let part = self.part(ask.key);

@@ -116,6 +116,11 @@ impl PostgresError {
 
     /// What a human is to do where neither the server nor this error says so.
     pub fn mend(&self) -> Option<&'static str> {
+        if let PostgresError::Lost(said) = self {
+            let without = said.contains("does not support TLS");
+            let mend = "switch TLS on there, or write sslmode=disable into postgres.write";
+            return without.then_some(mend);
+        }
         match self.code()? {
             "28000" | "28P01" => {
                 Some("mend the user or the password in postgres.write, or pg_hba.conf")

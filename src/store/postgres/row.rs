@@ -15,7 +15,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, accepts, to_sql_checked};
 
 use super::PostgresError;
-use crate::event::{Columns, Micros, Parts, Traits};
+use crate::event::{self, Columns, Micros, Parts, Traits};
 use crate::store::audit::days::Day;
 
 /// `COPY` with the columns that [`put`] writes.
@@ -165,6 +165,14 @@ impl<'a> Fields<'a> {
             status: row.try_get(first + 8)?,
             detail: row.try_get(first + 9)?,
         })
+    }
+
+    /// Whether its event is of a version that this weir cannot read.
+    pub fn is_of_another_version(&self) -> bool {
+        match self.detail {
+            [REST | WHOLE, encoding @ ..] => event::is_of_another_version(encoding),
+            _ => false,
+        }
     }
 
     /// Appends the event's encoding to `buffer`; on an error there may be a part of it.

@@ -203,7 +203,7 @@ impl Look<'_> {
             let place = (part.arrival, batch.boot_id);
             let mut expected = batch.first;
             let mut whole = true;
-            let mut readable = true;
+            let (mut readable, mut others) = (true, 0);
             body.clear();
             while let Some(found) = &row {
                 let (at, seq) = self.place(found)?;
@@ -230,8 +230,11 @@ impl Look<'_> {
                     }
                     expected = seq + 1;
                     encoding.clear();
-                    readable &= Fields::of(found, 2)
-                        .is_ok_and(|fields| fields.encoding_into(&mut encoding).is_ok());
+                    let fields = Fields::of(found, 2);
+                    let is_other = |fields: &Fields<'_>| fields.is_of_another_version();
+                    others += u64::from(fields.as_ref().is_ok_and(is_other));
+                    readable &=
+                        fields.is_ok_and(|fields| fields.encoding_into(&mut encoding).is_ok());
                     batch::put(&mut body, &encoding);
                 }
                 row = next(&mut rows).await?;
@@ -246,12 +249,17 @@ impl Look<'_> {
                 whole = false;
             }
             if !readable || (whole && !part.is_as_written(day, &body)) {
+                // A process makes all events of a batch, and so by one version.
+                let is_other = others > 0 && others == batch.last + 1 - batch.first;
                 let (seqs, kind) = match batch.is_end {
                     true => (0..=0, FaultKind::EndMark),
+                    false if is_other => (batch.first..=batch.last, FaultKind::Version),
                     false => (batch.first..=batch.last, FaultKind::Changed),
                 };
                 self.fault(day, part.instance.clone(), seqs, kind);
-                self.changed.insert(batch.key());
+                if kind != FaultKind::Version {
+                    self.changed.insert(batch.key());
+                }
             }
         }
         while let Some(found) = &row {

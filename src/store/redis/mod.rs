@@ -499,3 +499,52 @@ fn is_read_only(error: &RedisError) -> bool {
     let says = |text: &str| text.contains("-READONLY ");
     error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly) || error.detail().is_some_and(says)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::check;
+    use crate::telemetry::metrics::Metrics;
+
+    #[test]
+    fn a_call_is_counted_by_what_became_of_it() {
+        let text = "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\nredis: {urls: redis://127.0.0.1:1}\n";
+        let settings = check::parse(text, &|_| None).unwrap().redis.unwrap().main;
+        let metrics = Metrics::default();
+        let (counts, time) = (metrics.redis.of("main"), Duration::from_millis(1));
+        let redis = Redis::new(
+            "main",
+            settings,
+            None,
+            time,
+            time,
+            counts,
+            Counter::default(),
+        );
+        let refused = || Err(CallError::Refused("OOM".to_owned()));
+        let became: [(&str, Vec<Result<Value, CallError>>); 4] = [
+            ("answered", vec![Ok(Value::Nil)]),
+            (
+                "timed_out",
+                vec![Err(CallError::Timeout), Err(CallError::Timeout)],
+            ),
+            ("down", vec![Err(CallError::Down); 3]),
+            (
+                "refused",
+                vec![refused(), refused(), refused(), Err(CallError::Nonsense)],
+            ),
+        ];
+        for answer in became.iter().flat_map(|(_, answers)| answers) {
+            redis.count(answer, time);
+        }
+        let text = metrics.text();
+        for (result, answers) in &became {
+            let calls = answers.len();
+            let line =
+                format!("weir_redis_calls_total{{client=\"main\",result=\"{result}\"}} {calls}");
+            assert!(text.lines().any(|other| other == line), "{line}: {text}");
+        }
+        let observed = "weir_redis_call_duration_seconds_count{client=\"main\"} 10";
+        assert!(text.contains(observed), "{text}");
+    }
+}

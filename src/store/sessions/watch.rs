@@ -16,7 +16,8 @@ pub struct Watchers(Mutex<HashMap<SessionId, watch::Sender<bool>>>);
 #[derive(Debug)]
 pub struct Watch {
     id: SessionId,
-    ended: watch::Receiver<bool>,
+    /// `None` once it is being dropped.
+    ended: Option<watch::Receiver<bool>>,
     of: Arc<Watchers>,
 }
 
@@ -27,7 +28,7 @@ impl Watchers {
         let sender = watched.entry(id).or_default();
         Watch {
             id,
-            ended: sender.subscribe(),
+            ended: Some(sender.subscribe()),
             of: self.clone(),
         }
     }
@@ -43,17 +44,40 @@ impl Watchers {
 impl Watch {
     /// Waits until it is told that the session has ended; timeouts are not told.
     pub async fn ended(&mut self) {
-        // An error means that nobody is left to tell, which is so once it has ended.
-        let _ = self.ended.wait_for(|ended| *ended).await;
+        if let Some(told) = &mut self.ended {
+            // An error means that nobody is left to tell, which is so once it has ended.
+            let _ = told.wait_for(|ended| *ended).await;
+        }
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
         let mut watched = self.of.0.lock();
-        let last = |sender: &watch::Sender<bool>| sender.receiver_count() <= 1;
-        if watched.get(&self.id).is_some_and(last) {
+        // Below the lock, so that of several that leave at once one is the last.
+        self.ended = None;
+        let is_last = |sender: &watch::Sender<bool>| sender.receiver_count() == 0;
+        if watched.get(&self.id).is_some_and(is_last) {
             watched.remove(&self.id);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_is_kept_for_as_long_as_it_is_watched() {
+        let watchers = Arc::<Watchers>::default();
+        let id = SessionId {
+            hash: [7; 16],
+            user: None,
+        };
+        let [first, second] = [watchers.watch(id), watchers.watch(id)];
+        drop(first);
+        assert_eq!(watchers.0.lock().len(), 1);
+        drop(second);
+        assert_eq!(watchers.0.lock().len(), 0);
     }
 }

@@ -5,7 +5,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row, Rows};
 
 use super::{Ledger, blob, check_version, day, integer, signed, text, unsigned};
-use crate::event::AuditEvent;
+use crate::event::{AuditEvent, is_of_another_version};
 use crate::store::audit::chain::{Check, End, Found, Hasher, InstancePart, Keys};
 use crate::store::audit::days::Day;
 use crate::store::audit::links::{Removed, Seen, SeenPart, shown};
@@ -224,6 +224,7 @@ impl Look<'_, '_> {
                 hash: blob(row, 3),
                 body_seq: event.as_ref().map(|event| event.seq),
                 columns_fit: event.is_some_and(|event| columns_fit(row, &event)),
+                is_of_another_version: is_of_another_version(body),
             };
             check.row(&found, &mut partner);
             self.events.advance()?;

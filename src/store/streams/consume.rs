@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::millis;
-use crate::config::audit::Stream;
+use crate::config::audit::{MOST_SHARDS, Stream};
 use crate::keys::Keys;
 use crate::store::redis::{Arg, CallError, Connections, Script, Value};
 
@@ -19,12 +19,17 @@ const BUDGET: Duration = Duration::from_secs(3);
 const DONE_KEPT: u64 = 3_600;
 /// Batches that one call is about.
 const AT_ONCE: usize = 2_000;
+/// Streams that are asked together, of all that there can be.
+const TOGETHER: usize = 32;
 
 /// The streams, with the keys of each.
 #[derive(Debug)]
 pub struct Streams {
     pub(super) redis: Arc<Connections>,
     keys: Keys,
+    /// Of the file, from 0.
+    count: u16,
+    /// All that there can be.
     pub(super) shards: Vec<Shard>,
     group: String,
     make_group: Script,
@@ -90,7 +95,8 @@ impl Streams {
         Streams {
             redis,
             keys: keys.clone(),
-            shards: (0..stream.shards).map(shard).collect(),
+            count: stream.shards,
+            shards: (0..MOST_SHARDS).map(shard).collect(),
             group: group.to_owned(),
             make_group: Script::new(include_str!("../../../lua/audit_group.lua")),
             say: Script::new(include_str!("../../../lua/audit_say.lua")),
@@ -102,9 +108,9 @@ impl Streams {
         }
     }
 
-    /// How many there are; they count from 0.
+    /// How many the file says; they count from 0.
     pub fn count(&self) -> u16 {
-        u16::try_from(self.shards.len()).expect("made from a u16")
+        self.count
     }
 
     pub(super) fn shard(&self, shard: u16) -> &Shard {
@@ -345,6 +351,21 @@ impl Streams {
     pub async fn lags(&self) -> Vec<Result<Lag, CallError>> {
         let each = (0..self.count()).map(|shard| self.lag_of(shard));
         futures_util::future::join_all(each).await
+    }
+
+    /// How far the storing is behind of each stream beyond [`Streams::count`], as far as they answer: weirs whose file says more have them, or had
+    /// them.
+    pub async fn lags_beyond(&self) -> Vec<(u16, Lag)> {
+        let beyond: Vec<_> = (self.count..MOST_SHARDS).collect();
+        let mut lags = Vec::new();
+        for shards in beyond.chunks(TOGETHER) {
+            let each = shards
+                .iter()
+                .map(async |shard| Some((*shard, self.lag_of(*shard).await.ok()?)));
+            let said = futures_util::future::join_all(each).await;
+            lags.extend(said.into_iter().flatten());
+        }
+        lags
     }
 
     async fn lag_of(&self, shard: u16) -> Result<Lag, CallError> {

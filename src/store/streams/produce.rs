@@ -46,11 +46,6 @@ impl Producer {
         }
     }
 
-    /// How many streams there are.
-    pub fn shards(&self) -> u16 {
-        self.stream.shards
-    }
-
     /// Adds a batch; the entry's id. After an error other than [`AddError::Full`] it may be there all the same.
     pub async fn add(&self, shard: u16, batch: &[u8]) -> Result<String, AddError> {
         let stream = self.keys.audit_stream(&self.stream.name, shard);

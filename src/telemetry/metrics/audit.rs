@@ -21,6 +21,9 @@ pub struct AuditMetrics {
     resent: Counter,
     /// 1 while requests are refused since their events could not be made safe.
     pub refuses: Gauge,
+    /// Of the file system that the spool or SQLite's files are on.
+    pub disk_free_bytes: Gauge,
+    pub disk_bytes: Gauge,
     pub spool_bytes: Gauge,
     pub spool_max_bytes: Gauge,
     pub spool_batches: Gauge,
@@ -76,6 +79,12 @@ impl AuditMetrics {
                 "audit_refuses",
                 "1 while requests are refused since their audit events could not be made safe",
             ),
+            disk_free_bytes: add(
+                registry,
+                "audit_disk_free_bytes",
+                "Bytes that are free where the spool or the files of the audit are",
+            ),
+            disk_bytes: add(registry, "audit_disk_bytes", "Bytes that there are in all"),
             spool_bytes: add(
                 registry,
                 "audit_spool_bytes",

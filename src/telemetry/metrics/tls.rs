@@ -163,3 +163,34 @@ impl HandshakeMetrics {
         self.durations.observe(took);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use crate::telemetry::metrics::Metrics;
+
+    #[test]
+    fn a_certificate_is_told_from_its_begin_to_its_end_and_then_no_more() {
+        let metrics = Metrics::default();
+        let told = |file: &str, begin, end| {
+            let holds = Duration::from_secs(begin)..Duration::from_secs(end);
+            let all = [(file.to_owned(), holds)].into_iter();
+            metrics.tls.certificates.note_lifetimes(all);
+            let text = metrics.text();
+            let lines = text
+                .lines()
+                .filter_map(|line| line.strip_prefix("weir_tls_certificate_"));
+            let mut lines: Vec<_> = lines.map(str::to_owned).collect();
+            lines.sort_unstable();
+            lines
+        };
+        for (file, begin, end) in [("a.crt", 7, 9), ("b.crt", 8, 10)] {
+            let lines = [("not_after", end), ("not_before", begin)];
+            let line = |(which, seconds)| {
+                format!("{which}_timestamp_seconds{{certificate=\"{file}\"}} {seconds}")
+            };
+            assert_eq!(told(file, begin, end), lines.map(line));
+        }
+    }
+}

@@ -224,6 +224,10 @@ fn a_wrong_limit_says_the_mend() {
         "line 3, column 13: rate_limit: \"100\" is not a rate",
     );
     says(
+        "rate_limit: '100/s by '\n",
+        "rate_limit: \"100/s by \" says no key: write one, for example client.ip",
+    );
+    says(
         "rate_limits: {a: {limit: 5/month, by: path}}\n",
         "use algorithm fixed_window",
     );

@@ -140,6 +140,22 @@ fn a_wrong_upstream_says_the_mend() {
         ),
         ("endpoints: ['http://a:0']", "is not an endpoint"),
         (
+            "endpoints: http://a:1/api/",
+            "it has a path: use http://a:1, and \"rewrite: {path_prefix: /api}\" of a route",
+        ),
+        (
+            "endpoints: http://::1:3000",
+            "stands in [], as in http://[::1]:3000",
+        ),
+        (
+            "endpoints: http://u:secret@a:1",
+            "upstreams.a.endpoints: an endpoint has no user and no password",
+        ),
+        (
+            "endpoints: http://a, timeout: -5",
+            "\"-5\" is not a duration",
+        ),
+        (
             "endpoints: ['https://a', 'http://b']",
             "upstreams.a.endpoints: some endpoints use TLS and some do not",
         ),

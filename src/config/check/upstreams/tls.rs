@@ -42,11 +42,29 @@ pub(super) fn url(text: &str) -> Result<(Source, Security), String> {
         };
         Some((Source::Fixed(place), security))
     });
-    found.ok_or_else(|| {
-        format!(
-            "\"{text}\" is not an endpoint: use http://HOST:PORT, for example http://127.0.0.1:3000"
-        )
-    })
+    found.ok_or_else(|| no_endpoint(text))
+}
+
+/// With the mend for what is often written.
+fn no_endpoint(text: &str) -> String {
+    let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
+    // It may be a password.
+    if rest.contains('@') {
+        return "an endpoint has no user and no password: use http://HOST:PORT; a field that the app asks for can be set by request_headers of a route".to_owned();
+    }
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let is_http = ["http", "https"].contains(&scheme);
+    let mend = match () {
+        () if is_http && !path.is_empty() && split_port(authority).is_some() => format!(
+            "it has a path: use {scheme}://{authority}, and \"rewrite: {{path_prefix: /{}}}\" of a route",
+            path.trim_end_matches('/')
+        ),
+        () if is_http && authority.matches(':').count() > 1 && !authority.contains('[') => {
+            "an IPv6 address stands in [], as in http://[::1]:3000".to_owned()
+        }
+        () => "use http://HOST:PORT, for example http://127.0.0.1:3000".to_owned(),
+    };
+    format!("\"{text}\" is not an endpoint: {mend}")
 }
 
 impl Checker {
