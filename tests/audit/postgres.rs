@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::harness::ingest::{eventually, on_a_runtime};
+use super::harness::ingest::{boot, eventually, on_a_runtime, pack};
 use super::harness::kept::{DAY, KEY, Kept, Kind, RETENTION, pools};
 use super::harness::metrics;
 use super::harness::pooler::Pooler;
@@ -14,6 +14,7 @@ use super::harness::raw::Silent;
 use super::harness::redis::Certificates;
 use serde_json::Value;
 use tokio::runtime::Handle;
+use tokio_postgres::IsolationLevel;
 use weir::background::partitions as keeping;
 use weir::background::partitions::{Unindexed, keep_once};
 use weir::background::supervise::{AtStop, Supervisor};
@@ -21,10 +22,12 @@ use weir::clock;
 use weir::config::redis::{Certificate, Tls};
 use weir::config::{Secret, postgres};
 use weir::heartbeat::Heartbeat;
+use weir::store::audit::batch::Batch;
 use weir::store::audit::chain::Hasher;
 use weir::store::audit::days::Day;
 use weir::store::audit::{Filter, Order};
 use weir::store::postgres::partitions::{Admission, list as days_of};
+use weir::store::postgres::write::{Outcome, Writer};
 use weir::store::postgres::{Postgres, PostgresError, Reader, migrate, partitions};
 use weir::telemetry::metrics::Metrics;
 
@@ -377,9 +380,9 @@ fn the_schema_is_made_once_however_many_make_it() {
 fn steps_take_as_long_as_they_take_whatever_bound_the_role_has() {
     let database = Database::new();
     let (bound, name) = ("250ms", &database.name);
-    database.query(&format!(
-        "ALTER DATABASE {name} SET statement_timeout = '{bound}'"
-    ));
+    for setting in ["statement_timeout", "lock_timeout"] {
+        database.query(&format!("ALTER DATABASE {name} SET {setting} = '{bound}'"));
+    }
     database.query("CREATE SCHEMA weir");
     database.query("CREATE TABLE weir.schema_version (version integer PRIMARY KEY, applied timestamptz NOT NULL DEFAULT now())");
     on_a_runtime(async {
@@ -400,10 +403,52 @@ fn steps_take_as_long_as_they_take_whatever_bound_the_role_has() {
         assert_eq!(migrated.unwrap().to, migrate::VERSION);
         // The pool's connections have the role's bound again.
         drop(held);
-        for _ in 0..2 {
+        for setting in ["statement_timeout", "lock_timeout"] {
             let connection = postgres.write().await.unwrap();
-            let shown = connection.query_one("SHOW statement_timeout", &[]).await;
+            let shown = connection.query_one(&format!("SHOW {setting}"), &[]).await;
             assert_eq!(shown.unwrap().get::<_, String>(0), bound);
+        }
+    });
+}
+
+#[test]
+fn who_owns_the_schema_needs_no_right_to_create_one() {
+    let database = Database::new();
+    let role = format!("owner_of_{}", database.name);
+    database.query(&format!("CREATE ROLE {role} LOGIN"));
+    let url = database.url().replace("postgres@", &format!("{role}@"));
+    on_a_runtime(async {
+        let postgres = Postgres::new(&config(&url, &[])).unwrap();
+        let migrated = migrate::migrate(postgres.write().await.unwrap()).await;
+        let refused = migrated.unwrap_err();
+        assert!(refused.mend().is_some(), "{refused}");
+        database.query(&format!("CREATE SCHEMA weir AUTHORIZATION {role}"));
+        let migrated = migrate::migrate(postgres.write().await.unwrap()).await;
+        assert_eq!(migrated.unwrap().to, migrate::VERSION);
+        let now = clock::wall();
+        let batch = Batch::open(&pack(&mut boot(1, now), 1, now).1).unwrap();
+        let mut writer = Writer::new(postgres.clone(), RETENTION);
+        let stored = writer.store(&[&batch]).await;
+        assert_eq!(stored, Ok(vec![Outcome::Stored]));
+    });
+}
+
+/// Of transactions Postgres has one since 17.
+#[test]
+fn a_transaction_takes_as_long_as_it_takes_whatever_bound_the_role_has() {
+    let database = Database::new();
+    let knows = "SELECT count(*) FROM pg_settings WHERE name = 'transaction_timeout'";
+    if database.one(knows) == "1" {
+        database.query(&format!(
+            "ALTER DATABASE {} SET transaction_timeout = '250ms'",
+            database.name
+        ));
+    }
+    on_a_runtime(async {
+        let postgres = Postgres::new(&config(&database.url(), &[])).unwrap();
+        for connection in [postgres.write().await, postgres.read().await] {
+            let slow = "BEGIN; SELECT pg_sleep(1); COMMIT";
+            assert!(connection.unwrap().batch_execute(slow).await.is_ok());
         }
     });
 }
@@ -551,6 +596,147 @@ fn a_query_locks_the_days_that_it_reads_and_not_those_of_all_retention() {
     assert_eq!(found.unwrap().len(), 3);
 }
 
+/// A transaction that puts events waits for the lock 7.
+const STOP: &str = "CREATE FUNCTION stop() RETURNS trigger LANGUAGE plpgsql AS
+         $$ BEGIN PERFORM pg_advisory_xact_lock(7); RETURN NULL; END $$;
+     CREATE TRIGGER stop AFTER INSERT ON weir.audit_events EXECUTE FUNCTION stop()";
+
+#[test]
+fn a_worker_that_is_sent_a_batch_again_locks_its_day_and_not_those_of_all_retention() {
+    let kept = Kept::new(Kind::Postgres);
+    let database = kept.database.as_ref().unwrap();
+    kept.block(async {
+        let mut writer = Writer::new(kept.pools().clone(), RETENTION);
+        let now = clock::wall();
+        let mut boot = boot(1, now);
+        let [known, new] = [(); 2].map(|()| Batch::open(&pack(&mut boot, 1, now).1).unwrap());
+        let stored = writer.store(&[&known]).await;
+        assert_eq!(stored, Ok(vec![Outcome::Stored]));
+        let today = partitions::today(&kept.pools().write().await.unwrap()).await;
+        database.query(&YEARS.replace("TODAY", &today.unwrap().to_string()));
+        database.query(STOP);
+        let holder = kept.pools().write().await.unwrap();
+        holder.batch_execute("SELECT pg_advisory_lock(7)").await.unwrap();
+        let held = "SELECT count(*) FROM pg_locks WHERE locktype = 'relation'
+            AND pid = (SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = 7 AND NOT granted)";
+        let count = async {
+            let mut count = 0;
+            eventually(async || {
+                count = database.one(held).parse().unwrap();
+                count > 0
+            })
+            .await;
+            let unlocked = holder.batch_execute("SELECT pg_advisory_unlock(7)").await;
+            unlocked.unwrap();
+            count
+        };
+        let both = [&known, &new];
+        let (stored, held) = tokio::join!(writer.store(&both), count);
+        assert_eq!(stored, Ok(vec![Outcome::Known, Outcome::Stored]));
+        assert!(held < 50, "{held} locks of one transaction");
+    });
+}
+
+#[test]
+fn days_are_kept_whatever_bounds_the_role_has() {
+    let kept = Kept::new(Kind::Postgres);
+    let database = kept.database.as_ref().unwrap();
+    for setting in ["statement_timeout", "lock_timeout"] {
+        database.query(&format!(
+            "ALTER DATABASE {} SET {setting} = '250ms'",
+            database.name
+        ));
+    }
+    let postgres = pools(&database.url());
+    kept.block(async {
+        let today = partitions::today(&postgres.write().await.unwrap()).await;
+        let today = today.unwrap();
+        let mut reader = kept.pools().write().await.unwrap();
+        let oldest = Day(today.0 - 1);
+        partitions::admit(&mut reader, oldest, RETENTION)
+            .await
+            .unwrap();
+        let name = oldest.to_string().replace('-', "_");
+        // As long as these are under way, the index of a day that is over is not done, and the day does not go.
+        let looks = [
+            "SELECT 1".to_owned(),
+            format!("SELECT FROM weir.audit_events_{name}"),
+        ];
+        for (look, retention) in looks.iter().zip([DAY, Duration::ZERO]) {
+            let transaction = reader.build_transaction();
+            let transaction = transaction.isolation_level(IsolationLevel::RepeatableRead);
+            let transaction = transaction.start().await.unwrap();
+            transaction.query(look, &[]).await.unwrap();
+            let (hasher, metrics) = (Hasher::new(None), Metrics::default());
+            let mut unindexed = Unindexed::new();
+            let heart = Heartbeat::default();
+            let keeps = keep_once(
+                &postgres,
+                retention,
+                &hasher,
+                &metrics.ingest,
+                &mut unindexed,
+                &heart,
+            );
+            let ends = async {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                transaction.rollback().await.unwrap();
+            };
+            let (kept, ()) = tokio::join!(keeps, ends);
+            assert_eq!(kept, Ok(()), "{retention:?}");
+        }
+        let left = days_of(&reader).await.unwrap();
+        assert!(!left.contains(&oldest), "{left:?}");
+    });
+}
+
+/// Who would wait for that ends a vacuum that goes by itself.
+#[test]
+fn days_are_kept_while_today_is_vacuumed() {
+    let (kept, _process) = Kept::with(Kind::Postgres, 1);
+    kept.block(async {
+        let (hasher, metrics) = (Hasher::new(None), Metrics::default());
+        let (mut unindexed, heart) = (Unindexed::new(), Heartbeat::default());
+        let mut keep = async || {
+            let keeps = keep_once(
+                kept.pools(),
+                RETENTION,
+                &hasher,
+                &metrics.ingest,
+                &mut unindexed,
+                &heart,
+            );
+            tokio::time::timeout(WITHIN, keeps).await
+        };
+        assert_eq!(keep().await, Ok(Ok(())));
+        let mut vacuum = kept.pools().write().await.unwrap();
+        let today = partitions::today(&vacuum).await.unwrap();
+        let today = today.to_string().replace('-', "_");
+        let vacuum = vacuum.transaction().await.unwrap();
+        let lock = format!("LOCK TABLE weir.audit_events_{today} IN SHARE UPDATE EXCLUSIVE MODE");
+        vacuum.batch_execute(&lock).await.unwrap();
+        assert_eq!(keep().await, Ok(Ok(())));
+    });
+}
+
+#[test]
+fn a_replica_is_read_though_it_knows_no_serializable_transactions() {
+    let primary = Server::start();
+    let replica = primary.replica();
+    primary.query("CREATE DATABASE strict");
+    primary.query("ALTER DATABASE strict SET default_transaction_isolation = 'serializable'");
+    on_a_runtime(async {
+        let [write, read] = [&primary, &replica].map(|server| server.url_of("strict"));
+        eventually(async || {
+            let postgres = Postgres::new(&config(&write, std::slice::from_ref(&read))).unwrap();
+            let connection = postgres.read().await.unwrap();
+            let port = connection.query_one("SELECT inet_server_port()", &[]).await;
+            port.is_ok_and(|port| port.get::<_, i32>(0) == i32::from(replica.port))
+        })
+        .await;
+    });
+}
+
 /// The tables of a plan that are partitions, each with the index that it is read by; without one where it is read through.
 fn reads(plan: &Value, found: &mut BTreeSet<(String, Option<String>)>) {
     let text = |key: &str| plan[key].as_str().map(str::to_owned);
@@ -565,21 +751,36 @@ fn reads(plan: &Value, found: &mut BTreeSet<(String, Option<String>)>) {
     }
 }
 
-/// It waited for the lock that days are made under.
+/// It waited for the lock that days are made under. By default a transaction may see what was there when it began.
 #[test]
 fn a_day_that_another_worker_has_made_meanwhile_is_ready() {
+    for (isolation, ago) in [
+        ("read committed", 3),
+        ("repeatable read", 4),
+        ("serializable", 5),
+    ] {
+        is_made_once(isolation, ago);
+    }
+}
+
+fn is_made_once(isolation: &str, ago: u32) {
     const MAKING: i64 = 0x7765_6972_0000_0002;
     let waits = "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database
         WHERE datname = current_database() AND locktype = 'advisory' AND NOT granted";
     let kept = Kept::new(Kind::Postgres);
     let database = kept.database.as_ref().unwrap();
+    database.query(&format!(
+        "ALTER DATABASE {} SET default_transaction_isolation = '{isolation}'",
+        database.name
+    ));
+    let pools = pools(&database.url());
     kept.block(async {
-        let mut other = kept.pools().write().await.unwrap();
+        let mut other = pools.write().await.unwrap();
         let lock = |call: &str| format!("SELECT {call}({MAKING})");
         let locked = other.batch_execute(&lock("pg_advisory_lock")).await;
         locked.unwrap();
-        let mut connection = kept.pools().write().await.unwrap();
-        let day = Day(partitions::today(&other).await.unwrap().0 - 3);
+        let mut connection = pools.write().await.unwrap();
+        let day = Day(partitions::today(&other).await.unwrap().0 - ago);
         let make = async {
             eventually(async || database.one(waits) == "1").await;
             let made = partitions::admit(&mut other, day, RETENTION).await;
@@ -589,7 +790,7 @@ fn a_day_that_another_worker_has_made_meanwhile_is_ready() {
         };
         let admit = partitions::admit(&mut connection, day, RETENTION);
         let (admitted, made) = tokio::join!(admit, make);
-        assert_eq!(admitted.unwrap(), Admission::Ready);
+        assert_eq!(admitted, Ok(Admission::Ready), "{isolation}");
         assert_eq!(made.unwrap(), Admission::Ready);
     });
 }

@@ -9,7 +9,7 @@ use super::harness::kept::{
     DAY, KEY, Kept, Kind, Process, RETENTION, encoded, event, noon, pools, pools_with, seqs,
     servers,
 };
-use super::harness::postgres::Server;
+use super::harness::postgres::{Server, try_query};
 use super::harness::process::{Running, file};
 use super::harness::{Upstream, eventually};
 use serde_json::Value;
@@ -607,6 +607,81 @@ fn replicas_of_uneven_lag_leave_nothing_out_of_a_listing() {
     assert_eq!(found, (51..=1_000).collect::<Vec<_>>());
 }
 
+/// A commit that waits for one standby is seen at another that has it, and at the primary once it is over.
+#[test]
+fn a_replica_that_is_ahead_of_its_primary_hides_nothing_from_who_follows() {
+    let primary = Server::start();
+    let replica = primary.replica();
+    let count = "SELECT count(*) FROM weir.audit_events";
+    let wait_for = |standby: &str| {
+        primary.query(&format!(
+            "ALTER SYSTEM SET synchronous_standby_names = '{standby}'"
+        ));
+        primary.query("SELECT pg_reload_conf()");
+        eventually(|| primary.one("SHOW synchronous_standby_names") == standby);
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let of_primary = pools(&primary.url());
+        let connection = of_primary.write().await.unwrap();
+        migrate::migrate(connection).await.unwrap();
+        let id = Uuid::from_bytes([1; 16]);
+        let mut boot = Boot::new("a".to_owned(), id, noon().into(), Hasher::new(None));
+        let mut batch = |range| {
+            let (_, bytes) = boot.pack(&mut [encoded(range)], noon().into(), 0);
+            Batch::open(&bytes).unwrap()
+        };
+        let mut writer = Writer::new(of_primary, RETENTION);
+        writer.store(&[&batch(1..=10)]).await.unwrap();
+        eventually(|| {
+            let found = try_query(&replica.url(), count);
+            found.is_ok_and(|rows| rows[0][0] == "10")
+        });
+        // As the admin port reads.
+        let both = pools_with(&primary.url(), vec![Secret(replica.url())]);
+        let events = Events::Postgres(Reader::new(both));
+        let follow = async |after: Option<Cursor>| {
+            let filter = Filter {
+                after,
+                settled: true,
+                limit: Some(100),
+                ..Filter::default()
+            };
+            let (found, next) = events.follow(&filter, None).await?;
+            Ok::<_, StoreError>((seqs(&found), Some(next)))
+        };
+        let (found, mut place) = follow(None).await.unwrap();
+        assert_eq!(found, (1..=10).collect::<Vec<_>>());
+
+        wait_for("away");
+        let late = batch(11..=15);
+        let batches = [&late];
+        let followed = async {
+            let shown = async || replica.one(count) == "15";
+            super::harness::ingest::eventually(shown).await;
+            assert_eq!(primary.one(count), "10");
+            let (found, ahead) = follow(None).await.unwrap();
+            assert_eq!(found, (1..=15).collect::<Vec<_>>());
+            let beyond = follow(ahead).await;
+            let mut found = Vec::new();
+            let mut next = async || {
+                let (more, next) = follow(place).await.unwrap();
+                place = next;
+                found.extend(more);
+                found.len() == 5
+            };
+            assert!(!next().await);
+            wait_for("");
+            super::harness::ingest::eventually(next).await;
+            assert_eq!(beyond.unwrap().0, [0; 0]);
+            found
+        };
+        let (stored, found) = tokio::join!(writer.store(&batches), followed);
+        stored.unwrap();
+        assert_eq!(found, (11..=15).collect::<Vec<_>>());
+    });
+}
+
 #[test]
 fn a_tail_goes_on_once_its_server_is_back() {
     let server = Server::start();
@@ -637,6 +712,24 @@ fn a_tail_goes_on_once_its_server_is_back() {
     assert_eq!([next(), next(), next()], [1, 2, 3]);
     kept.append(&mut process, 4..=4, noon());
     assert_eq!(next(), 4);
+}
+
+#[test]
+fn an_export_goes_on_though_its_connection_ends() {
+    let (kept, _process) = Kept::with(Kind::Postgres, 6_000);
+    let database = kept.database.as_ref().unwrap();
+    let config = kept.config("listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\n");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
+    command.args(["audit", "export", "-c"]).arg(config.path());
+    let mut child = Ended(command.stdout(Stdio::piped()).spawn().unwrap());
+    // It has a page, and waits for who reads that.
+    let waits = "FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle'
+        AND query LIKE '%AS events LEFT JOIN%' AND state_change < now() - interval '1 s'";
+    eventually(|| database.one(&format!("SELECT count(*) {waits}")) == "1");
+    database.query(&format!("SELECT pg_terminate_backend(pid) {waits}"));
+    let said = BufReader::new(child.0.stdout.take().unwrap()).lines();
+    assert_eq!(said.map_while(Result::ok).count(), 6_000);
+    assert!(child.0.wait().unwrap().success());
 }
 
 /// As a follower's place is once the server was restored to an earlier time, or a standby promoted that was behind.

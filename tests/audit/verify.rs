@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::harness::kept::{DAY, KEY, Kept, Kind, RETENTION, encoded, noon, seqs};
+use super::harness::kept::{DAY, KEY, Kept, Kind, RETENTION, encoded, noon, pools, seqs};
 use weir::clock;
 use weir::store::audit::batch::{Batch, Boot};
 use weir::store::audit::chain::{Hasher, Keys};
 use weir::store::audit::days::Day;
+use weir::store::audit::events::Events;
 use weir::store::audit::{FaultKind, Filter};
-use weir::store::postgres::{partitions, write};
+use weir::store::postgres::{Reader, partitions, write};
 use weir::store::sqlite;
 
 crate::in_each_store!(
@@ -472,6 +473,22 @@ fn batches_follow_a_clock_that_is_set_right() {
         });
         assert_eq!(read(), (left, vec![]));
     }
+}
+
+#[test]
+fn days_are_told_however_the_server_reads_texts() {
+    let (kept, process) = Kept::with(Kind::Postgres, 10);
+    kept.end(process);
+    let database = kept.database.as_ref().unwrap();
+    for setting in [
+        "standard_conforming_strings = off",
+        "DateStyle = 'SQL, DMY'",
+    ] {
+        database.query(&format!("ALTER DATABASE {} SET {setting}", database.name));
+    }
+    let events = Events::Postgres(Reader::new(pools(&database.url())));
+    let report = kept.block(events.verify(&Keys::new(&[KEY]))).unwrap();
+    assert_eq!((report.events, report.faults), (10, vec![]));
 }
 
 fn days_that_retention_removed_are_not_missed(kind: Kind) {

@@ -8,7 +8,7 @@ use super::FilterFlags;
 use super::format::{Format, print};
 use crate::cli::tell;
 use crate::store::audit::events::{Events, may_pass};
-use crate::store::audit::{Filter, Order, Stored};
+use crate::store::audit::{Filter, Order, StoreError, Stored};
 
 /// Rows read at a time, so that an export of any size needs little memory.
 const PAGE: u32 = 5_000;
@@ -16,6 +16,8 @@ const PAGE: u32 = 5_000;
 const POLL: Duration = Duration::from_millis(250);
 /// How long it waits once a server did not answer.
 const RETRY: Duration = Duration::from_secs(1);
+/// How often an export asks for a page, at most.
+const TRIES: u32 = 10;
 
 pub(super) async fn query(
     store: &Events,
@@ -98,7 +100,7 @@ pub(super) async fn export(
         ..flags.filter()
     };
     loop {
-        let mut events = store.query(&filter).await?;
+        let mut events = page(store, &filter).await?;
         let last = events.last().map(|last| last.cursor);
         events.retain(|event| end.is_none_or(|end| Some(event.cursor) <= end));
         print(&events, format, filter.after.is_none(), &mut out)?;
@@ -109,6 +111,22 @@ pub(super) async fn export(
     }
     out.flush()?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A page of an export. One behind others is asked for again, if need be: a standby ends what stands in the way of what its primary has
+/// done, and servers begin anew.
+async fn page(store: &Events, filter: &Filter) -> Result<Vec<Stored>, StoreError> {
+    let mut tries = 1;
+    loop {
+        match store.query(filter).await {
+            Err(error) if filter.after.is_some() && may_pass(&error) && tries < TRIES => {
+                tracing::warn!(%error, "the audit cannot be read now; asking again");
+                tries += 1;
+                tokio::time::sleep(RETRY).await;
+            }
+            found => return found,
+        }
+    }
 }
 
 /// The newest events, the oldest of them first.

@@ -64,16 +64,18 @@ impl Events {
         filter: &Filter,
         deadline: Option<Instant>,
     ) -> Result<(Vec<Stored>, Cursor), StoreError> {
-        // No server that lags behind the other one's end may be asked: what goes on from a place is asked of the primary, which lags behind none.
-        let events = match self {
-            Events::Postgres(reader) if filter.after.is_none() => Events::Postgres(reader.kept()),
-            Events::Sqlite(_) | Events::Postgres(_) => self.clone(),
+        // A search of Postgres tells it itself: another server's end may be behind what this one shows, be it the primary, which shows nothing
+        // that it commits before the standby has it that it waits for.
+        let asked = match self {
+            Events::Sqlite(_) => Some(self.end().await?),
+            Events::Postgres(_) => None,
         };
-        let end = events.end().await?;
         let Found {
             events: found,
             stopped_at,
-        } = events.search(filter, deadline).await?;
+            settled_to,
+        } = self.search(filter, deadline).await?;
+        let end = asked.or(settled_to).unwrap_or_default();
         let is_full = filter
             .limit
             .is_some_and(|limit| found.len() >= limit as usize);

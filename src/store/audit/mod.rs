@@ -199,4 +199,7 @@ pub struct Found {
     pub events: Vec<Stored>,
     /// Where to go on, by the filter's `after` or `before`, if its time was over first: all ahead of it was looked at.
     pub stopped_at: Option<Cursor>,
+    /// Behind all that nothing can come to stand ahead of any more, as of this search and by the server that answered it. SQLite's files
+    /// do not tell with it.
+    pub settled_to: Option<Cursor>,
 }

@@ -6,6 +6,8 @@ use std::time::Duration;
 use thiserror::Error;
 
 const LOCK_NOT_AVAILABLE: &str = "55P03";
+/// A sequence has come to its end.
+const NO_NUMBER_LEFT: &str = "2200H";
 /// What a statement that takes too long ends with.
 const QUERY_CANCELED: &str = "57014";
 /// Classes of SQLSTATEs: connections, transactions, prepared statements that a pooler has left with another connection, who may do what,
@@ -67,7 +69,7 @@ impl PostgresError {
     pub(super) fn beside(self) -> PostgresError {
         match self {
             PostgresError::Refused { code, message }
-                if code.starts_with("23") || code.starts_with("54") =>
+                if code.starts_with("23") || code.starts_with("54") || code == NO_NUMBER_LEFT =>
             {
                 PostgresError::Beside { code, message }
             }
@@ -125,7 +127,7 @@ impl PostgresError {
             }
             "3D000" => Some("create the database, or mend its name in postgres.write"),
             "42501" => Some(
-                "let the user of postgres.write create schemas there, or run `weir migrate` as one that may",
+                "let the user of postgres.write create schemas there, or give it one: CREATE SCHEMA weir AUTHORIZATION that user; it must own weir's tables",
             ),
             "26000" => Some(
                 "have the pooler in front of postgres.write keep a connection for one client (PgBouncer: pool_mode = session)",

@@ -11,6 +11,11 @@ const STEPS: &[(i32, &str)] = &[
     (2, include_str!("../../../migrations/2_spans.sql")),
 ];
 
+/// IF NOT EXISTS asks for the right to create schemas even where it is there, made for this role.
+const SCHEMA: &str = "DO $$ BEGIN
+     IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'weir') THEN CREATE SCHEMA weir; END IF;
+ END $$";
+
 /// Held while steps are applied, by whoever comes first: `weir` in ASCII, and 1.
 const LOCK: i64 = 0x7765_6972_0000_0001;
 
@@ -25,8 +30,8 @@ pub struct Migrated {
     pub to: i32,
 }
 
-/// Brings the schema up to date. Harmless if it is, and with several at once: the others wait. The connection's role must be
-/// allowed to create the schema `weir`, and owns it then; a step that fails leaves nothing of itself.
+/// Brings the schema up to date. Harmless if it is, and with several at once: the others wait. The connection's role must own the
+/// schema `weir`, or be allowed to create it; a step that fails leaves nothing of itself.
 pub async fn migrate(mut connection: Client) -> Result<Migrated, PostgresError> {
     let migrated = locked(&mut connection).await;
     if migrated.is_err() {
@@ -55,13 +60,14 @@ async fn locked(connection: &mut Client) -> Result<Migrated, PostgresError> {
         return Err(PostgresError::Encoding(encoding));
     }
     // Of the session, not of a transaction: each step is one of its own. All take as long as they do, whatever bound the role has.
-    let lock = format!("SET statement_timeout = 0; SELECT pg_advisory_lock({LOCK})");
+    let lock =
+        format!("SET statement_timeout = 0; SET lock_timeout = 0; SELECT pg_advisory_lock({LOCK})");
     connection.batch_execute(&lock).await?;
     let from = version(connection).await?;
     known(from)?;
     for (number, step) in STEPS.iter().filter(|(number, _)| *number > from) {
         let step = format!(
-            "CREATE SCHEMA IF NOT EXISTS weir;
+            "{SCHEMA};
              CREATE TABLE IF NOT EXISTS weir.schema_version
                  (version integer PRIMARY KEY, applied timestamptz NOT NULL DEFAULT now());
              {step};
@@ -71,7 +77,8 @@ async fn locked(connection: &mut Client) -> Result<Migrated, PostgresError> {
         transaction.batch_execute(&step).await?;
         transaction.commit().await?;
     }
-    let unlock = format!("SELECT pg_advisory_unlock({LOCK}); RESET statement_timeout");
+    let unlock =
+        format!("SELECT pg_advisory_unlock({LOCK}); RESET statement_timeout; RESET lock_timeout");
     connection.batch_execute(&unlock).await?;
     Ok(Migrated { from, to: VERSION })
 }

@@ -177,6 +177,7 @@ impl Postgres {
                     kept.get_or_init(|| place);
                     return Ok(connection);
                 }
+                Err(PostgresError::Busy { .. }) => {}
                 Err(error) => replica.note(Err(&error)),
             }
         }

@@ -22,6 +22,10 @@ const KEEPING: i64 = 0x7765_6972_0000_0003;
 /// For locks on tables that others use all the time: who waits for one holds up all that come behind.
 const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '2s'";
 
+/// Of who keeps days, whatever the role has: cut short, an index would be begun anew each time, and a large day would never go. An index
+/// waits for all who may look at the database as it was before; behind one that was forgotten, days are to be made and to go all the same.
+const BOUNDS: &str = "SET statement_timeout = 0; SET lock_timeout = '1h'";
+
 /// Whether a day can take rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admission {
@@ -219,24 +223,29 @@ pub async fn index(connection: &Client, day: Day) -> Result<bool, PostgresError>
     }
     let make =
         format!("CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON weir.{table} (username, time)");
-    // Cut short, it would be begun anew each time.
-    connection
-        .batch_execute("SET statement_timeout = 0")
-        .await?;
     connection.batch_execute(&make).await?;
-    connection.batch_execute("RESET statement_timeout").await?;
     Ok(true)
 }
 
-/// Brings the BRIN index of a day up to its rows, which autovacuum may be late with, or switched off.
+/// Brings the BRIN index of a day up to its rows, which autovacuum may be late with, or switched off. Not while one is at that table: it
+/// does that itself at its end, and would be cancelled for whoever waits a second for it (`deadlock_timeout`).
 pub async fn summarize(connection: &Client, day: Day) -> Result<(), PostgresError> {
     let query = format!(
-        "SELECT brin_summarize_new_values(i.indexrelid)
+        "SET LOCAL lock_timeout = '250ms';
+         SELECT brin_summarize_new_values(i.indexrelid)
          FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam
          WHERE i.indrelid = to_regclass('weir.{}') AND a.amname = 'brin'",
         Names::of(day).events
     );
-    Ok(connection.batch_execute(&query).await?)
+    // Both are one transaction.
+    match connection
+        .batch_execute(&query)
+        .await
+        .map_err(PostgresError::from)
+    {
+        Err(error) if error.is_held() => Ok(()),
+        done => done,
+    }
 }
 
 /// Has `keep` done by one process at a time: `None` if another is at it, which the server is to say `within` that time. `keep` is
@@ -256,6 +265,8 @@ pub async fn alone<T>(
         return Ok(None);
     }
     let backend = locked.try_get(1)?;
+    let bounded = timeout(within, connection.get().batch_execute(BOUNDS)).await;
+    bounded.map_err(|_| PostgresError::Late(within))??;
     keep(connection.get(), backend).await.map(Some)
 }
 

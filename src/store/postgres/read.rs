@@ -85,7 +85,10 @@ impl Reader {
     /// Connects to nothing yet. The connections live on the runtime of the first query, and all are to one server, the primary
     /// once that fails.
     pub fn open(config: &postgres::Postgres) -> Result<Reader, OpenError> {
-        Ok(Reader::new(Postgres::new(config)?).kept())
+        Ok(Reader {
+            postgres: Postgres::new(config)?,
+            kept: Some(Arc::default()),
+        })
     }
 
     /// Shares the pools with others: a query that goes on from a place reads from the primary.
@@ -93,14 +96,6 @@ impl Reader {
         Reader {
             postgres,
             kept: None,
-        }
-    }
-
-    /// One whose queries are all answered by one server, or by the primary once that fails.
-    pub fn kept(&self) -> Reader {
-        Reader {
-            postgres: self.postgres.clone(),
-            kept: Some(self.kept.clone().unwrap_or_default()),
         }
     }
 
@@ -129,6 +124,10 @@ impl Reader {
             // A place that the one replica has not come to yet may be one of the primary.
             Err(StoreError::Moved) if self.kept.is_some() => {
                 search_by(self.postgres.read_primary().await?, filter, deadline).await
+            }
+            // While the primary waits for a standby, another may show already what it holds back.
+            Err(StoreError::Moved) if goes_on => {
+                search_by(self.postgres.read().await?, filter, deadline).await
             }
             found => found,
         }
@@ -186,7 +185,10 @@ async fn search(
     let all = between;
     let address = filter.client.as_deref().map(str::parse::<IpAddr>);
     let Ok(address) = address.transpose() else {
-        return Ok(Found::default());
+        return Ok(Found {
+            settled_to: Some(before(settled)),
+            ..Found::default()
+        });
     };
     let search = Search {
         client,
@@ -245,6 +247,7 @@ async fn search(
     Ok(Found {
         events: stored,
         stopped_at: place,
+        settled_to: Some(before(settled)),
     })
 }
 

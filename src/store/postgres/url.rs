@@ -18,6 +18,11 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_RETRIES: u32 = 3;
 pub(super) const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 
+/// What is bounded is so by statement: a check of all the audit, an index of a day and the steps of the schema take as long as they do. Postgres
+/// has that setting since 17, which is to be asked for without a snapshot of a kind that a standby does not know.
+const UNBOUND: &str = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+     SELECT set_config('transaction_timeout', '0', false) WHERE current_setting('transaction_timeout', true) <> '0';";
+
 /// Whether two URLs say the same, but for the password.
 pub fn differ_by_password(Secret(one): &Secret, Secret(other): &Secret) -> bool {
     let without = |url: &str| {
@@ -71,8 +76,13 @@ pub(super) fn parse(
 /// options themselves: poolers refuse or ignore those, and who asks for a server that can be written to
 /// (`target_session_attrs=read-write`) would find none where transactions are read-only.
 pub(super) fn set(config: &tokio_postgres::Config, settings: &[(&str, String)]) -> String {
-    // The server's side of keepalives: the locks of a worker whose machine vanished are free in good time.
-    let keepalives = [
+    // The server's side of keepalives: the locks of a worker whose machine vanished are free in good time. And each statement sees what
+    // is committed by then: one behind a lock is to see what its holder did, and a standby knows no serializable transactions.
+    let always = [
+        (
+            "default_transaction_isolation",
+            "'read committed'".to_owned(),
+        ),
         ("tcp_keepalives_idle", KEEPALIVE_IDLE.as_secs().to_string()),
         (
             "tcp_keepalives_interval",
@@ -81,10 +91,12 @@ pub(super) fn set(config: &tokio_postgres::Config, settings: &[(&str, String)]) 
         ("tcp_keepalives_count", KEEPALIVE_RETRIES.to_string()),
     ];
     let given = config.get_options().unwrap_or_default();
-    let all = keepalives.iter().chain(settings);
-    all.filter(|(name, _)| !given.contains(name))
-        .map(|(name, value)| format!("SET {name} = {value};"))
-        .collect()
+    let all = always.iter().chain(settings);
+    let sets = all
+        .filter(|(name, _)| !given.contains(name))
+        .map(|(name, value)| format!("SET {name} = {value};"));
+    let unbound = Some(UNBOUND).filter(|_| !given.contains("transaction_timeout"));
+    sets.chain(unbound.map(str::to_owned)).collect()
 }
 
 pub(super) fn name(config: &tokio_postgres::Config) -> String {
@@ -140,7 +152,7 @@ mod tests {
         let said = set(&config, &settings.map(|name| (name, "on".to_owned())));
         assert!(!said.contains("statement_timeout"), "{said}");
         assert!(
-            said.ends_with("SET default_transaction_read_only = on;"),
+            said.contains("SET default_transaction_read_only = on;"),
             "{said}"
         );
     }

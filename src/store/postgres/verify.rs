@@ -33,11 +33,12 @@ SET LOCAL work_mem = '64MB';
 SET LOCAL DateStyle = 'ISO'";
 
 /// The first day of each partition, and the day behind it; null for one that is bounded in another way.
-const DAYS: &str = r"
+/// Without a backslash, which is none where `standard_conforming_strings` is off.
+const DAYS: &str = "
 SELECT bounds[1]::date, bounds[2]::date FROM pg_inherits
 JOIN pg_class ON pg_class.oid = inhrelid
 CROSS JOIN LATERAL regexp_match(pg_get_expr(relpartbound, pg_class.oid),
-    '^FOR VALUES FROM \(''(\d+-\d+-\d+)''\) TO \(''(\d+-\d+-\d+)''\)$') AS bounds
+    '^FOR VALUES FROM [(]''([0-9]+-[0-9]+-[0-9]+)''[)] TO [(]''([0-9]+-[0-9]+-[0-9]+)''[)]$') AS bounds
 WHERE inhparent IN ('weir.audit_events'::regclass, 'weir.audit_batches'::regclass)";
 
 /// Where the next part of a day ends.

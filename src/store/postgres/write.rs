@@ -41,8 +41,13 @@ const BOUNDS: &str = "SET LOCAL statement_timeout = '30s'; SET LOCAL lock_timeou
      SET LOCAL idle_in_transaction_session_timeout = '30s';
      SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'";
 
+/// In the order in which others add them. Those that are there are left out first: each row that is tried takes a number, of which there are
+/// two thousand million.
 const BOOTS_ADD: &str = "INSERT INTO weir.audit_boots (boot, instance, started, key_check)
-     SELECT * FROM unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::bytea[])
+     SELECT boot, instance, started, key_check
+     FROM unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::bytea[]) AS b (boot, instance, started, key_check)
+     WHERE NOT EXISTS (SELECT FROM weir.audit_boots a WHERE a.boot = b.boot)
+     ORDER BY boot
      ON CONFLICT (boot) DO NOTHING";
 
 const BOOTS_FIND: &str = "SELECT boot, id FROM weir.audit_boots WHERE boot = ANY ($1)";
@@ -59,12 +64,14 @@ const CLAIM: &str = "INSERT INTO weir.audit_batches
      ON CONFLICT (boot_id, first, is_end, day) DO NOTHING
      RETURNING boot_id, first, is_end, day, arrival";
 
-/// What is there in the place of batches that were not claimed.
+/// What is there in the place of batches that were not claimed. Their days are named apart: else it would be planned for all there are, and
+/// lock each with its indexes.
 const FIND: &str = "SELECT b.place, a.id IS NOT NULL, s.hash, s.before
      FROM unnest($1::integer[], $2::date[], $3::integer[], $4::uuid[], $5::bigint[], $6::boolean[])
              AS b (place, day, boot_id, boot, first, is_end)
          LEFT JOIN weir.audit_boots a ON a.id = b.boot_id AND a.boot = b.boot
-         LEFT JOIN weir.audit_batches s ON s.boot_id = b.boot_id AND s.first = b.first AND s.is_end = b.is_end AND s.day = b.day";
+         LEFT JOIN weir.audit_batches s ON s.boot_id = b.boot_id AND s.first = b.first AND s.is_end = b.is_end AND s.day = b.day
+             AND s.day = ANY ($2)";
 
 /// A batch and an event that no boot has, of which nothing stays.
 const TRY: &str = "SAVEPOINT tried;

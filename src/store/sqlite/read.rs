@@ -90,7 +90,7 @@ impl Reader {
         }
         Ok(Found {
             events: search.stored,
-            stopped_at: None,
+            ..Found::default()
         })
     }
 
@@ -231,6 +231,7 @@ impl Search<'_> {
             place @ Some(_) if place != began => Ok(Found {
                 events: self.stored,
                 stopped_at: place,
+                ..Found::default()
             }),
             Some(_) | None => Err(StoreError::OutOfTime),
         }
