@@ -338,19 +338,22 @@ impl Client {
 
     /// The status of the reply that is due, if its first line comes within `millis`.
     pub fn status_within(&mut self, millis: u64) -> Option<u16> {
-        self.reader
-            .get_ref()
-            .set_read_timeout(Some(Duration::from_millis(millis)))
-            .unwrap();
+        self.patience(Duration::from_millis(millis));
         let mut line = String::new();
-        self.reader.read_line(&mut line).ok()?;
+        let read = self.reader.read_line(&mut line);
+        // What is read next has the time that it always has.
+        self.patience(DEADLINE);
+        read.ok()?;
         line.split(' ').nth(1)?.parse().ok()
+    }
+
+    fn patience(&self, span: Duration) {
+        let stream = self.reader.get_ref();
+        stream.set_read_timeout(Some(span)).unwrap();
     }
 
     /// The body of a reply whose first line [`Client::status_within`] has read.
     pub fn finish_body(&mut self) -> String {
-        let stream = self.reader.get_ref();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
         // What a reply begins with is gone.
         let mut whole = std::io::Cursor::new("HTTP/1.1 200 OK\r\n").chain(&mut self.reader);
         read_reply(&mut whole, true).body
