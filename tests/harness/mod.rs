@@ -34,7 +34,7 @@ pub mod tls;
 pub mod versions;
 
 use std::fmt::Debug;
-use std::io::{BufRead, BufReader, Read as _, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read as _, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
@@ -327,13 +327,25 @@ impl Client {
     pub fn try_get(&mut self, path: &str) -> Option<Reply> {
         let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n");
         self.reader.get_mut().write_all(request.as_bytes()).ok()?;
-        let begun = self.reader.fill_buf().is_ok_and(|bytes| !bytes.is_empty());
+        let begun = self.more().is_ok_and(|is_more| is_more);
         begun.then(|| self.finish())
     }
 
     /// Whether the server closes without a word more.
     pub fn closes(&mut self) -> bool {
-        self.reader.fill_buf().is_ok_and(<[u8]>::is_empty)
+        self.more().is_ok_and(|is_more| !is_more)
+    }
+
+    /// Whether there is something to read, and not the end.
+    fn more(&mut self) -> io::Result<bool> {
+        loop {
+            match self.reader.fill_buf() {
+                Ok(bytes) => return Ok(!bytes.is_empty()),
+                // A read that has a time ends where the process is stopped and goes on.
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// The status of the reply that is due, if its first line comes within `millis`.

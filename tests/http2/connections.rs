@@ -329,6 +329,7 @@ fn deaf(raw: &mut Raw) -> Ended {
         match std::io::Read::read(&mut raw.stream, &mut bytes) {
             Ok(0) => return Ended::Closed,
             Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Err(_) => return Ended::Hung,
         }
     }
