@@ -112,15 +112,18 @@ struct Asked {
 /// How long the nodes of a cluster have waited for a CPU, looked at again and again: one that hangs does not wait for it.
 struct Waits {
     stop: Arc<AtomicBool>,
-    seen: Arc<Mutex<Vec<(Instant, Vec<Duration>)>>>,
+    seen: Arc<Mutex<Vec<Look>>>,
     thread: Option<JoinHandle<()>>,
 }
+
+/// When, and how long each had waited by then.
+type Look = (Instant, Vec<Duration>);
 
 impl Waits {
     fn of(cluster: &Arc<Cluster>) -> Waits {
         let (stop, seen) = (
             Arc::<AtomicBool>::default(),
-            Arc::<Mutex<Vec<_>>>::default(),
+            Arc::<Mutex<Vec<Look>>>::default(),
         );
         let (cluster, over, told) = (cluster.clone(), stop.clone(), seen.clone());
         let thread = thread::spawn(move || {
