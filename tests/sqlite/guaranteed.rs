@@ -283,7 +283,13 @@ impl Held {
     /// Neither a byte nor an end comes, and nothing is on record.
     fn is_quiet(&mut self, name: &str) {
         self.client.set_read_timeout(Some(QUIET)).unwrap();
-        let peeked = self.client.peek(&mut [0]).map_err(|error| error.kind());
+        let peeked = loop {
+            match self.client.peek(&mut [0]).map_err(|error| error.kind()) {
+                // Its process was stopped, and goes on.
+                Err(ErrorKind::Interrupted) => {}
+                peeked => break peeked,
+            }
+        };
         let late = [Err(ErrorKind::WouldBlock), Err(ErrorKind::TimedOut)];
         assert!(
             late.contains(&peeked),
