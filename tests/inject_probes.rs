@@ -16,6 +16,7 @@ use std::time::Duration;
 use harness::peers::Peer;
 use harness::process::{Running, file};
 use harness::raw;
+use harness::servers::Kept;
 use harness::{Client, Upstream};
 use serde_json::{Value, json};
 use weir::inject::{Mode, Namespace, Outcome, Settings, inject_pod};
@@ -83,12 +84,6 @@ impl Pod {
     }
 }
 
-/// A port where nobody listens.
-fn closed() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
-}
-
 fn port(upstream: &Upstream) -> u16 {
     let url = upstream.url();
     url.rsplit_once(':').unwrap().1.parse().unwrap()
@@ -143,11 +138,12 @@ fn a_probe_by_http_asks_the_app_what_the_kubelet_would_have() {
             },
         )
     });
+    let nobody = Kept::new();
     let pod = Pod::new(json!([{"name": "web",
         "ports": [{"name": "http", "containerPort": port(&app)}],
         "readinessProbe": {"httpGet": {"path": "/ready?full=1", "port": "http", "httpHeaders": [{"name": "X-Probe", "value": "kubelet"}]}},
         "livenessProbe": {"httpGet": {"path": "/live", "port": port(&app)}},
-        "startupProbe": {"httpGet": {"path": "/", "port": closed()}},
+        "startupProbe": {"httpGet": {"path": "/", "port": nobody.address.port()}},
     }]));
     assert_eq!(pod.probe("web", "readinessProbe"), (200, String::new()));
     let head = app.wait_for_request().to_lowercase();
@@ -167,9 +163,10 @@ fn a_probe_by_http_asks_the_app_what_the_kubelet_would_have() {
 #[test]
 fn a_probe_by_tcp_fails_where_nobody_listens() {
     let app = Upstream::answering("");
+    let nobody = Kept::new();
     let pod = Pod::new(json!([{"name": "web",
         "readinessProbe": {"tcpSocket": {"port": port(&app)}},
-        "livenessProbe": {"tcpSocket": {"port": closed()}},
+        "livenessProbe": {"tcpSocket": {"port": nobody.address.port()}},
     }]));
     assert_eq!(pod.probe("web", "readinessProbe").0, 200);
     assert_eq!(pod.probe("web", "livenessProbe").0, 503);

@@ -488,7 +488,7 @@ fn a_paused_server_is_waited_for_by_few() {
 #[test]
 fn a_full_server_refuses_at_once_until_it_has_room() {
     let server = Server::single();
-    let load = Load::start(&patient(&server.yaml("t")), some_keys());
+    let load = Load::on(&server, &patient(&server.yaml("t")), some_keys());
     let full = now();
     server.cli(&["CONFIG", "SET", "maxmemory", "1"]);
     load.until(|calls| calls.len() > 300);

@@ -78,7 +78,14 @@ impl Socket {
 
     #[track_caller]
     fn echoes(&mut self, text: &str) {
-        assert_eq!(self.0.ask(&json!({"do": "echo", "text": text})), text);
+        self.echoes_with(text, "");
+    }
+
+    /// With these bytes in hex behind it, which weir has read by then, too.
+    #[track_caller]
+    fn echoes_with(&mut self, text: &str, then: &str) {
+        let echo = json!({"do": "echo", "text": text, "then": then});
+        assert_eq!(self.0.ask(&echo), text);
     }
 
     /// Waits for the end, and says what frames come until then.
@@ -122,6 +129,7 @@ fn a_drain_closes_both_ends_as_going_away() {
     for socket in &mut sockets {
         let rest = socket.0.answer();
         assert_eq!(rest["frames"], json!(["88 03e9"]));
+        // It would wait for 2 s for an answer that does not come.
         assert!(
             rest["took"].as_f64().unwrap() < 1.5,
             "it takes no time to close: {rest}"
@@ -144,11 +152,9 @@ fn a_close_frame_never_goes_into_another_frame() {
     for by in BY {
         let mut world = World::new("", "");
         let mut socket = world.open(by, "/watched", json!([]));
-        socket.echoes("hello");
         // The head of a frame of 20 bytes, its mask, and 5 of them.
-        socket
-            .0
-            .ask(&json!({"do": "send", "hex": format!("8194{}{}", "00000000", "2a".repeat(5))}));
+        let part = format!("8194{}{}", "00000000", "2a".repeat(5));
+        socket.echoes_with("hello", &part);
         socket.wait();
         world.weir.signal("TERM");
         let rest = socket.0.answer();
@@ -162,10 +168,8 @@ fn a_close_frame_never_goes_into_another_frame() {
 fn a_frame_under_way_goes_to_its_end_before_the_close() {
     let mut world = World::new("", "");
     let mut socket = world.open("http1", "/watched", json!([]));
-    socket.echoes("hello");
-    socket
-        .0
-        .ask(&json!({"do": "send", "hex": format!("8188{}{}", "00000000", "2a".repeat(5))}));
+    let part = format!("8188{}{}", "00000000", "2a".repeat(5));
+    socket.echoes_with("hello", &part);
     world.weir.signal("TERM");
     world.weir.log_until("draining");
     // The rest, and one that comes too late.
@@ -307,7 +311,7 @@ fn another_protocol_by_connect_is_not_implemented() {
 fn before_http2(upstream: SocketAddr) -> (Running, NamedTempFile) {
     let config = file(&format!(
         "{{listeners: [{{address: '127.0.0.1:0', timeouts: {{stream_idle: 2s}}}}], \
-         upstreams: {{app: {{endpoints: ['http://{upstream}'], protocol: http2}}}}, admin: {{address: '127.0.0.1:0'}}}}"
+         upstreams: {{app: {{endpoints: ['http://{upstream}'], connect_timeout: 60s, protocol: http2}}}}, admin: {{address: '127.0.0.1:0'}}}}"
     ));
     (Running::start(config.path()), config)
 }

@@ -150,14 +150,14 @@ fn postgres_answers_what_it_found_before_its_time_was_over() {
             let lock = format!("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE");
             open.batch_execute(&lock).await.unwrap();
             let search = async |filter: &Filter| {
-                let deadline = clock::now() + Duration::from_millis(500);
+                let deadline = clock::now() + Duration::from_secs(2);
                 events.search(filter, Some(deadline)).await
             };
             let part = search(&filter).await.unwrap();
             let mut rest = filter.clone();
             go_on(&mut rest, part.stopped_at.unwrap());
             let nowhere = search(&rest).await;
-            let by_http = page(&mut admin, &format!("{all}&timeout=500ms"));
+            let by_http = page(&mut admin, &format!("{all}&timeout=2s"));
             open.rollback().await.unwrap();
             (part, nowhere, by_http)
         });

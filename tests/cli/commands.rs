@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 
 use super::harness::process::{Echo, Log, Running, file, signal};
+use super::harness::servers::Kept;
 use super::harness::tls::Authority;
 use super::harness::{Client, Reply, eventually};
 
@@ -413,11 +414,8 @@ fn healthcheck_says_how_a_running_weir_is() {
             "{output:?}"
         );
     }
-    let closed = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
-    assert_eq!(check(&closed.to_string()).status.code(), Some(1));
+    let closed = Kept::new();
+    assert_eq!(check(&closed.address.to_string()).status.code(), Some(1));
 }
 
 #[test]

@@ -1,13 +1,13 @@
 //! When a running weir takes its file up again, and what it says of that.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
 use super::harness::process::Running;
-use super::harness::servers::NameServer;
+use super::harness::servers::{Kept, NameServer};
 use super::harness::{Upstream, eventually, raw};
 
 const TAKEN: &str = "weir_config_last_reload_successful";
@@ -73,19 +73,14 @@ fn a_file_of_the_future_is_taken_up() {
     eventually(|| running.client().get("/").body == "new");
 }
 
-/// Of a port where nobody is.
-fn nobody() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap()
-}
-
 #[test]
 fn a_secret_that_changes_is_taken_up_or_told_of() {
     let folder = folder("");
     let path = folder.path().join("weir.yaml");
     let secret = |name: &str, text: &str| replace(&folder.path().join(name), text);
     let named = |name: &str| format!("'${{file:{}}}'", folder.path().join(name).display());
-    let redis = nobody();
+    let nobody = Kept::new();
+    let redis = nobody.address;
     let text = |body: &str, password: &str| {
         format!(
             "{}redis: {{urls: 'redis://{redis}', password: {}}}\n",

@@ -1,6 +1,7 @@
 //! Calls of Redis as a lane makes them: one thread with its own runtime and connections, many calls at a time, each noted.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use weir::store::fleet::Fleet;
 use weir::store::redis::{Arg, CallError, Connections, Heard, NodeHealth, Redis, Script, Value};
 use weir::telemetry::metrics::Metrics;
 
+use super::redis::Server;
 use super::{DEADLINE, PATIENCE, eventually};
 
 /// Adds one; answers the sum.
@@ -102,7 +104,7 @@ pub struct Call {
     pub key: usize,
     pub began: Instant,
     pub took: Duration,
-    /// Of that time, how long the thread waited for a CPU.
+    /// Of that time, how long the thread waited for a CPU, and the server where there is one.
     pub held_up: Duration,
     pub answer: Result<i64, CallError>,
 }
@@ -113,30 +115,59 @@ pub struct Load {
     /// A call's budget.
     pub timeout: Duration,
     shared: Arc<Shared>,
+    made: Mutex<Made>,
     thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Default)]
 struct Shared {
     stop: AtomicBool,
-    calls: Mutex<Vec<Call>>,
     health: Mutex<Vec<NodeHealth>>,
+}
+
+/// The calls so far. The lane sends them and waits for no lock, which a test that looks at them may hold for as long as a busy machine
+/// keeps it from going on.
+struct Made {
+    comes: Receiver<Call>,
+    all: Vec<Call>,
+}
+
+impl Made {
+    fn all(&mut self) -> &mut Vec<Call> {
+        self.all.extend(self.comes.try_iter());
+        &mut self.all
+    }
 }
 
 impl Load {
     /// Calls for these keys, one after the other, once all nodes are connected.
     pub fn start(yaml: &str, keys: Vec<String>) -> Load {
+        Load::begin(yaml, keys, None)
+    }
+
+    /// Those of one server: what that waits for a CPU is not the calls' either.
+    pub fn on(server: &Server, yaml: &str, keys: Vec<String>) -> Load {
+        Load::begin(yaml, keys, Some(server.pid()))
+    }
+
+    fn begin(yaml: &str, keys: Vec<String>, server: Option<u32>) -> Load {
         let redis = client(yaml);
         let shared = Arc::<Shared>::default();
         let timeout = redis.timeout;
+        let (made, comes) = mpsc::channel();
         let thread = {
             let (shared, keys) = (shared.clone(), keys.clone());
-            thread::spawn(move || runtime().block_on(call_on(redis, keys, shared)))
+            let waited = move || waited_for_cpu() + server.map_or(Duration::ZERO, waited_by);
+            thread::spawn(move || runtime().block_on(call_on(redis, keys, shared, made, waited)))
         };
         let load = Load {
             keys,
             timeout,
             shared,
+            made: Mutex::new(Made {
+                comes,
+                all: Vec::new(),
+            }),
             thread: Some(thread),
         };
         load.until(|calls| calls.len() > 10);
@@ -153,8 +184,8 @@ impl Load {
 
     /// The calls that began after `then`.
     pub fn since(&self, then: Instant) -> Vec<Call> {
-        let calls = self.shared.calls.lock().unwrap();
-        let calls = calls.iter().filter(|call| call.began >= then);
+        let mut made = self.made.lock().unwrap();
+        let calls = made.all().iter().filter(|call| call.began >= then);
         calls.cloned().collect()
     }
 
@@ -165,7 +196,7 @@ impl Load {
     /// All calls, in the order of their ends; none is in flight any more.
     pub fn stop(mut self) -> Vec<Call> {
         self.end();
-        std::mem::take(&mut self.shared.calls.lock().unwrap())
+        std::mem::take(self.made.lock().unwrap().all())
     }
 
     fn end(&mut self) {
@@ -184,7 +215,13 @@ impl Drop for Load {
 }
 
 #[expect(clippy::disallowed_methods, reason = "what is measured")]
-async fn call_on(redis: Arc<Redis>, keys: Vec<String>, shared: Arc<Shared>) {
+async fn call_on(
+    redis: Arc<Redis>,
+    keys: Vec<String>,
+    shared: Arc<Shared>,
+    made: Sender<Call>,
+    waited: impl Fn() -> Duration + Copy + Send + 'static,
+) {
     tokio::spawn(redis.clone().keep_topology());
     let connections = Arc::new(Connections::start(redis, true));
     assert!(connections.ready(DEADLINE).await);
@@ -192,33 +229,36 @@ async fn call_on(redis: Arc<Redis>, keys: Vec<String>, shared: Arc<Shared>) {
     let mut tasks = tokio::task::JoinSet::new();
     for task in 0..TASKS {
         let (connections, script) = (connections.clone(), script.clone());
-        let (keys, shared) = (keys.clone(), shared.clone());
+        let (keys, shared, made) = (keys.clone(), shared.clone(), made.clone());
         tasks.spawn(async move {
             for n in (task..).step_by(TASKS) {
                 if shared.stop.load(Ordering::Relaxed) {
                     return;
                 }
                 let key = n % keys.len();
-                let (began, waited) = (Instant::now(), waited_for_cpu());
+                // In this order, and the other way round behind it: a wait between the two is of neither the call nor weir.
+                let (before, began) = (waited(), Instant::now());
                 let answer = connections.run(&script, &[&keys[key]], &[]).await;
                 let took = began.elapsed();
                 let call = Call {
                     key,
                     began,
                     took,
-                    held_up: waited_for_cpu() - waited,
+                    held_up: waited().saturating_sub(before),
                     answer: answer.map(|value| match value {
                         Value::Int(sum) => sum,
                         other => panic!("{other:?}"),
                     }),
                 };
-                shared.calls.lock().unwrap().push(call);
+                let _ = made.send(call);
                 tokio::time::sleep(PAUSE).await;
             }
         });
     }
     while !tasks.is_empty() {
-        *shared.health.lock().unwrap() = connections.health();
+        if let Ok(mut health) = shared.health.try_lock() {
+            *health = connections.health();
+        }
         let ended = tokio::time::timeout(Duration::from_millis(10), tasks.join_next()).await;
         if let Ok(Some(ended)) = ended {
             ended.unwrap();
@@ -229,7 +269,17 @@ async fn call_on(redis: Arc<Redis>, keys: Vec<String>, shared: Arc<Shared>) {
 /// How long this thread has waited for a CPU, ever, while it could have run: the second number of `schedstat`.
 pub fn waited_for_cpu() -> Duration {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
-    let nanos = text.split(' ').nth(1).unwrap().parse().unwrap();
+    waited(&text)
+}
+
+/// As [`waited_for_cpu`], of a process's first thread; nothing where it has ended.
+pub fn waited_by(process: u32) -> Duration {
+    let text = std::fs::read_to_string(format!("/proc/{process}/schedstat"));
+    text.map_or(Duration::ZERO, |text| waited(&text))
+}
+
+fn waited(schedstat: &str) -> Duration {
+    let nanos = schedstat.split(' ').nth(1).unwrap().parse().unwrap();
     Duration::from_nanos(nanos)
 }
 

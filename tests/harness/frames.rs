@@ -290,6 +290,8 @@ impl Raw {
                 {
                     return Err(Ended::Hung);
                 }
+                // A read that has a time ends where the process is stopped and goes on.
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(_) => return Err(Ended::Closed),
             }
         }

@@ -34,7 +34,7 @@ pub mod tls;
 pub mod versions;
 
 use std::fmt::Debug;
-use std::io::{BufRead, BufReader, Read as _, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read as _, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
@@ -327,30 +327,45 @@ impl Client {
     pub fn try_get(&mut self, path: &str) -> Option<Reply> {
         let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n");
         self.reader.get_mut().write_all(request.as_bytes()).ok()?;
-        let begun = self.reader.fill_buf().is_ok_and(|bytes| !bytes.is_empty());
+        let begun = self.more().is_ok_and(|is_more| is_more);
         begun.then(|| self.finish())
     }
 
     /// Whether the server closes without a word more.
     pub fn closes(&mut self) -> bool {
-        self.reader.fill_buf().is_ok_and(<[u8]>::is_empty)
+        self.more().is_ok_and(|is_more| !is_more)
+    }
+
+    /// Whether there is something to read, and not the end.
+    fn more(&mut self) -> io::Result<bool> {
+        loop {
+            match self.reader.fill_buf() {
+                Ok(bytes) => return Ok(!bytes.is_empty()),
+                // A read that has a time ends where the process is stopped and goes on.
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// The status of the reply that is due, if its first line comes within `millis`.
     pub fn status_within(&mut self, millis: u64) -> Option<u16> {
-        self.reader
-            .get_ref()
-            .set_read_timeout(Some(Duration::from_millis(millis)))
-            .unwrap();
+        self.patience(Duration::from_millis(millis));
         let mut line = String::new();
-        self.reader.read_line(&mut line).ok()?;
+        let read = self.reader.read_line(&mut line);
+        // What is read next has the time that it always has.
+        self.patience(DEADLINE);
+        read.ok()?;
         line.split(' ').nth(1)?.parse().ok()
+    }
+
+    fn patience(&self, span: Duration) {
+        let stream = self.reader.get_ref();
+        stream.set_read_timeout(Some(span)).unwrap();
     }
 
     /// The body of a reply whose first line [`Client::status_within`] has read.
     pub fn finish_body(&mut self) -> String {
-        let stream = self.reader.get_ref();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
         // What a reply begins with is gone.
         let mut whole = std::io::Cursor::new("HTTP/1.1 200 OK\r\n").chain(&mut self.reader);
         read_reply(&mut whole, true).body

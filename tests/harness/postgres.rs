@@ -277,6 +277,13 @@ impl Server {
         });
     }
 
+    /// Waits until this replica has all that its primary has by now.
+    pub fn catch_up_with(&self, primary: &Server) {
+        let place = primary.one("SELECT pg_current_wal_lsn()");
+        let is_there = format!("SELECT pg_last_wal_replay_lsn() >= '{place}'");
+        eventually_within(START, || self.one(&is_there) == "t");
+    }
+
     /// Begins anew as one whose commits wait for its [`Server::replica`]. That catches up however long it was away.
     pub fn commit_by_its_replica(&self) {
         self.query("ALTER SYSTEM SET wal_keep_size = '1GB'");

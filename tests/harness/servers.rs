@@ -1,15 +1,45 @@
 //! Endpoints that come and go, and a name server that says which there are.
 
 use std::collections::BTreeMap;
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Write};
+use std::iter;
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
+use socket2::{Domain, Socket, Type};
 use uuid::Uuid;
 
 use super::raw::read_head;
+
+/// A port of the loopback that is kept while nobody listens there: one that is only free would be the next one's who asks for any.
+pub struct Kept {
+    pub address: SocketAddr,
+    _socket: Socket,
+}
+
+impl Kept {
+    pub fn new() -> Kept {
+        Kept::at((Ipv4Addr::LOCALHOST, 0).into()).unwrap()
+    }
+
+    fn at(address: SocketAddr) -> io::Result<Kept> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        // So that one of the test's own may listen beside it.
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        let address = socket.local_addr()?.as_socket().expect("an address of IP");
+        Ok(Kept {
+            address,
+            _socket: socket,
+        })
+    }
+
+    fn listen(&self) -> io::Result<TcpListener> {
+        TcpListener::bind(self.address)
+    }
+}
 
 /// A server that answers each request with its own address, until it is killed.
 pub struct Server {
@@ -19,6 +49,7 @@ pub struct Server {
 
 struct Shared {
     address: SocketAddr,
+    kept: Kept,
     /// What requests are answered with; those for `/healthz` by `health`.
     status: AtomicU16,
     health: AtomicU16,
@@ -32,28 +63,30 @@ struct Shared {
 
 impl Server {
     pub fn start() -> Server {
-        Server::on(TcpListener::bind("127.0.0.1:0").unwrap())
+        Server::on(Kept::new()).unwrap()
     }
 
     /// So many, each on an address of its own of 127.0.0.0/8, and all on one port.
     pub fn on_one_port<const N: usize>() -> [Server; N] {
         loop {
-            let bind = |last: u8, port| TcpListener::bind((Ipv4Addr::new(127, 0, 0, last), port));
+            let bind = |last, port| Kept::at((Ipv4Addr::new(127, 0, 0, last), port).into());
             let first = bind(2, 0).unwrap();
-            let port = first.local_addr().unwrap().port();
+            let port = first.address.port();
             let others = (3u8..).take(N - 1).map(|last| bind(last, port));
+            let all = iter::once(Ok(first)).chain(others);
             // Another program may have the port on one of them.
-            if let Ok(others) = others.collect::<Result<Vec<_>, _>>() {
-                let all: Vec<_> = [first].into_iter().chain(others).map(Server::on).collect();
+            let all = all.map(|kept| kept.and_then(Server::on));
+            if let Ok(all) = all.collect::<io::Result<Vec<_>>>() {
                 return all.try_into().ok().unwrap();
             }
         }
     }
 
-    fn on(listener: TcpListener) -> Server {
-        let address = listener.local_addr().unwrap();
+    fn on(kept: Kept) -> io::Result<Server> {
+        let (listener, address) = (kept.listen()?, kept.address);
         let shared = Arc::new(Shared {
             address,
+            kept,
             status: AtomicU16::new(200),
             health: AtomicU16::new(200),
             requests: AtomicUsize::new(0),
@@ -64,7 +97,7 @@ impl Server {
             listening: Mutex::default(),
         });
         shared.clone().listen(listener);
-        Server { address, shared }
+        Ok(Server { address, shared })
     }
 
     pub fn url(&self) -> String {
@@ -113,9 +146,8 @@ impl Server {
     /// Serves again, on its address.
     pub fn revive(&self) {
         self.shared.dead.store(false, Ordering::SeqCst);
-        self.shared
-            .clone()
-            .listen(TcpListener::bind(self.address).unwrap());
+        let listener = self.shared.kept.listen().unwrap();
+        self.shared.clone().listen(listener);
     }
 }
 

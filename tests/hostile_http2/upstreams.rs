@@ -12,7 +12,7 @@ use super::harness::frames::{
 };
 use super::harness::raw::{self, End, scripted};
 
-/// The longest that any trouble takes here: timeouts are at most 500 ms.
+/// The longest that any trouble takes here: what a timeout ends ends in 800 ms.
 const BOUND: Duration = Duration::from_secs(5);
 
 /// What the upstream does behind its lie.
@@ -25,8 +25,14 @@ enum Then {
     Dies,
 }
 
-/// A lane in front of an upstream that answers the first request, on stream 1, by these frames, and all others with a 200.
-fn before(frames: Vec<u8>, then: Then) -> Lane {
+/// A lane in front of an upstream that answers the first request, on stream 1, by these frames, and all others with a 200. No more time
+/// is over than what ends that request by its `verdict`.
+fn before(frames: Vec<u8>, then: Then, verdict: Verdict) -> Lane {
+    let (timeout, stream_idle) = match verdict {
+        Refused(504) => ("800ms", "60s"),
+        CutOff => ("60s", "800ms"),
+        Refused(_) | Whole => ("60s", "60s"),
+    };
     let lies = Arc::new(AtomicBool::new(true));
     let upstream = scripted(move |stream| {
         let Some(mut raw) = Raw::server(stream, &[]) else {
@@ -52,8 +58,8 @@ fn before(frames: Vec<u8>, then: Then) -> Lane {
         }
     });
     Lane::start(&format!(
-        "listeners: [{{address: '127.0.0.1:0', timeouts: {{stream_idle: 500ms}}}}]\n\
-         upstreams: {{app: {{endpoints: ['http://{upstream}'], protocol: http2, timeout: 400ms, connect_timeout: 400ms}}}}\n"
+        "listeners: [{{address: '127.0.0.1:0', timeouts: {{stream_idle: {stream_idle}}}}}]\n\
+         upstreams: {{app: {{endpoints: ['http://{upstream}'], protocol: http2, timeout: {timeout}, connect_timeout: 60s}}}}\n"
     ))
 }
 
@@ -92,7 +98,7 @@ fn check(name: &str, frames: &[u8], verdict: Verdict) {
             _ => verdict,
         };
         let began = Instant::now();
-        let lane = before(frames.to_vec(), *then);
+        let lane = before(frames.to_vec(), *then, verdict);
         let mut wire = raw::send(
             lane.address,
             b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
@@ -116,7 +122,7 @@ fn check(name: &str, frames: &[u8], verdict: Verdict) {
         };
         lane_is_fine(&name, &lane);
 
-        let lane = before(frames.to_vec(), *then);
+        let lane = before(frames.to_vec(), *then, verdict);
         let mut client = Raw::client(lane.address, &[]);
         client.send(&h2::get(1, "/"));
         let answer = client.answer(1);
@@ -457,6 +463,7 @@ fn data_over_the_window_is_cut_off() {
     let lane = before(
         [head(1, 0, &[(":status", "200")]), part.repeat(300)].concat(),
         Then::Answers,
+        CutOff,
     );
     let mut client = Raw::client(lane.address, &[]);
     client.send(&h2::get(1, "/"));

@@ -112,7 +112,7 @@ fn where_nothing_moves_whoever_is_waited_for_is_to_blame() {
             let origin = Origin::start(serves).await;
             let lane = Lane::start(&format!(
                 "listeners: [{{address: '127.0.0.1:0', timeouts: {{stream_idle: 2s}}}}]\n\
-                 upstreams: {{app: {{endpoints: ['http://{}'], protocol: {}, circuit_breaker: b}}}}\n\
+                 upstreams: {{app: {{endpoints: ['http://{}'], connect_timeout: 60s, protocol: {}, circuit_breaker: b}}}}\n\
                  circuit_breakers: {{b: {{consecutive_failures: 1, open_for: 1h}}}}\n",
                 origin.address,
                 serves.name()
@@ -178,7 +178,7 @@ fn an_upload_that_ends_in_fault_ends_its_exchange() {
                 let origin = Origin::start(serves).await;
                 let lane = Lane::start(&format!(
                     "listeners: [{{address: '127.0.0.1:0', limits: {{max_body: 1KiB}}}}]\n\
-                     upstreams: {{app: {{endpoints: ['http://{}'], protocol: {}, concurrency: {{max: 1, pending: 0}}}}}}\n",
+                     upstreams: {{app: {{endpoints: ['http://{}'], connect_timeout: 60s, protocol: {}, concurrency: {{max: 1, pending: 0}}}}}}\n",
                     origin.address,
                     serves.name()
                 ));

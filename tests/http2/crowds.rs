@@ -19,8 +19,8 @@ const BODY: usize = 300_000;
 fn lane(app: &Origin, other: &Origin) -> Lane {
     Lane::start(&format!(
         "listen: '127.0.0.1:0'\n\
-         upstreams:\n  app: {{endpoints: ['http://{}'], protocol: http2}}\n\
-         \x20 other: {{endpoints: ['http://{}'], protocol: http2}}\n\
+         upstreams:\n  app: {{endpoints: ['http://{}'], connect_timeout: 60s, protocol: http2}}\n\
+         \x20 other: {{endpoints: ['http://{}'], connect_timeout: 60s, protocol: http2}}\n\
          routes:\n  - {{match: {{path: /other}}, upstream: other}}\n  - {{upstream: app}}\n",
         app.address, other.address
     ))

@@ -26,7 +26,7 @@ impl World {
         let two = Origin::start(Version::Two).await;
         let lane = Lane::start(&format!(
             "listen: '127.0.0.1:0'\n\
-             upstreams: {{app: {{endpoints: ['http://{}', 'http://{}'], protocol: http2, load_balancing: round_robin, \
+             upstreams: {{app: {{endpoints: ['http://{}', 'http://{}'], connect_timeout: 60s, protocol: http2, load_balancing: round_robin, \
              outlier_detection: {{consecutive_5xx: 3, base_ejection_time: 1h, max_ejection_percent: 50}}}}}}\n",
             one.address, two.address
         ));
@@ -122,7 +122,7 @@ fn calls_that_are_open_count_where_they_are_reset() {
         let mut origin = Origin::start(Version::Two).await;
         let lane = Lane::start(&format!(
             "listen: '127.0.0.1:0'\n\
-             upstreams: {{app: {{endpoints: ['http://{}'], protocol: http2, circuit_breaker: b}}}}\n\
+             upstreams: {{app: {{endpoints: ['http://{}'], connect_timeout: 60s, protocol: http2, circuit_breaker: b}}}}\n\
              circuit_breakers: {{b: {{consecutive_failures: 3, open_for: 1h}}}}\n",
             origin.address
         ));
@@ -143,7 +143,7 @@ fn a_probe_whose_body_is_not_read_fails_by_its_time() {
         let mut origin = Origin::start(Version::Two).await;
         let lane = Lane::start(&format!(
             "listen: '127.0.0.1:0'\n\
-             upstreams: {{app: {{endpoints: ['http://{}'], protocol: http2, timeout: 10m, circuit_breaker: b}}}}\n\
+             upstreams: {{app: {{endpoints: ['http://{}'], connect_timeout: 60s, protocol: http2, timeout: 10m, circuit_breaker: b}}}}\n\
              circuit_breakers: {{b: {{consecutive_failures: 1, open_for: 1s, jitter: 0%, half_open: {{probes: 1, probe_timeout: 1s}}}}}}\n",
             origin.address
         ));

@@ -1,5 +1,7 @@
 //! What is on record of requests by HTTP/2: events, metrics, and answers held back until their event is safe.
 
+use std::sync::{Mutex, mpsc};
+
 use serde_json::{Value, json};
 
 use super::harness::frames::{self, DATA, END_HEADERS, END_STREAM, HEADERS, Raw};
@@ -22,7 +24,7 @@ async fn record(asks: Version, serves: Version) {
     let folder = tempfile::tempdir().unwrap();
     let config = file(&format!(
         "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nruntime: {{lanes: 1}}\n\
-         upstreams: {{app: {{endpoints: ['http://{}'], protocol: {}}}}}\n\
+         upstreams: {{app: {{endpoints: ['http://{}'], connect_timeout: 60s, protocol: {}}}}}\n\
          routes: [{{match: {{path: /app/*}}, upstream: app}}, {{match: {{path: /limited}}, upstream: app, rate_limits: [none]}}]\n\
          rate_limits: {{none: {{limit: 0/h, by: constant}}}}\n\
          audit: {{sqlite: {{path: {}}}}}\n",
@@ -130,7 +132,7 @@ async fn count(asks: Version, serves: Version, delivery: &str) {
     let folder = tempfile::tempdir().unwrap();
     let config = file(&format!(
         "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nruntime: {{lanes: 1}}\nshutdown: {{drain: 200ms}}\n\
-         upstreams: {{app: {{endpoints: ['http://{}'], protocol: {}}}}}\n\
+         upstreams: {{app: {{endpoints: ['http://{}'], connect_timeout: 60s, protocol: {}}}}}\n\
          audit: {{delivery: {delivery}, sqlite: {{path: {}}}}}\n",
         origin.address,
         serves.name(),
@@ -307,6 +309,9 @@ fn no_answer_of_an_upstream_of_http2_ends_before_its_event_is_safe() {
         (Version::Two, 1),
         (Version::Two, 2),
     ] {
+        // The end goes out once the client has what comes before it.
+        let (goes_on, first_came) = mpsc::channel::<()>();
+        let first_came = Mutex::new(first_came);
         let upstream = scripted(move |stream| {
             let mut raw = Raw::server(stream, &[]).unwrap();
             raw.until(|frame| frame.kind == HEADERS);
@@ -324,7 +329,7 @@ fn no_answer_of_an_upstream_of_http2_ends_before_its_event_is_safe() {
                 .concat(),
             };
             raw.send(&[head, data(0, "first")].concat());
-            std::thread::sleep(std::time::Duration::from_millis(100));
+            let _ = first_came.lock().unwrap().recv();
             raw.send(&end);
             let _ = raw.farewell();
         });
@@ -332,7 +337,7 @@ fn no_answer_of_an_upstream_of_http2_ends_before_its_event_is_safe() {
         let database = folder.path().join("audit.db");
         let config = file(&format!(
             "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\n\
-             upstreams: {{app: {{endpoints: ['http://{upstream}'], protocol: http2}}}}\n\
+             upstreams: {{app: {{endpoints: ['http://{upstream}'], connect_timeout: 60s, protocol: http2}}}}\n\
              audit: {{delivery: guaranteed, sqlite: {{path: {}}}}}\n",
             database.display()
         ));
@@ -342,6 +347,7 @@ fn no_answer_of_an_upstream_of_http2_ends_before_its_event_is_safe() {
             let mut client = Client::connect(asks, weir.address.parse().unwrap()).await;
             let mut answer = client.get("/held").await.answer().await;
             answer.body.expect(b"first").await;
+            goes_on.send(()).unwrap();
             let rest = answer.body.rest();
             tokio::pin!(rest);
             let early =

@@ -134,8 +134,8 @@ fn an_upload_goes_on_beside_its_response_however_slow_either_side_is() {
     at_once(PAIRINGS, |(asks, serves)| {
         run(async {
             let origin = Origin::start(serves).await;
-            let timeouts = "timeouts: {stream_idle: 2s, request_read: 1s}";
-            let mut world = World::behind(timeouts, asks, serves, origin, "timeout: 1s").await;
+            let timeouts = "timeouts: {stream_idle: 2s, request_read: 2s}";
+            let mut world = World::behind(timeouts, asks, serves, origin, "timeout: 2s").await;
             let mut call = world.client.call("POST", "/", &[], Length::Unknown).await;
             call.body.send(b"1").await.unwrap();
             let mut asked = world.origin.asked().await;
@@ -177,10 +177,10 @@ fn a_late_head_leaves_its_body_time() {
             let origin = Origin::start(serves).await;
             let keys = "timeout: 20s";
             let mut world =
-                World::behind("timeouts: {stream_idle: 1s}", asks, serves, origin, keys).await;
+                World::behind("timeouts: {stream_idle: 4s}", asks, serves, origin, keys).await;
             let call = world.client.get("/").await;
             let mut asked = world.origin.asked().await;
-            tokio::time::sleep(Duration::from_millis(1_500)).await;
+            tokio::time::sleep(Duration::from_millis(4_500)).await;
             let mut out = asked.reply(200, &[], Length::Unknown).await;
             tokio::time::sleep(Duration::from_millis(300)).await;
             out.finish(b"late").await.unwrap();
@@ -196,8 +196,8 @@ fn what_is_left_of_an_upload_takes_its_time() {
             let origin = Origin::start(serves).await;
             // Longer than what the kernel may keep of it on its way.
             let listener =
-                "timeouts: {stream_idle: 8s, request_read: 500ms}, limits: {max_body: 1GiB}";
-            let mut world = World::behind(listener, asks, serves, origin, "timeout: 300ms").await;
+                "timeouts: {stream_idle: 9s, request_read: 2s}, limits: {max_body: 1GiB}";
+            let mut world = World::behind(listener, asks, serves, origin, "timeout: 2s").await;
             let length = Length::Known(1 << 30);
             let mut call = world.client.call("POST", "/", &[], length).await;
             call.body.send(b"1").await.unwrap();
@@ -206,12 +206,13 @@ fn what_is_left_of_an_upload_takes_its_time() {
             let _out = asked.reply(200, &[], Length::Unknown).await;
             let mut answer = call.answer().await;
             for _ in 0..4 {
-                tokio::time::sleep(Duration::from_millis(200)).await;
+                tokio::time::sleep(Duration::from_millis(600)).await;
                 answer.sent.send(b"up").await.unwrap();
                 asked.body.expect(b"up").await;
             }
             // Until the upstream, which reads nothing, had more than its time.
             let taken = answer.sent.pour().await;
+            tokio::time::sleep(Duration::from_millis(2_500)).await;
             let mut came = 0;
             while came < taken {
                 let more = asked.body.data().await.unwrap();
@@ -590,7 +591,7 @@ fn no_window_holds_up_a_body_from_afar() {
             };
             let lane = Lane::start(&format!(
                 "listeners: [{{address: '127.0.0.1:0', limits: {{max_body: 64MiB}}}}]\n\
-                 upstreams: {{app: {{endpoints: ['http://{upstream}'], protocol: {}}}}}\n",
+                 upstreams: {{app: {{endpoints: ['http://{upstream}'], connect_timeout: 60s, protocol: {}}}}}\n",
                 serves.name()
             ));
             let client = match asks {
@@ -635,7 +636,7 @@ fn what_no_one_reads_takes_no_memory() {
             let mut origin = Origin::start(serves).await;
             let config = file(&format!(
                 "{{listeners: [{{address: '127.0.0.1:0'}}], admin: {{address: '127.0.0.1:0'}}, runtime: {{lanes: 1}}, \
-                 upstreams: {{app: {{endpoints: ['http://{}'], protocol: {}}}}}}}",
+                 upstreams: {{app: {{endpoints: ['http://{}'], connect_timeout: 60s, protocol: {}}}}}}}",
                 origin.address,
                 serves.name()
             ));

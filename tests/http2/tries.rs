@@ -94,14 +94,14 @@ fn a_slow_upload_leaves_time_for_another_try() {
         eprintln!("from {asks:?} to {serves:?}");
         run(async {
             let origin = Origin::start(serves).await;
-            let keys = format!("timeout: 500ms, {KEYS}");
+            let keys = format!("timeout: 1s, {KEYS}");
             let mut world = World::before(asks, serves, origin, &keys).await;
             let mut call = world.client.call("PUT", "/", &[], Length::Known(6)).await;
             call.body.send(b"abc").await.unwrap();
             let mut asked = world.origin.asked().await;
             asked.body.expect(b"abc").await;
             // For longer than all tries may take.
-            tokio::time::sleep(Duration::from_millis(700)).await;
+            tokio::time::sleep(Duration::from_millis(1_500)).await;
             asked.reset(Reason::INTERNAL_ERROR);
             drop(asked);
             let mut asked = world.origin.asked().await;

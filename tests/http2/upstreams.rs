@@ -1,6 +1,6 @@
 //! Connections to an upstream of HTTP/2: how many, how full, and what becomes of requests when one of them ends.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
@@ -9,20 +9,25 @@ use std::time::{Duration, Instant};
 use h2::Reason;
 
 use super::harness::frames::{
-    self, CANCEL, DATA, END_HEADERS, END_STREAM, HEADERS, NO_ERROR, PING, PROTOCOL_ERROR,
+    self, CANCEL, DATA, END_HEADERS, END_STREAM, Ended, HEADERS, NO_ERROR, PING, PROTOCOL_ERROR,
     RST_STREAM, Raw,
 };
 use super::harness::process::{Running, file};
 use super::harness::raw::scripted;
 use super::harness::versions::{Client, Length, Origin, Outgoing, Version, run};
-use super::harness::{Lane, eventually};
+use super::harness::{Lane, PATIENCE, eventually};
 use super::{World, on_each_pairing};
 
-/// A lane in front of an upstream of HTTP/2.
+/// A lane in front of an upstream of HTTP/2, for which it has all the time of a test.
 pub(super) fn lane(upstream: SocketAddr) -> Lane {
+    lane_within(upstream, "60s", "60s")
+}
+
+/// With these times for a response, and for a connection, which it also gives up where it hears nothing of it for as long.
+fn lane_within(upstream: SocketAddr, timeout: &str, connect_timeout: &str) -> Lane {
     Lane::start(&format!(
         "listen: '127.0.0.1:0'\n\
-         upstreams: {{app: {{endpoints: ['http://{upstream}'], protocol: http2, timeout: 500ms, connect_timeout: 500ms}}}}\n"
+         upstreams: {{app: {{endpoints: ['http://{upstream}'], protocol: http2, timeout: {timeout}, connect_timeout: {connect_timeout}}}}}\n"
     ))
 }
 
@@ -239,16 +244,19 @@ fn a_request_that_the_upstream_may_have_seen_is_not_sent_again() {
 
 #[test]
 fn a_connection_closed_between_requests_costs_none() {
-    let (upstream, opened) = numbered(&[], |_, mut raw| {
+    let (told, closed) = mpsc::channel();
+    let (upstream, opened) = numbered(&[], move |_, mut raw| {
         let first = next_request(&mut raw).unwrap();
         answer(&mut raw, first);
+        raw.stream.shutdown(Shutdown::Write).unwrap();
+        told.send(raw.farewell().1).unwrap();
     });
     let lane = lane(upstream);
     for round in 1..=5 {
         assert_eq!(lane.connect().send("POST", "/", &[], "").status, 200);
         assert_eq!(opened.load(Ordering::Relaxed), round);
-        // So that its end is here before the next request.
-        thread::sleep(Duration::from_millis(50));
+        // By then weir has seen its end.
+        assert_eq!(closed.recv_timeout(PATIENCE), Ok(Ended::Closed));
     }
 }
 
@@ -332,7 +340,7 @@ fn a_silent_connection_is_given_up() {
         // Open, and never read again.
         thread::sleep(Duration::from_secs(60));
     });
-    let lane = lane(upstream);
+    let lane = lane_within(upstream, "2s", "2s");
     assert_eq!(lane.connect().get("/").status, 200);
     assert_eq!(lane.connect().get("/").status, 504);
     eventually(|| lane.connect().get("/").status == 200);
@@ -351,10 +359,7 @@ fn a_silent_connection_is_given_up_whoever_ends_its_requests() {
             answer(&mut raw, first);
             thread::sleep(Duration::from_secs(60));
         });
-        let lane = Lane::start(&format!(
-            "listen: '127.0.0.1:0'\n\
-             upstreams: {{app: {{endpoints: ['http://{upstream}'], protocol: http2, timeout: 60s, connect_timeout: 300ms}}}}\n"
-        ));
+        let lane = lane_within(upstream, "60s", "2s");
         assert_eq!(lane.connect().get("/").status, 200);
         eventually(|| {
             match ends {
@@ -400,6 +405,7 @@ fn a_connection_that_is_heard_of_is_not_pinged() {
     let (upstream, _) = numbered(&[], move |_, mut raw| {
         // One request has no answer, and each that is behind it has.
         next_request(&mut raw).unwrap();
+        told.send("request").unwrap();
         while let Ok(frame) = raw.next() {
             match frame.kind {
                 HEADERS => answer(&mut raw, frame.stream),
@@ -412,9 +418,10 @@ fn a_connection_that_is_heard_of_is_not_pinged() {
     let lane = lane(upstream);
     let mut left = lane.connect();
     left.begin("GET", "/", &[], "");
-    eventually(|| lane.connect().get("/").status == 200);
+    assert_eq!(pings.recv_timeout(PATIENCE), Ok("request"));
+    assert_eq!(lane.connect().get("/").status, 200);
     drop(left);
-    assert_eq!(pings.recv_timeout(Duration::from_secs(5)), Ok("reset"));
+    assert_eq!(pings.recv_timeout(PATIENCE), Ok("reset"));
     let more = pings.recv_timeout(Duration::from_millis(300));
     assert!(more.is_err(), "{more:?}");
 }
@@ -436,10 +443,7 @@ fn a_stall_costs_no_other_request_and_is_passed_by() {
         answer(&mut raw, slow);
         answer_all(raw);
     });
-    let lane = Lane::start(&format!(
-        "listen: '127.0.0.1:0'\n\
-         upstreams: {{app: {{endpoints: ['http://{upstream}'], protocol: http2, timeout: 60s, connect_timeout: 300ms}}}}\n"
-    ));
+    let lane = lane_within(upstream, "60s", "2s");
     let mut slow = lane.connect();
     slow.begin("POST", "/", &[], "");
     eventually(|| came.load(Ordering::Relaxed) == 1);
@@ -477,10 +481,7 @@ fn a_connection_is_pinged_twice_between_two_answers() {
                 }
             }
         });
-        let lane = Lane::start(&format!(
-            "listen: '127.0.0.1:0'\n\
-             upstreams: {{app: {{endpoints: ['http://{upstream}'], protocol: http2, timeout: 300ms, connect_timeout: 5s}}}}\n"
-        ));
+        let lane = lane_within(upstream, "900ms", "5s");
         for round in 0..8 {
             let status = lane.connect().get("/").status;
             assert_eq!(status == 200, answers && round % 2 == 1, "{status}");
@@ -506,14 +507,14 @@ fn a_slow_answer_leaves_its_connection() {
             Version::Two,
             Version::Two,
             origin,
-            "timeout: 300ms, connect_timeout: 300ms",
+            "timeout: 1s, connect_timeout: 1s",
         )
         .await;
         let call = world.client.get("/slow").await;
         let mut slow = world.origin.asked().await;
         assert_eq!(call.answer().await.status, 504);
         slow.taken_back(&mut Outgoing::Ended).await;
-        tokio::time::sleep(Duration::from_millis(600)).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
         let call = world.client.get("/").await;
         world.origin.asked().await.ok("done").await;
         assert_eq!(call.whole().await.0, 200);
@@ -568,7 +569,7 @@ fn an_old_connection_ends_with_its_last_request() {
         let _ = ended.send(number);
     });
     let lane = Lane::start(&format!(
-        "listen: '127.0.0.1:0'\nupstreams: {{app: {{endpoints: ['http://{upstream}'], protocol: http2, max_age: 1s}}}}\n"
+        "listen: '127.0.0.1:0'\nupstreams: {{app: {{endpoints: ['http://{upstream}'], protocol: http2, connect_timeout: 60s, max_age: 1s}}}}\n"
     ));
     let mut client = lane.connect();
     eventually(|| {
@@ -676,7 +677,8 @@ fn an_upstream_that_speaks_no_http2_is_a_502() {
     });
     assert_eq!(lane(upstream).connect().get("/").status, 502);
     let silent = scripted(|_stream| thread::sleep(Duration::from_secs(60)));
-    assert_eq!(lane(silent).connect().get("/").status, 504);
+    let lane_of_silent = lane_within(silent, "60s", "500ms");
+    assert_eq!(lane_of_silent.connect().get("/").status, 504);
     let closing = scripted(drop);
     assert_eq!(lane(closing).connect().get("/").status, 502);
 }
@@ -702,7 +704,7 @@ fn a_refusal_of_one_stream_leaves_the_others() {
 #[expect(clippy::disallowed_methods, reason = "what is measured")]
 fn an_upstream_that_cannot_be_reached_is_told_to_all_at_once() {
     let silent = scripted(|_stream| thread::sleep(Duration::from_secs(60)));
-    let lane = lane(silent);
+    let lane = lane_within(silent, "60s", "500ms");
     let began = Instant::now();
     let mut clients: Vec<_> = (0..20).map(|_| lane.connect()).collect();
     for client in &mut clients {

@@ -66,7 +66,7 @@ def upload_text(requests):
 def speaks_first(requests, context):
     """Six messages while nothing is heard, then how much is."""
     for _ in range(6):
-        time.sleep(0.2)
+        time.sleep(0.5)
         yield b"."
     yield upload_text(requests)
 

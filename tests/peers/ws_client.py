@@ -3,9 +3,9 @@
 {"do": "cases", "address", "by"}: all cases, each with what the server sent.
 {"do": "open", "address", "by", "path", "fields", "protocol"}: opens a connection; says its status, fields and, where it is
 refused, what is behind them.
-{"do": "send", "hex"}: sends bytes on it, as they are. {"do": "echo", "text", "after"}: sends a message after so many seconds, and
-says what comes back.
-{"do": "rest", "answer"}: what frames come until the end; a Close frame is answered, if so told.
+{"do": "send", "hex"}: sends bytes on it, as they are. {"do": "echo", "text", "after", "then"}: sends a message after so many seconds,
+and says what comes back; by then whoever passed it on has also read the bytes that were sent with it, in hex.
+{"do": "rest", "answer"}: what frames come until the end, and how long after a Close frame that is, which is answered, if so told.
 """
 
 import hashlib
@@ -301,14 +301,16 @@ def do(task):
         return None
     if task["do"] == "echo":
         time.sleep(task.get("after", 0))
-        opened.send(frame(TEXT, task["text"].encode()))
+        opened.send(frame(TEXT, task["text"].encode()) + bytes.fromhex(task.get("then", "")))
         return frames.next()[1].decode()
-    began, came = time.monotonic(), []
+    closed, came = None, []
     while (next_frame := frames.next()) is not None:
         came.append(told(*next_frame))
-        if next_frame[0] & 0x0F == CLOSE and task.get("answer", True):
-            opened.send(frame(CLOSE, next_frame[1]))
-    return {"frames": came, "took": time.monotonic() - began}
+        if next_frame[0] & 0x0F == CLOSE:
+            closed = time.monotonic()
+            if task.get("answer", True):
+                opened.send(frame(CLOSE, next_frame[1]))
+    return {"frames": came, "took": closed and time.monotonic() - closed}
 
 
 for line in sys.stdin:

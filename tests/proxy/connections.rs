@@ -125,7 +125,7 @@ fn a_request_is_over_with_its_answer_and_holds_nothing_while_its_connection_clos
     let config = file(&format!(
         "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nupstreams:\n\
          \x20 one: {{endpoints: ['{}'], concurrency: {{max: 1, pending: 0}}}}\n\
-         \x20 two: {{endpoints: ['http://{}'], protocol: http2, concurrency: {{max: 1, pending: 0}}}}\n\
+         \x20 two: {{endpoints: ['http://{}'], connect_timeout: 60s, protocol: http2, concurrency: {{max: 1, pending: 0}}}}\n\
          rate_limits: {{slot: {{limit: 1, by: constant, algorithm: concurrency}}, none: {{limit: 0/s, by: constant}}}}\n\
          routes:\n- {{match: {{path: /one}}, upstream: one, rate_limits: [slot]}}\n\
          - {{match: {{path: /two}}, upstream: two, rate_limits: [slot]}}\n\

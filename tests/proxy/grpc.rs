@@ -33,7 +33,7 @@ impl World {
         let (server, port) = server();
         let config = file(&format!(
             "{{listeners: [{{address: '127.0.0.1:0', limits: {{max_body: 1GiB}}}}], \
-             upstreams: {{app: {{endpoints: ['http://127.0.0.1:{port}'], protocol: http2, timeout: 30s{upstream}}}}}, \
+             upstreams: {{app: {{endpoints: ['http://127.0.0.1:{port}'], connect_timeout: 60s, protocol: http2, timeout: 30s{upstream}}}}}, \
              admin: {{address: '127.0.0.1:0'}}{sections}}}"
         ));
         let weir = Running::start(config.path());
@@ -227,7 +227,8 @@ fn what_weir_refuses_is_a_status_of_grpc() {
     let (_server, port) = server();
     let config = file(&format!(
         "{{listeners: [{{address: '127.0.0.1:0', limits: {{max_body: 100KiB}}}}], \
-         upstreams: {{app: {{endpoints: ['http://127.0.0.1:{port}'], protocol: http2, timeout: 300ms}}, \
+         upstreams: {{app: {{endpoints: ['http://127.0.0.1:{port}'], connect_timeout: 60s, protocol: http2, timeout: 60s}}, \
+                      hasty: {{endpoints: ['http://127.0.0.1:{port}'], connect_timeout: 60s, protocol: http2, timeout: 300ms}}, \
                       gone: {{endpoints: ['http://127.0.0.1:9'], protocol: http2}}}}, \
          routes: [{{match: {{path: /test.Peer/Unary}}, upstream: app, rate_limits: [one]}}, \
                   {{match: {{path: /test.Peer/Fail}}, upstream: app, session: {{use: web}}}}, \
@@ -235,7 +236,7 @@ fn what_weir_refuses_is_a_status_of_grpc() {
                   {{match: {{path: /test.Peer/Download}}, upstream: gone}}, \
                   {{match: {{path: /test.Peer/Upload}}, upstream: app}}, \
                   {{match: {{path: /test.Peer/Talk}}, upstream: app}}, \
-                  {{match: {{path: /test.Peer/HangHearing}}, upstream: app}}], \
+                  {{match: {{path: /test.Peer/HangHearing}}, upstream: hasty}}], \
          rate_limits: {{one: {{limit: 1/month, algorithm: fixed_window, by: constant}}}}, \
          sessions: {{web: {{token: [{{bearer: true}}]}}}}, \
          admin: {{address: '127.0.0.1:0'}}}}"
@@ -420,7 +421,7 @@ async fn a_call_whose_time_is_over_is_ended_by_weir_on_both_sides() {
     for (begins, ended) in [(false, true), (false, false), (true, true), (true, false)] {
         let (port, mut ends) = endless(begins).await;
         let lane = Lane::start(&format!(
-            "{{listen: '127.0.0.1:0', upstreams: {{app: {{endpoints: ['http://127.0.0.1:{port}'], protocol: http2}}}}}}"
+            "{{listen: '127.0.0.1:0', upstreams: {{app: {{endpoints: ['http://127.0.0.1:{port}'], connect_timeout: 60s, protocol: http2}}}}}}"
         ));
         let began = weir::clock::now();
         let (head, trailers) = bare_call(lane.address, "300m", ended).await;
@@ -440,7 +441,7 @@ async fn a_call_whose_time_is_over_is_ended_by_weir_on_both_sides() {
 fn a_server_that_dies_within_a_call_is_unavailable() {
     let (mut server, port) = server();
     let lane = Lane::start(&format!(
-        "{{listen: '127.0.0.1:0', upstreams: {{app: {{endpoints: ['http://127.0.0.1:{port}'], protocol: http2}}}}}}"
+        "{{listen: '127.0.0.1:0', upstreams: {{app: {{endpoints: ['http://127.0.0.1:{port}'], connect_timeout: 60s, protocol: http2}}}}}}"
     ));
     let mut client = client(lane.address);
     client.tell(&json!({"method": "HangLate", "requests": ["a"], "say": true}));
@@ -458,14 +459,14 @@ fn a_server_that_dies_within_a_call_is_unavailable() {
 fn a_call_is_idle_only_while_neither_side_speaks() {
     let (_server, port) = server();
     let lane = Lane::start(&format!(
-        "{{listeners: [{{address: '127.0.0.1:0', timeouts: {{stream_idle: 600ms}}}}], \
-         upstreams: {{app: {{endpoints: ['http://127.0.0.1:{port}'], protocol: http2}}}}}}"
+        "{{listeners: [{{address: '127.0.0.1:0', timeouts: {{stream_idle: 2s}}}}], \
+         upstreams: {{app: {{endpoints: ['http://127.0.0.1:{port}'], connect_timeout: 60s, protocol: http2}}}}}}"
     ));
     let mut client = client(lane.address);
     let six = json!(["a", "b", "c", "d", "e", "f"]);
-    let answer = client.ask(&json!({"method": "HearsLate", "requests": six, "pause": 0.2}));
+    let answer = client.ask(&json!({"method": "HearsLate", "requests": six, "pause": 0.5}));
     is_ok(&answer, json!(["6"]));
-    let answer = client.ask(&json!({"method": "SpeaksFirst", "requests": ["abc"], "pause": 1.3}));
+    let answer = client.ask(&json!({"method": "SpeaksFirst", "requests": ["abc"], "pause": 3.3}));
     is_ok(&answer, json!([".", ".", ".", ".", ".", ".", "3"]));
     let answer = client.ask(&json!({"method": "HangLate", "requests": ["a"]}));
     assert_eq!(
@@ -479,7 +480,7 @@ fn a_body_over_the_limit_ends_a_call_that_is_answered_already() {
     let (_server, port) = server();
     let lane = Lane::start(&format!(
         "{{listeners: [{{address: '127.0.0.1:0', limits: {{max_body: 100KiB}}}}], circuit_breakers: {{b: {{consecutive_failures: 1}}}}, \
-         upstreams: {{app: {{endpoints: ['http://127.0.0.1:{port}'], protocol: http2, circuit_breaker: b}}}}}}"
+         upstreams: {{app: {{endpoints: ['http://127.0.0.1:{port}'], connect_timeout: 60s, protocol: http2, circuit_breaker: b}}}}}}"
     ));
     let mut client = client(lane.address);
     let call = json!({"method": "Talk", "requests": [60_000, 60_000, 60_000], "pause": 0.3});
@@ -534,9 +535,9 @@ async fn reads_late(pause: Duration) -> (u16, tokio::sync::oneshot::Receiver<usi
 
 #[tokio::test]
 async fn an_upstream_that_has_answered_may_be_slow_to_read() {
-    let (port, came) = reads_late(Duration::from_millis(900)).await;
+    let (port, came) = reads_late(Duration::from_secs(3)).await;
     let lane = Lane::start(&format!(
-        "{{listen: '127.0.0.1:0', upstreams: {{app: {{endpoints: ['http://127.0.0.1:{port}'], protocol: http2, timeout: 300ms}}}}}}"
+        "{{listen: '127.0.0.1:0', upstreams: {{app: {{endpoints: ['http://127.0.0.1:{port}'], connect_timeout: 60s, protocol: http2, timeout: 2s}}}}}}"
     ));
     let stream = TcpStream::connect(lane.address).await.unwrap();
     let (mut requests, connection) = h2::client::handshake(stream).await.unwrap();

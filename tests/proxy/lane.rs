@@ -6,6 +6,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use super::harness::servers::Kept;
 use super::harness::{Lane, raw};
 
 /// Answers the n-th connection with the n-th reply once it has read a head that ends in `until`; sends on what it read.
@@ -36,9 +37,14 @@ fn upstream(
 }
 
 fn weir(upstream: SocketAddr) -> Lane {
+    weir_within("60s", upstream)
+}
+
+/// With this time for the upstream.
+fn weir_within(timeout: &str, upstream: SocketAddr) -> Lane {
     Lane::start(&format!(
         "listeners: [{{address: '127.0.0.1:0', timeouts: {{header_read: 500ms, keep_alive: 5s}}, limits: {{max_body: 1KiB}}}}]\n\
-         upstreams: {{app: {{endpoints: ['http://{upstream}'], timeout: 500ms}}}}\n"
+         upstreams: {{app: {{endpoints: ['http://{upstream}'], timeout: {timeout}}}}}\n"
     ))
 }
 
@@ -198,13 +204,11 @@ fn upstream_trouble_is_a_502_a_504_or_an_abort() {
     assert!(status("HTTP/1.1 101 Switching Protocols\r\n\r\n").starts_with("HTTP/1.1 502 "));
     let cut = status("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc");
     assert!(cut.ends_with("\r\n\r\nabc"), "{cut}");
-    let closed = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
-    assert!(ask(&weir(closed), get).starts_with("HTTP/1.1 502 "));
+    let closed = Kept::new();
+    assert!(ask(&weir(closed.address), get).starts_with("HTTP/1.1 502 "));
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    assert!(ask(&weir(silent.local_addr().unwrap()), get).starts_with("HTTP/1.1 504 "));
+    let weir = weir_within("500ms", silent.local_addr().unwrap());
+    assert!(ask(&weir, get).starts_with("HTTP/1.1 504 "));
 }
 
 #[test]

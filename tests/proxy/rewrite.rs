@@ -298,7 +298,7 @@ fn messages_of_each_version_are_changed_alike() {
 async fn changed(asks: Version, serves: Version) {
     let mut origin = Origin::start(serves).await;
     let lane = lane(&format!(
-        "upstreams: {{app: {{endpoints: ['http://{}'], protocol: {}}}}}\nroutes:\n\
+        "upstreams: {{app: {{endpoints: ['http://{}'], connect_timeout: 60s, protocol: {}}}}}\nroutes:\n\
          - match: {{path: /pay/*}}\n  upstream: app\n  rewrite: {{path_prefix: /v2, host: app.internal}}\n\
          \x20 request_headers: {{set: {{X-Env: prod}}, add: {{accept: text/x}}, remove: [x-debug]}}\n\
          \x20 response_headers: {{set: {{Cache-Control: no-cache}}, add: {{Vary: b}}, remove: [server]}}\n",

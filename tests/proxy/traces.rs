@@ -474,7 +474,7 @@ async fn traced(asks: Version, serves: Version) {
     let config = file(&format!(
         "listeners: [{{address: '127.0.0.1:0', client_ip: {{trusted_proxies: [127.0.0.1]}}}}]\nadmin: {{address: 127.0.0.1:0}}\n\
          telemetry: {{traces: {{otlp: '{}', sample: 0%}}}}\n\
-         upstreams: {{app: {{endpoints: ['http://{}'], protocol: {}}}}}\n\
+         upstreams: {{app: {{endpoints: ['http://{}'], connect_timeout: 60s, protocol: {}}}}}\n\
          routes: [{{match: {{path: /pay/*}}, upstream: app, rewrite: {{path_prefix: /v2}}}}, {{match: {{path: /none}}, reply: {{status: 204}}}}]\n",
         collector.url(),
         origin.address,

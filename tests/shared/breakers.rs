@@ -188,7 +188,7 @@ fn probes_of_all_processes_together_are_those_of_one() {
     let lanes = [0; 4].map(|_| Lane::start(&file));
     assert_eq!(statuses(&lanes[0], 4), [500; 4]);
     for lane in &lanes {
-        eventually(|| lane.state() == "open");
+        eventually(|| lane.state() != "closed");
     }
     phase.store(1, Ordering::SeqCst);
     let stop = AtomicBool::new(false);
@@ -462,7 +462,7 @@ fn a_server_whose_clock_is_set_back_neither_keeps_a_breaker_open_nor_its_ramp_go
     let redis = Server::single();
     let failing = Arc::new(AtomicBool::new(true));
     let upstream = upstream(&failing);
-    let breaker = "{quorum: 1, minimum_calls: 4, open_for: 1s, max_open_for: 1s, half_open: {probes: 1}, recover_over: 2s}";
+    let breaker = "{quorum: 1, minimum_calls: 4, open_for: 4s, max_open_for: 4s, half_open: {probes: 1}, recover_over: 4s}";
     let lane = Lane::start(&guarded(&redis.yaml("t"), &upstream.url(), breaker));
     assert_eq!(statuses(&lane, 4), [500; 4]);
     let window = Window::Time(Duration::from_secs(10));

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::harness::process::{Running, faketime, file};
-use super::harness::sqlite::{DAY, batch};
+use super::harness::sqlite::{DAY, batch, today};
 use super::harness::stack::fill;
 use super::harness::{PATIENCE, Upstream, eventually_within};
 use tempfile::{NamedTempFile, TempDir};
@@ -100,7 +100,7 @@ fn has_reserve(weir: &Running, disk: &Path) -> bool {
 
 #[test]
 fn a_day_is_removed_from_a_disk_that_is_full_at_the_start() {
-    let disk = Disk::with(&[5, 1], clock::wall());
+    let disk = Disk::with(&[5, 1], today());
     let weir = disk.start("cat /dev/zero > disk/filler 2> /dev/null || true", &[]);
     disk.until_written(&weir);
     assert_eq!(removed(&weir), 1);

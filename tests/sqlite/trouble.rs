@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::harness::process::{Running, file, weir};
-use super::harness::sqlite::{Audit, DAY, KEY, NOW, batch};
+use super::harness::sqlite::{Audit, DAY, KEY, NOW, batch, today};
 use super::harness::{PATIENCE, Upstream, eventually, eventually_within};
 use weir::clock;
 use weir::store::audit::chain::Keys;
@@ -133,7 +133,7 @@ fn beside(
     how: fn(&mut Vec<u8>),
 ) -> (Audit, Upstream, tempfile::NamedTempFile) {
     let audit = Audit::empty();
-    let then = clock::wall() - ago;
+    let then = today() - ago;
     let mut writer = Writer::open(&audit.path, "a", None, then).unwrap();
     writer.append(&mut [batch(1..=1_000)], then).unwrap();
     drop(writer);

@@ -61,10 +61,14 @@ impl Behind {
     }
 }
 
-/// A weir in front of `endpoint`, with these keys of its upstream.
+/// A weir in front of `endpoint`, with these keys of its upstream. Unless they say otherwise, a handshake has all the time of a test.
 fn front(endpoint: &str, more: &str) -> (Running, tempfile::NamedTempFile) {
+    let time = match more.contains("connect_timeout") {
+        true => "",
+        false => "connect_timeout: 60s, ",
+    };
     let config = file(&format!(
-        "listen: 127.0.0.1:0\nadmin: {{address: '127.0.0.1:0'}}\nupstreams: {{app: {{endpoints: ['{endpoint}'], {more}}}}}\n\
+        "listen: 127.0.0.1:0\nadmin: {{address: '127.0.0.1:0'}}\nupstreams: {{app: {{endpoints: ['{endpoint}'], {time}{more}}}}}\n\
          routes: [{{upstream: app}}]\n"
     ));
     (Running::start(config.path()), config)
@@ -219,7 +223,7 @@ fn another_endpoint_is_tried_where_one_is_not_believed() {
     );
     for protocol in ["http1", "auto"] {
         let keys = format!(
-            "protocol: {protocol}, load_balancing: round_robin, connect_timeout: 5s, retries: {{attempts: 1}}, tls: {{{}}}",
+            "protocol: {protocol}, load_balancing: round_robin, retries: {{attempts: 1}}, tls: {{{}}}",
             ca(&all.ours)
         );
         let (running, _config) = front(&endpoints, &keys);
@@ -264,7 +268,7 @@ fn the_systems_authorities_are_read_again_when_asked() {
     std::fs::copy(all.theirs.path("ca.crt"), &bundle).unwrap();
     let place = format!("https://localhost:{}", behind.port());
     let config = file(&format!(
-        "listen: 127.0.0.1:0\nadmin: {{address: '127.0.0.1:0'}}\nupstream: {place}\n"
+        "listen: 127.0.0.1:0\nadmin: {{address: '127.0.0.1:0'}}\nupstreams: {{app: {{endpoints: '{place}', connect_timeout: 60s}}}}\n"
     ));
     let bundle_path = bundle.display().to_string();
     let running = Running::start_in(config.path(), &[("SSL_CERT_FILE", &bundle_path)]);
@@ -288,7 +292,7 @@ fn a_bundle_that_is_being_written_leaves_the_systems_authorities_as_they_were() 
     let write = |extra: &str| {
         let text = format!(
             "listen: 127.0.0.1:0\nadmin: {{address: '127.0.0.1:0'}}\nroutes: [{{upstream: app}}]\n\
-             upstreams: {{app: {{endpoints: 'https://localhost:{}'}}, other: {{endpoints: 'https://localhost:9', tls: {{ca: '{}'}}}}}}\n{extra}",
+             upstreams: {{app: {{endpoints: 'https://localhost:{}', connect_timeout: 60s}}, other: {{endpoints: 'https://localhost:9', tls: {{ca: '{}'}}}}}}\n{extra}",
             behind.port(),
             other.display(),
         );
@@ -352,7 +356,7 @@ fn an_upstream_that_never_answers_the_handshake_is_a_504() {
     let closing = TcpListener::bind("127.0.0.1:0").unwrap();
     let place = format!("https://{}", closing.local_addr().unwrap());
     thread::spawn(move || closing.incoming().for_each(drop));
-    let (running, _config) = front(&place, "connect_timeout: 5s");
+    let (running, _config) = front(&place, "trust_session_headers: false");
     assert_eq!(reason(&running.client().get("/")), "connect_failed");
 }
 
@@ -361,11 +365,13 @@ fn health_checks_go_by_tls_too() {
     let all = Authorities::new();
     let behind = Behind::start(&all.ours, "app", "");
     let up = format!("https://localhost:{}", behind.port());
-    let health = format!(
-        "tls: {{{}}}, health: {{path: /healthz, interval: 100ms, timeout: 1s, unhealthy_after: 1, healthy_after: 1}}, panic_threshold: 0%",
-        ca(&all.ours)
-    );
-    let (running, _config) = front(&up, &health);
+    let health = |authority: &Authority, after: u16| {
+        format!(
+            "tls: {{{}}}, health: {{path: /healthz, interval: 100ms, timeout: 10s, unhealthy_after: {after}, healthy_after: 1}}, panic_threshold: 0%",
+            ca(authority)
+        )
+    };
+    let (running, _config) = front(&up, &health(&all.ours, 1000));
     eventually(|| {
         behind
             .upstream
@@ -373,7 +379,7 @@ fn health_checks_go_by_tls_too() {
             .starts_with("GET /healthz ")
     });
     assert_eq!(running.client().get("/").status, 200);
-    let (running, _config) = front(&up, &health.replace(&*ca(&all.ours), &ca(&all.theirs)));
+    let (running, _config) = front(&up, &health(&all.theirs, 1));
     eventually(|| running.client().get("/").status == 503);
 }
 
@@ -409,7 +415,7 @@ fn a_body_that_an_upstream_breaks_off_within_is_sent_again_whole() {
     });
     let config = file(&format!(
         "listeners: [{{name: in, address: '127.0.0.1:0', tls: {{certificates: [{}]}}}}]\n\
-         upstreams: {{app: {{endpoints: ['https://localhost:{}'], protocol: auto, tls: {{{}}}, timeout: 3s, \
+         upstreams: {{app: {{endpoints: ['https://localhost:{}'], protocol: auto, tls: {{{}}}, timeout: 60s, connect_timeout: 60s, \
          retries: {{attempts: 1, retry_on: [reset], methods: [PUT], buffer: 1MiB, budget: {{min_concurrent: 9}}, backoff: {{base: 1ms}}}}}}}}\n",
         all.ours.pair("app"),
         upstream.port(),

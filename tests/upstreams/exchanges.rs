@@ -4,7 +4,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,17 +14,18 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
 
-/// The longest that any trouble takes here: timeouts are at most 500 ms.
+/// The longest that any trouble takes here: what a timeout ends ends in 700 ms.
 const BOUND: Duration = Duration::from_secs(5);
 
+/// Where only a body that stalls is over before the test is.
 fn lane(upstream: SocketAddr) -> Lane {
-    lane_of(upstream, "300ms", "500ms")
+    lane_of(upstream, "60s", "700ms")
 }
 
 fn lane_of(upstream: SocketAddr, timeout: &str, stream_idle: &str) -> Lane {
     Lane::start(&format!(
         "listeners: [{{address: '127.0.0.1:0', timeouts: {{stream_idle: {stream_idle}}}}}]\n\
-         upstreams: {{app: {{endpoints: ['http://{upstream}'], timeout: {timeout}, connect_timeout: 200ms}}}}\n"
+         upstreams: {{app: {{endpoints: ['http://{upstream}'], timeout: {timeout}, connect_timeout: 60s}}}}\n"
     ))
 }
 
@@ -149,11 +150,12 @@ fn trouble_before_the_head_is_a_502_or_a_504() {
             504,
         ),
     ] {
-        let lane = before(move |_, stream| {
+        let upstream = by(move |_, stream| {
             let _ = stream.write_all(bytes.as_bytes());
             stall(stream);
         });
-        let reply = ask(name, &lane, GET);
+        let timeout = if status == 504 { "700ms" } else { "60s" };
+        let reply = ask(name, &lane_of(upstream, timeout, "60s"), GET);
         assert_problem(name, &reply, status);
     }
 }
@@ -319,19 +321,26 @@ fn trouble_behind_some_chunks_is_a_reset_for_a_client_that_knows_none() {
         ("bad chunk size", "x\r\n"),
     ] {
         for how in [End::Closed, End::Reset] {
+            let (goes_on, has_head) = mpsc::channel::<()>();
+            let has_head = Mutex::new(has_head);
             let upstream = scripted(move |mut stream| {
                 let _ = raw::read_head(&mut stream);
                 let reply = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n";
                 let _ = stream.write_all(reply.as_bytes());
-                // The client has its head by then.
-                thread::sleep(Duration::from_millis(100));
+                let _ = has_head.lock().unwrap().recv();
                 let _ = stream.write_all(rest.as_bytes());
                 if how == End::Reset {
                     reset(&stream);
                 }
             });
-            let reply = raw::send(lane(upstream).address, b"GET / HTTP/1.0\r\n\r\n");
-            assert_eq!(reply.end, End::Reset, "{name}, {how:?}: {reply:?}");
+            let lane = lane_of(upstream, "60s", "60s");
+            let mut client = TcpStream::connect(lane.address).unwrap();
+            client.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+            let head = raw::read_head(&mut client).unwrap();
+            assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+            goes_on.send(()).unwrap();
+            let rest = raw::read_to_end(&mut client);
+            assert_eq!(rest.end, End::Reset, "{name}, {how:?}: {rest:?}");
         }
     }
 }
@@ -340,11 +349,11 @@ fn trouble_behind_some_chunks_is_a_reset_for_a_client_that_knows_none() {
 fn a_body_may_pause_for_longer_than_the_upstream_may_think() {
     let upstream = by(|_, stream| {
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nabc");
-        // Over the upstream's 300 ms, within the stream's 10 s.
-        thread::sleep(Duration::from_secs(1));
+        // Over the upstream's second, within the stream's 10.
+        thread::sleep(Duration::from_millis(1_500));
         let _ = stream.write_all(b"def");
     });
-    let lane = lane_of(upstream, "300ms", "10s");
+    let lane = lane_of(upstream, "1s", "10s");
     assert!(ask("pause", &lane, GET).text.ends_with("\r\n\r\nabcdef"));
 }
 
@@ -557,7 +566,10 @@ fn an_upstream_that_cannot_be_reached_is_a_502_or_a_504() {
     while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
         waiting.push(stream);
     }
-    let reply = raw::send(lane(address).address, GET);
+    let lane = Lane::start(&format!(
+        "listen: 127.0.0.1:0\nupstreams: {{app: {{endpoints: ['http://{address}'], connect_timeout: 200ms}}}}\n"
+    ));
+    let reply = raw::send(lane.address, GET);
     assert_problem("full", &reply, 504);
     assert!(
         reply.text.contains(
@@ -582,8 +594,8 @@ fn a_client_that_stalls_in_its_body_is_no_failure_of_the_upstream() {
         }
     });
     let lane = Lane::start(&format!(
-        "listeners: [{{address: '127.0.0.1:0', timeouts: {{stream_idle: 300ms}}}}]\n\
-         upstreams: {{app: {{endpoints: ['http://{upstream}'], timeout: 100ms, circuit_breaker: one}}}}\n\
+        "listeners: [{{address: '127.0.0.1:0', timeouts: {{stream_idle: 2s}}}}]\n\
+         upstreams: {{app: {{endpoints: ['http://{upstream}'], timeout: 1s, circuit_breaker: one}}}}\n\
          circuit_breakers: {{one: {{consecutive_failures: 1}}}}\n"
     ));
     let stalled = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc";
@@ -593,13 +605,13 @@ fn a_client_that_stalls_in_its_body_is_no_failure_of_the_upstream() {
 #[test]
 fn a_slow_upload_may_take_longer_than_the_upstream_may_think() {
     let recorder = raw::Recorder::start();
-    let lane = lane(recorder.address);
+    let lane = lane_of(recorder.address, "1s", "10s");
     let mut client = TcpStream::connect(lane.address).unwrap();
     client
         .write_all(b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 4\r\n\r\n")
         .unwrap();
     for byte in b"slow" {
-        thread::sleep(Duration::from_millis(150));
+        thread::sleep(Duration::from_millis(400));
         client.write_all(&[*byte]).unwrap();
     }
     assert_eq!(raw::read_to_end(&mut client).status(), Some(200));

@@ -1,13 +1,13 @@
 //! Names among endpoints that are one endpoint each: looked up by whoever connects.
 
 use std::io::Write;
-use std::net::{Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::harness::process::{Running, file};
 use super::harness::raw::{read_head, scripted};
-use super::harness::servers::{NameServer, Server, mounted};
+use super::harness::servers::{Kept, NameServer, Server, mounted};
 use super::harness::{Lane, eventually, ok};
 
 /// A process before these upstreams, after these commands in mounts of its own. Requests go to the first whose name begins their path, or else
@@ -151,9 +151,8 @@ fn a_name_that_leads_elsewhere_is_looked_up_again_whatever_its_time() {
 #[test]
 fn each_address_of_a_name_is_tried() {
     let names = NameServer::on_port_53();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let refuses = listener.local_addr().unwrap();
-    drop(listener);
+    let nobody = Kept::new();
+    let refuses = nobody.address;
     let server = Server::start();
     let loopback = Ipv6Addr::LOCALHOST.into();
     names.says("both.test", &[loopback, server.ip()], 0);
