@@ -644,6 +644,8 @@ fn streams_beyond_those_of_the_file_are_emptied_too() {
         world.is_whole(100);
         eventually(async || world.cli(&["XLEN", &world.key(255)]).int() == 0).await;
         eventually(async || worker.counted("weir_ingest_dead_letters") == 1).await;
+        // As /health has it.
+        assert_eq!(world.dead_letters().await, 1);
         // Once it works, too; of a version that is left alone.
         let (header, bytes) = pack(&mut boot, 20, clock::wall());
         let (_, mut other) = pack(&mut boot, 3, clock::wall());

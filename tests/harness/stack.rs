@@ -122,7 +122,7 @@ impl Stack {
             "listen: 127.0.0.1:0\nupstream: {}\nadmin: {{address: 127.0.0.1:0}}\nruntime: {{lanes: 1}}\n{}\
              audit: {{delivery: {}, stream: {{shards: {SHARDS}}}, spool: {{path: {}}}, integrity: {{key: a key of tests}}}}\n\
              postgres: {{write: '{database}', pool: {{write: 4, read: 2, timeout: 10s}}}}\n\
-             worker: {{claim_after: 1s, batch: {{wait: 50ms}}}}\n",
+             worker: {{claim_after: 1s, max_deliveries: 100, batch: {{wait: 50ms}}}}\n",
             upstream.url(),
             redis.yaml(&prefix),
             with.delivery,

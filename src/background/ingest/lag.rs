@@ -22,7 +22,7 @@ pub(super) async fn watch(streams: Arc<Streams>, beyond: Arc<Beyond>, metrics: I
     loop {
         let said = streams.lags().await;
         if let Some(lag) = known.with(said, Instant::now()) {
-            let lag: Lag = [lag, beyond.lag()].into_iter().sum();
+            let lag: Lag = [lag, beyond.lag(Instant::now())].into_iter().sum();
             let whole = |number| i64::try_from(number).unwrap_or(i64::MAX);
             metrics.lag_seconds.set(lag.oldest.as_secs_f64());
             metrics.waiting.set(whole(lag.waiting));
@@ -40,10 +40,9 @@ impl Known {
         }
         let each: Vec<_> = self.0.iter().flatten().collect();
         // What has come to a stream since it answered, empty or not, waits for no longer than that.
-        let aged = each.iter().map(|(lag, at)| Lag {
-            oldest: lag.oldest + now.saturating_duration_since(*at),
-            ..*lag
-        });
+        let aged = each
+            .iter()
+            .map(|(lag, at)| lag.aged(now.saturating_duration_since(*at)));
         (!each.is_empty()).then(|| aged.sum())
     }
 }

@@ -341,10 +341,12 @@ impl Streams {
         number(answer).ok_or(CallError::Nonsense)
     }
 
-    /// How far the storing of all streams is behind. An error if one of them does not answer.
+    /// How far the storing of all streams is behind, of those beyond the file's as far as they answer. An error if one of the file's does not.
     pub async fn lag(&self) -> Result<Lag, CallError> {
         let lags = self.lags().await.into_iter();
-        lags.sum()
+        let own: Lag = lags.sum::<Result<_, _>>()?;
+        let beyond = self.lags_beyond().await.into_iter();
+        Ok(beyond.map(|(_, lag)| lag).chain([own]).sum())
     }
 
     /// How far the storing of each stream is behind, as far as they answer.
@@ -392,6 +394,16 @@ impl Streams {
 }
 
 /// Of several streams: the oldest entry of any, and the sums.
+impl Lag {
+    /// As it is after that time, where nothing was stored meanwhile.
+    pub fn aged(self, by: Duration) -> Lag {
+        Lag {
+            oldest: self.oldest + by,
+            ..self
+        }
+    }
+}
+
 impl Sum for Lag {
     fn sum<I: Iterator<Item = Lag>>(lags: I) -> Lag {
         lags.fold(Lag::default(), |all, one| Lag {
