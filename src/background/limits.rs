@@ -43,10 +43,8 @@ pub async fn follow(
         // A look that is due anyway sees it.
         Heard::Message { .. } => drop(changed.try_send(())),
         Heard::Listening => {
-            // A server that was started anew may have lost what it had.
-            if let Some(shared) = &told.borrow().shared_limits {
-                shared.slots.doubt_all();
-            }
+            // A reset may have gone unheard.
+            doubt_slots(&told.borrow());
             let _ = changed.try_send(());
         }
         // They are looked at now and then all the same.
@@ -87,6 +85,8 @@ pub async fn follow(
         tokio::select! {
             () = sleep(wait) => {}
             _ = is_changed.recv() => {}
+            // Messages are heard of one node, and each may have lost what it had.
+            () = redis.rate_limit.next_connected() => doubt_slots(&plan.borrow()),
             // Words may be of a limit that is new.
             changed = plan.changed() => if changed.is_err() {
                 return Ok(());
@@ -121,6 +121,13 @@ pub async fn give_back_slots(plan: &Plan, redis: &Connections) {
     if let Some(shared) = &plan.shared_limits {
         // What is not done by then comes back as after a crash.
         let _ = timeout(LAST_WITHIN, shared.slots.give_back(redis)).await;
+    }
+}
+
+/// Redis may have lost what it was told of slots in use.
+fn doubt_slots(plan: &Plan) {
+    if let Some(shared) = &plan.shared_limits {
+        shared.slots.doubt_all();
     }
 }
 

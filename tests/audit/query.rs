@@ -611,7 +611,7 @@ fn replicas_of_uneven_lag_leave_nothing_out_of_a_listing() {
 #[test]
 fn a_replica_that_is_ahead_of_its_primary_hides_nothing_from_who_follows() {
     let primary = Server::start();
-    let replica = primary.replica();
+    let (replica, behind) = (primary.replica(), primary.replica());
     let count = "SELECT count(*) FROM weir.audit_events";
     let wait_for = |standby: &str| {
         primary.query(&format!(
@@ -637,10 +637,13 @@ fn a_replica_that_is_ahead_of_its_primary_hides_nothing_from_who_follows() {
             let found = try_query(&replica.url(), count);
             found.is_ok_and(|rows| rows[0][0] == "10")
         });
+        behind.catch_up_with(&primary);
+        behind.query("SELECT pg_wal_replay_pause()");
         // As the admin port reads.
-        let both = pools_with(&primary.url(), vec![Secret(replica.url())]);
-        let events = Events::Postgres(Reader::new(both));
-        let follow = async |after: Option<Cursor>| {
+        let with = |replicas| Events::Postgres(Reader::new(pools_with(&primary.url(), replicas)));
+        let events = with(vec![Secret(replica.url())]);
+        let of_three = with([&behind, &replica].map(|it| Secret(it.url())).to_vec());
+        let follow_by = async |events: &Events, after: Option<Cursor>| {
             let filter = Filter {
                 after,
                 settled: true,
@@ -650,6 +653,7 @@ fn a_replica_that_is_ahead_of_its_primary_hides_nothing_from_who_follows() {
             let (found, next) = events.follow(&filter, None).await?;
             Ok::<_, StoreError>((seqs(&found), Some(next)))
         };
+        let follow = async |after| follow_by(&events, after).await;
         let (found, mut place) = follow(None).await.unwrap();
         assert_eq!(found, (1..=10).collect::<Vec<_>>());
 
@@ -663,6 +667,11 @@ fn a_replica_that_is_ahead_of_its_primary_hides_nothing_from_who_follows() {
             let (found, ahead) = follow(None).await.unwrap();
             assert_eq!(found, (1..=15).collect::<Vec<_>>());
             let beyond = follow(ahead).await;
+            // The one that is behind has its turn first at every other time.
+            let by_turns = [
+                follow_by(&of_three, ahead).await,
+                follow_by(&of_three, ahead).await,
+            ];
             let mut found = Vec::new();
             let mut next = async || {
                 let (more, next) = follow(place).await.unwrap();
@@ -673,7 +682,9 @@ fn a_replica_that_is_ahead_of_its_primary_hides_nothing_from_who_follows() {
             assert!(!next().await);
             wait_for("");
             super::harness::ingest::eventually(next).await;
-            assert_eq!(beyond.unwrap().0, [0; 0]);
+            for beyond in by_turns.into_iter().chain([beyond]) {
+                assert_eq!(beyond.unwrap().0, [0; 0]);
+            }
             found
         };
         let (stored, found) = tokio::join!(writer.store(&batches), followed);

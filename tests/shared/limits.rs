@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::harness::calls::soon;
 use super::harness::node::Node;
 use super::harness::process::{Running, file};
-use super::harness::redis::{Cluster, Server, key_prefix};
+use super::harness::redis::{Answer, Cluster, Server, key_prefix};
 use super::harness::versions::run;
 use super::harness::{Client, Lane, Store, Upstream, eventually, metrics};
 use futures_util::FutureExt as _;
@@ -871,6 +871,56 @@ fn slots_in_use_are_told_to_a_redis_that_comes_back_without_its_data() {
     server.kill();
     server.restart();
     eventually(|| told() == Some(true));
+    for mut client in clients {
+        upstream.answer("done");
+        assert_eq!(client.finish().status, 200);
+    }
+}
+
+/// Messages are heard of one of them.
+#[test]
+fn slots_in_use_are_told_to_any_master_that_comes_back_without_its_data() {
+    let (upstream, cluster) = (Upstream::held(), Cluster::start());
+    let lane = Lane::start(&format!(
+        "listen: 127.0.0.1:0\nupstreams: {{app: {{endpoints: ['{}'], timeout: 5m}}}}\n\
+         rate_limits: {{a: {{limit: 1, by: 'header:t', algorithm: concurrency, hold_ttl: 1h}}}}\n\
+         routes: [{{upstream: app, rate_limits: [a]}}]\n{}",
+        upstream.url(),
+        cluster.yaml("t").replace("{urls", "{timeout: 5s, urls")
+    ));
+    let clients: Vec<_> = (0..12)
+        .map(|n| {
+            let mut client = lane.connect();
+            client.begin("GET", "/", &[&format!("t: {n}")], "");
+            upstream.wait_for_request();
+            client
+        })
+        .collect();
+    let told = |node: usize| {
+        let node = &cluster.nodes[node];
+        let keys = node.try_cli(&["KEYS", "t:c:*"]);
+        let in_use = |key: &&Answer| {
+            let slots = node.try_cli(&["HVALS", key.text()]);
+            slots.is_ok_and(|it| it.list().iter().any(|it| it.text().starts_with("1:")))
+        };
+        keys.map_or(0, |keys| keys.list().iter().filter(in_use).count())
+    };
+    eventually(|| (0..3).map(told).sum::<usize>() == clients.len());
+    // All is told: nothing is left to be said by chance.
+    thread::sleep(Duration::from_millis(200));
+    let is_heard = |node: &usize| {
+        let channels = cluster.cli(*node, &["PUBSUB", "CHANNELS", "t:limits*"]);
+        !channels.list().is_empty()
+    };
+    eventually(|| (0..3).any(|node| is_heard(&node)));
+    let unheard = (0..3).find(|node| !is_heard(node)).unwrap();
+    let held = told(unheard);
+    assert!(held > 0);
+    // Else it would take over.
+    cluster.kill(cluster.replica_of(unheard));
+    cluster.kill(unheard);
+    cluster.restart(unheard);
+    eventually(|| told(unheard) == held);
     for mut client in clients {
         upstream.answer("done");
         assert_eq!(client.finish().status, 200);

@@ -147,18 +147,21 @@ impl Postgres {
     /// A connection to read by: to the next replica that is well, or to the primary. A statement ends after
     /// [`Postgres::timeout`] unless a transaction sets another bound.
     pub async fn read(&self) -> Result<Client, PostgresError> {
-        let turn = self.next.fetch_add(1, Ordering::Relaxed);
-        let count = self.replicas.len();
-        let in_turn = (0..count).map(|n| &self.replicas[(turn.wrapping_add(n)) % count]);
-        for replica in in_turn.filter(|replica| !replica.sick.load(Ordering::Relaxed)) {
-            match replica.connection().await {
-                Ok(connection) => return Ok(connection),
-                // Others may have some left; it is not sick for that.
-                Err(PostgresError::Busy { .. }) => {}
-                Err(error) => replica.note(Err(&error)),
+        for replica in self.replicas_in_turn() {
+            // Others may have a connection left.
+            if let Ok(connection) = replica.connection_noted().await {
+                return Ok(connection);
             }
         }
         self.read_primary().await
+    }
+
+    /// The replicas that are well, each once; the first is another each time.
+    fn replicas_in_turn(&self) -> impl Iterator<Item = &Target> {
+        let turn = self.next.fetch_add(1, Ordering::Relaxed);
+        let count = self.replicas.len();
+        let in_turn = (0..count).map(move |n| &self.replicas[(turn.wrapping_add(n)) % count]);
+        in_turn.filter(|replica| !replica.sick.load(Ordering::Relaxed))
     }
 
     /// As [`Postgres::read`], but from one server for as long as it serves: what two servers show of one listing does not join where
@@ -172,13 +175,9 @@ impl Postgres {
             let Some(replica) = self.replicas.get(place).filter(well) else {
                 continue;
             };
-            match replica.connection().await {
-                Ok(connection) => {
-                    kept.get_or_init(|| place);
-                    return Ok(connection);
-                }
-                Err(PostgresError::Busy { .. }) => {}
-                Err(error) => replica.note(Err(&error)),
+            if let Ok(connection) = replica.connection_noted().await {
+                kept.get_or_init(|| place);
+                return Ok(connection);
             }
         }
         kept.get_or_init(|| count);

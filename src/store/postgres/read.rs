@@ -126,11 +126,31 @@ impl Reader {
                 search_by(self.postgres.read_primary().await?, filter, deadline).await
             }
             // While the primary waits for a standby, another may show already what it holds back.
-            Err(StoreError::Moved) if goes_on => {
-                search_by(self.postgres.read().await?, filter, deadline).await
-            }
+            Err(StoreError::Moved) if goes_on => self.search_replicas(filter, deadline).await,
             found => found,
         }
+    }
+
+    /// As [`Reader::search`], by whichever replica has come to the filter's place.
+    async fn search_replicas(
+        &self,
+        filter: &Filter,
+        deadline: Option<Instant>,
+    ) -> Result<Found, StoreError> {
+        let mut said = StoreError::Moved;
+        for replica in self.postgres.replicas_in_turn() {
+            let found = match replica.connection_noted().await {
+                Ok(connection) => search_by(connection, filter, deadline).await,
+                Err(error) => Err(error.into()),
+            };
+            match found {
+                Ok(found) => return Ok(found),
+                Err(StoreError::Moved) => {}
+                // It may have come there. Who is told that it moved does not ask again.
+                Err(error) => said = error,
+            }
+        }
+        Err(said)
     }
 
     /// The place behind all that has arrived and that nothing can come to stand ahead of any more.

@@ -116,6 +116,17 @@ impl Target {
         self.take(&self.pool).await
     }
 
+    /// As [`Target::connection`]; a replica that has none is noted as sick.
+    pub(super) async fn connection_noted(&self) -> Result<Client, PostgresError> {
+        let connection = self.connection().await;
+        match &connection {
+            // It is not sick for that.
+            Ok(_) | Err(PostgresError::Busy { .. }) => {}
+            Err(error) => self.note(Err(error)),
+        }
+        connection
+    }
+
     pub(super) async fn take(&self, pool: &Pool) -> Result<Client, PostgresError> {
         pool.get().await.map_err(|error| match error {
             PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => {

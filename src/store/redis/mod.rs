@@ -215,6 +215,7 @@ impl fmt::Debug for Redis {
 pub struct Connections {
     redis: Arc<Redis>,
     routing: Arc<Mutex<Routing>>,
+    connected: Arc<Notify>,
     following: tokio::task::JoinHandle<()>,
 }
 
@@ -223,6 +224,8 @@ pub struct Connections {
 struct Routing {
     topology: Arc<Topology>,
     nodes: BTreeMap<Address, Arc<Node>>,
+    /// Told of each connection of a node.
+    connected: Arc<Notify>,
 }
 
 impl Connections {
@@ -230,9 +233,11 @@ impl Connections {
     /// becomes of its nodes, which one of a process does.
     pub fn start(redis: Arc<Redis>, speaks: bool) -> Connections {
         let mut topologies = redis.topology.subscribe();
+        let connected = Arc::new(Notify::new());
         let routing = Arc::new(Mutex::new(Routing {
             topology: Arc::new(Topology::default()),
             nodes: BTreeMap::new(),
+            connected: connected.clone(),
         }));
         let follow = {
             let (redis, routing) = (redis.clone(), routing.clone());
@@ -249,6 +254,7 @@ impl Connections {
         Connections {
             redis,
             routing,
+            connected,
             following: tokio::spawn(follow),
         }
     }
@@ -422,6 +428,12 @@ impl Connections {
         self.routing.lock().topology.is_whole()
     }
 
+    /// Waits until a node is connected that was not, or was by another connection: it may have been started anew, without its data, or
+    /// have taken over from one whose last writes it lacks. What came since the last wait is not missed. For one who waits at a time.
+    pub async fn next_connected(&self) {
+        self.connected.notified().await;
+    }
+
     /// Waits until every node that has slots is connected; false if `within` is over first.
     pub async fn ready(&self, within: Duration) -> bool {
         let all_up = async {
@@ -453,9 +465,8 @@ impl Routing {
         self.nodes = topology
             .nodes()
             .map(|address| {
-                let node = kept(address).unwrap_or_else(|| {
-                    Arc::new(Node::start(redis.clone(), address.clone(), speaks))
-                });
+                let node =
+                    kept(address).unwrap_or_else(|| Arc::new(self.start(address, redis, speaks)));
                 (address.clone(), node)
             })
             .collect();
@@ -464,9 +475,17 @@ impl Routing {
 
     /// The node of an address that may be new.
     fn node(&mut self, address: &Address, redis: &Arc<Redis>) -> Arc<Node> {
-        let nodes = &mut self.nodes;
-        let new = || Arc::new(Node::start(redis.clone(), address.clone(), false));
-        nodes.entry(address.clone()).or_insert_with(new).clone()
+        if let Some(node) = self.nodes.get(address) {
+            return node.clone();
+        }
+        let node = Arc::new(self.start(address, redis, false));
+        self.nodes.insert(address.clone(), node.clone());
+        node
+    }
+
+    fn start(&self, address: &Address, redis: &Arc<Redis>, speaks: bool) -> Node {
+        let connected = self.connected.clone();
+        Node::start(redis.clone(), address.clone(), speaks, connected)
     }
 }
 

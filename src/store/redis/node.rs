@@ -62,11 +62,18 @@ struct State {
     /// Told when it is up again, or was tried in vain.
     settled: Notify,
     latency_nanos: AtomicU64,
+    /// Told of each connection once calls may use it.
+    connected: Arc<Notify>,
 }
 
 impl Node {
-    /// Begins to connect.
-    pub(super) fn start(redis: Arc<Redis>, address: Address, speaks: bool) -> Node {
+    /// Begins to connect. `connected` is told of each connection.
+    pub(super) fn start(
+        redis: Arc<Redis>,
+        address: Address,
+        speaks: bool,
+        connected: Arc<Notify>,
+    ) -> Node {
         let state = Arc::new(State {
             connection: Mutex::new(None),
             unanswered: AtomicU32::new(0),
@@ -75,6 +82,7 @@ impl Node {
             doubted: Notify::new(),
             settled: Notify::new(),
             latency_nanos: AtomicU64::new(0),
+            connected,
         });
         let fair = redis.timeout / 2;
         let panics = redis.panics.clone();
@@ -287,6 +295,7 @@ async fn hold(
 ) -> Ended {
     let ping = redis::cmd("PING");
     let (mut answers, told_at) = (0_u32, 1 + u32::from(was_replica));
+    let mut is_new = true;
     let ended = |answers, why| match answers {
         0 => Ended::Mute(why),
         _ => Ended::Lost(why),
@@ -318,6 +327,9 @@ async fn hold(
             continue;
         }
         state.note_found(connection);
+        if std::mem::take(&mut is_new) {
+            state.connected.notify_one();
+        }
         let _ = timeout(PING_EVERY, state.doubted.notified()).await;
     }
 }
