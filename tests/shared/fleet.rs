@@ -85,6 +85,29 @@ fn what_an_operator_does_to_a_limit_is_so_at_every_process() {
 }
 
 #[test]
+fn an_override_that_is_stored_as_older_weirs_spelled_it_can_be_deleted() {
+    let echo = Echo::start();
+    let server = Server::single();
+    let limit = "{limit: 3/h, by: ['header:t', 'header:u']}";
+    let config = config(&echo, limit, &server.yaml("t"));
+    let weir = Running::start(config.path());
+    let overrides = Keys::new("t").overrides();
+    let older = r#"["a","CORP\\ann:b"]"#;
+    server.cli(&["HSET", &overrides, older, "50/h"]);
+    let at = r"/v1/limits/a/overrides/CORP%5Cann:b";
+    let newer = admin(&weir, "PUT", at, r#"{"limit": "60/h"}"#);
+    assert_eq!(
+        json(&newer)["overrides"][r"CORP\\ann:b"][0]["limit"],
+        "60/h"
+    );
+    assert_eq!(admin(&weir, "DELETE", at, "").status, 204);
+    assert_eq!(server.cli(&["HEXISTS", &overrides, older]).int(), 0);
+    assert_eq!(admin(&weir, "DELETE", at, "").status, 404);
+    server.cli(&["HSET", &overrides, older, "50/h"]);
+    assert_eq!(admin(&weir, "DELETE", at, "").status, 204, "it alone");
+}
+
+#[test]
 fn a_redis_that_comes_back_empty_is_told_the_overrides() {
     let echo = Echo::start();
     let server = Server::single();
