@@ -59,8 +59,8 @@ impl<'p> Quota<'p> {
         }
     }
 
-    /// Asks these limits; a refusal by one of them charges none. Redis comes last, where it has to be asked: what leases or this process refuse
-    /// costs no call, nor quota of others.
+    /// Asks these limits; a refusal by one of them charges none. Redis comes last, where it has to be asked: a request that leases or this
+    /// process refuse waits for no call, and costs no quota of others. A lease that runs low may have begun to renew itself by then.
     pub(super) async fn ask(
         &mut self,
         limits: &[usize],
