@@ -74,11 +74,14 @@ pub(super) async fn answer(
         }
         (&Method::DELETE, [name, "overrides", key]) => {
             let limit = find(name)?;
-            // Redis may hold one that another version of weir took.
-            let as_it_is = |_| vec![(*key).to_owned()];
             let keys = override_keys(&limit.by, key, &plan.config.ipv6_prefixes());
+            let mut keys = keys.unwrap_or_default();
+            // Redis may hold one that another version of weir took, or spelled as it came.
+            if keys.iter().all(|written| written != key) {
+                keys.push((*key).to_owned());
+            }
             let mut known = false;
-            for key in keys.unwrap_or_else(as_it_is) {
+            for key in keys {
                 known |= put(plan, redis, (name, &key), None).await?;
                 known |= plan.counters.set_override(name, &key, None);
             }

@@ -78,17 +78,17 @@ pub fn as_counted(by: &KeyPart, text: String) -> String {
 }
 
 /// The parts of a request's key as overrides name it: joined by `:`. Where they are several, a `:` or `\` within one has a `\` before it, but for
-/// those of an address: else who chooses one part could be given the override of another key.
-pub fn joined<P: AsRef<[u8]>>(by: &[KeyPart], parts: &[P]) -> String {
+/// those of an address: else who chooses one part could be given the override of another key. Parts that are no UTF-8 have no such name.
+pub fn joined<P: AsRef<str>>(by: &[KeyPart], parts: &[P]) -> String {
     let bytes = parts.iter().map(|part| part.as_ref().len() + 1);
     let mut key = String::with_capacity(bytes.sum());
     for (place, (by, part)) in by.iter().zip(parts).enumerate() {
         if place > 0 {
             key.push(':');
         }
-        let text = String::from_utf8_lossy(part.as_ref());
+        let text = part.as_ref();
         if parts.len() == 1 || matches!(by, KeyPart::ClientIp) {
-            key.push_str(&text);
+            key.push_str(text);
             continue;
         }
         for character in text.chars() {

@@ -45,6 +45,8 @@ pub struct Refused {
     /// When to try again: not before the opening ends, a probe's slot frees by timeout or the ramp ends. Jittered, so
     /// that callers refused together do not come back together. A forced opening has no end; it says `max_open_for`.
     pub retry_after: Duration,
+    /// Whether it was forced open: it ends when an operator says so.
+    pub is_forced: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -191,6 +193,7 @@ impl Breaker {
             }),
             Some(wait) => Err(Refused {
                 retry_after: self.jittered(wait, draw),
+                is_forced: matches!(self.phase, Phase::ForcedOpen),
             }),
         }
     }

@@ -29,7 +29,6 @@ use crate::http1::path::{self, PathError};
 use crate::net::stream::canonical;
 use crate::plan::{self, Plan};
 use crate::policy::balance;
-use crate::policy::breaker::State;
 use crate::policy::limit::Now;
 use crate::policy::rewrite::{self, Asked};
 use crate::policy::routes;
@@ -439,7 +438,7 @@ fn enter(
             let fallback = breaker.settings.fallback.clone();
             Err(Rejection::CircuitOpen(Box::new(CircuitOpen {
                 retry_after: refused.retry_after,
-                is_forced: breaker.snapshot(now.mono).state == State::ForcedOpen,
+                is_forced: refused.is_forced,
                 fallback,
             })))
         }

@@ -24,12 +24,20 @@ pub(super) struct Quota<'p> {
     slots: Vec<(Key, u64)>,
     /// What was taken of leases: of which limit, by its index, and of which key.
     taken: Vec<(usize, Key, Batch)>,
-    /// Shared limits that this process keeps to alone, since Redis does not answer; and this process's part of their rules, as asked for
-    /// and given back.
-    alone: Vec<(usize, Rules)>,
+    /// Shared limits that this process keeps to alone, since Redis does not answer.
+    alone: Vec<Alone>,
     /// For how long the request has waited for Redis, over all its limits.
     pub(super) waited: Duration,
     verdicts: Verdicts<'p>,
+}
+
+/// A shared limit that this process keeps to alone, for one request.
+struct Alone {
+    limit_index: usize,
+    /// What counters go by: the part's period changes with how many processes there are, and what was counted stays.
+    whole: Rules,
+    /// What is asked and given back: this process's part of each rule.
+    part: Rules,
 }
 
 impl Drop for Quota<'_> {
@@ -59,8 +67,8 @@ impl<'p> Quota<'p> {
         }
     }
 
-    /// Asks these limits; a refusal by one of them charges none. Redis comes last, where it has to be asked: what leases or this process refuse
-    /// costs no call, nor quota of others.
+    /// Asks these limits; a refusal by one of them charges none. Redis comes last, where it has to be asked: a request that leases or this
+    /// process refuse waits for no call, and costs no quota of others. A lease that runs low may have begun to renew itself by then.
     pub(super) async fn ask(
         &mut self,
         limits: &[usize],
@@ -73,21 +81,20 @@ impl<'p> Quota<'p> {
         }
         match &facts.conn.lane.redis {
             Some(redis) => self.share(redis, limits, facts, now, record).await,
-            None => self.charge(limits, Here::All, facts, now, record),
+            None => self.charge(limits, facts, now, record),
         }
     }
 
-    /// Asks those of these limits that this process keeps to alone, at one moment; a refusal by one of them charges none, nor
+    /// Asks those of these limits that are not shared, at one moment; a refusal by one of them charges none, nor
     /// a lease that was just asked.
     pub(super) fn charge(
         &mut self,
         limits: &[usize],
-        here: Here,
         facts: &Facts<'_>,
         now: Now,
         record: &mut Record,
     ) -> Result<(), Rejection> {
-        let refused = match self.ask_here(limits, here, facts, now, record) {
+        let refused = match self.ask_here(limits, facts, now, record) {
             Ok(true) => return Ok(()),
             Ok(false) => None,
             Err(rejection) => Some(rejection),
@@ -96,44 +103,40 @@ impl<'p> Quota<'p> {
         Err(refused.unwrap_or_else(|| self.refusal()))
     }
 
-    /// Whether all of them admit the request, and so are charged; a refusal where it lacks a key that one of them must have.
+    /// Whether those of these limits that are not shared, or [left to this process](Quota::leave_alone), all admit the request, and so are
+    /// charged; a refusal where it lacks a key that one of them must have.
     pub(super) fn ask_here(
         &mut self,
         limits: &[usize],
-        here: Here,
         facts: &Facts<'_>,
         now: Now,
         record: &mut Record,
     ) -> Result<bool, Rejection> {
         let plan = self.plan;
-        let alone = match here {
-            Here::All => &self.alone[..],
-            Here::LostSince(lost) => self.alone.get(lost..).unwrap_or_default(),
-        };
-        let is_own = |limit: &Limit| here == Here::All && !plan.shares(limit);
+        let left_alone = |index: usize| self.alone.iter().find(|lost| lost.limit_index == index);
         // Held for as long as rules of it are asked.
         let overrides = plan.counters.overrides();
         let mut asks = SmallVec::<[Ask; 4]>::new();
         let mut limit_of = SmallVec::<[usize; 4]>::new();
         for limit_index in limits.iter().copied() {
             let limit = &plan.config.limits[limit_index];
-            let mine = alone.iter().find(|(lost, _)| *lost == limit_index);
-            if limit.mode == Mode::Disabled || (mine.is_none() && !is_own(limit)) {
+            let mine = left_alone(limit_index);
+            if limit.mode == Mode::Disabled || (mine.is_none() && plan.shares(limit)) {
                 continue;
             }
             let Some(parts) = facts.key(limit_index, plan)? else {
                 continue;
             };
-            let rules = match mine {
-                Some((_, rules)) => rules,
+            let (whole, part) = match mine {
+                Some(Alone { whole, part, .. }) => (whole, part),
                 None => match limits::rules(limit, &parts, &overrides) {
-                    Some(rules) => rules,
+                    Some(rules) => (rules, rules),
                     None => continue,
                 },
             };
             let cost = facts.cost(limit);
-            for (number, rule) in rules.numbered() {
-                let mut key = plan.limits[limit_index].keys.of_rule((number, rule));
+            for (numbered, rule) in whole.numbered().zip(part.iter()) {
+                let mut key = plan.limits[limit_index].keys.of_rule(numbered);
                 parts.iter().for_each(|part| key.part(part));
                 asks.push(Ask {
                     key: key.finish(),
@@ -157,7 +160,7 @@ impl<'p> Quota<'p> {
         let admitted = plan.counters.ask(&asks, now, &mut verdicts);
         for (limit_index, verdict) in limit_of.iter().zip(&mut verdicts) {
             // What is too much for this process's part may pass once Redis answers.
-            if !verdict.admitted && alone.iter().any(|(lost, _)| lost == limit_index) {
+            if !verdict.admitted && left_alone(*limit_index).is_some() {
                 verdict.retry_after.get_or_insert(Duration::from_secs(1));
             }
         }
@@ -188,14 +191,13 @@ impl<'p> Quota<'p> {
         self.taken.push((limit_index, key, taken));
     }
 
-    /// Leaves a shared limit to [`Quota::charge`], with this process's part of its rules.
-    pub(super) fn leave_alone(&mut self, limit_index: usize, rules: Rules) {
-        self.alone.push((limit_index, rules));
-    }
-
-    /// How many have been left so.
-    pub(super) fn left_alone(&self) -> usize {
-        self.alone.len()
+    /// Leaves a shared limit to [`Quota::ask_here`], with its rules and this process's part of each.
+    pub(super) fn leave_alone(&mut self, limit_index: usize, whole: Rules, part: Rules) {
+        self.alone.push(Alone {
+            limit_index,
+            whole,
+            part,
+        });
     }
 
     /// Gives back what the request was charged by those limits that `which` says, and that admitted it: it is refused by what came after
@@ -262,15 +264,6 @@ impl<'p> Quota<'p> {
     pub(super) fn tell(&self, out: &mut Vec<u8>) {
         self.verdicts.tell(&self.plan.config.limit_defaults, out);
     }
-}
-
-/// Which limits this process is asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Here {
-    /// All that it keeps to alone.
-    All,
-    /// Those that were [left to it](Quota::leave_alone) since there were so many.
-    LostSince(usize),
 }
 
 /// Whether a limit counts all clients together: who has no session may not use it up for those who have one. One that tells clients

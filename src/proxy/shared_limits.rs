@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use smallvec::SmallVec;
 
 use super::facts::{Facts, Parts, refuses};
-use super::quota::{Here, Quota};
+use super::quota::Quota;
 use super::record::Record;
 use super::reply::Rejection;
 use super::verdicts::Said;
@@ -52,7 +52,7 @@ struct OfRule {
 
 impl<'p> Quota<'p> {
     /// Asks these limits, some of which are shared; a refusal by one of them charges none. Where Redis does not answer, a limit
-    /// is left to [`Quota::charge`], let pass, or the request is refused, as the file says.
+    /// is left to [`Quota::ask_here`], let pass, or the request is refused, as the file says.
     pub(super) async fn share(
         &mut self,
         redis: &FleetConnections,
@@ -62,7 +62,7 @@ impl<'p> Quota<'p> {
         record: &mut Record,
     ) -> Result<(), Rejection> {
         let Some(shared) = &self.plan.shared_limits else {
-            return self.charge(limits, Here::All, facts, now, record);
+            return self.charge(limits, facts, now, record);
         };
         let mut round = Round {
             redis: &redis.rate_limit,
@@ -80,17 +80,21 @@ impl<'p> Quota<'p> {
             self.put_back(now);
             return Err(self.refusal());
         }
-        self.charge(limits, Here::All, facts, now, record)?;
+        self.charge(limits, facts, now, record)?;
         if open.is_empty() {
             return Ok(());
         }
-        let left_alone = self.left_alone();
         let began = clock::mono();
         // Boxed, to keep the common future small: most requests wait for no one.
         Box::pin(self.ask_redis(&open, &mut round)).await;
         self.waited += clock::mono().saturating_sub(began);
         let admitted = match self.take_down(&mut round, record) {
-            true => self.ask_here(limits, Here::LostSince(left_alone), facts, now, record),
+            true => {
+                let open = open.iter().map(|open| open.limit_index);
+                let open: SmallVec<[usize; 4]> = open.collect();
+                // Those of them that Redis did not answer of: the others are done.
+                self.ask_here(&open, facts, now, record)
+            }
             false => Ok(false),
         };
         self.put_in_order(limits);
@@ -253,7 +257,8 @@ impl<'p> Quota<'p> {
                             Cost::Constant(cost) => *cost,
                             Cost::Header { default, .. } => *default,
                         };
-                        self.leave_alone(limit_index, limit::share(rules, alive, room_for));
+                        let part = limit::share(rules, alive, room_for);
+                        self.leave_alone(limit_index, rules.clone(), part);
                     }
                     OnLoss::Allow => {}
                     OnLoss::Deny if enforced => round.lost = Some(Rejection::LimitUnknown),

@@ -14,6 +14,7 @@ crate::on_each_store!(
     no_one_chooses_under_which_of_several_values_it_is_counted,
     a_route_is_counted_by_what_it_matches_wherever_it_stands,
     an_override_is_for_the_parts_that_it_names,
+    a_value_that_is_not_utf_8_has_no_override,
 );
 
 fn every_kind_of_key_tells_clients_apart(store: Store) {
@@ -187,15 +188,17 @@ fn a_share_of_the_keys_is_refused_and_the_rest_counted(store: Store) {
     assert!((5..=45).contains(&missing("50%")));
 }
 
+/// The status of a request with these fields, byte by byte.
+fn status(lane: &Lane, fields: &[u8]) -> Option<u16> {
+    let request = [
+        b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n",
+        fields,
+        b"\r\n\r\n",
+    ];
+    harness::raw::send(lane.address, &request.concat()).status()
+}
+
 fn a_value_that_is_not_utf_8_makes_a_key_as_any_other(store: Store) {
-    let status = |lane: &Lane, fields: &[u8]| {
-        let request = [
-            b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n",
-            fields,
-            b"\r\n\r\n",
-        ];
-        harness::raw::send(lane.address, &request.concat()).status()
-    };
     // Neither an odd byte of its own nor one beside it takes a client out of the limit.
     for (by, twice) in [
         ("header:t", [&b"T: \xff"[..], b"T: \xff"]),
@@ -337,4 +340,18 @@ fn an_override_is_for_the_parts_that_it_names(store: Store) {
         lane.connect().send("GET", "/", &fields, "").status
     };
     assert_eq!([status("a:b", "c"), status("a", "b:c")], [429, 200]);
+}
+
+/// Nor that of the character which stands for what cannot be read.
+fn a_value_that_is_not_utf_8_has_no_override(store: Store) {
+    let overrides = "overrides: {\u{fffd}: 0/h}";
+    let lane = limited(
+        store,
+        &format!("{{limit: 9/h, by: 'header:t', {overrides}}}"),
+    );
+    let fields = [&b"T: \xef\xbf\xbd"[..], b"T: \xff"];
+    assert_eq!(
+        fields.map(|fields| status(&lane, fields) == Some(429)),
+        [true, false]
+    );
 }

@@ -85,6 +85,53 @@ fn what_an_operator_does_to_a_limit_is_so_at_every_process() {
 }
 
 #[test]
+fn what_one_that_is_alone_has_counted_stays_whoever_else_lives() {
+    let echo = Echo::start();
+    let server = Server::single();
+    let config = config(&echo, "{limit: 5/d, by: 'header:t'}", &server.yaml("t"));
+    let one = Running::start(config.path());
+    // Who lives is told still, and nothing of limits.
+    let processes = format!("~{}", Keys::new("t").processes());
+    server.cli(&["ACL", "SETUSER", "default", "resetkeys", &processes]);
+    assert_eq!(admitted(&one, "a", 7), 5);
+    // Each has a part of the limit from now on.
+    let _other = Running::start(config.path());
+    let mut keys = 0..;
+    eventually(|| admitted(&one, &format!("k{}", keys.next().unwrap()), 5) == 2);
+    assert_eq!(ask(&one, "a"), 429);
+
+    // Redis cannot be told, but what was asked for is done here.
+    let reset = admin(&one, "DELETE", "/v1/limits/a?key=a", "");
+    assert_eq!(reset.status, 503, "{reset:?}");
+    assert_eq!(admitted(&one, "a", 5), 2);
+    assert_eq!(admin(&one, "DELETE", "/v1/limits/a?key=a", "").status, 503);
+    assert_eq!(admitted(&one, "a", 5), 2);
+}
+
+#[test]
+fn an_override_that_is_stored_as_older_weirs_spelled_it_can_be_deleted() {
+    let echo = Echo::start();
+    let server = Server::single();
+    let limit = "{limit: 3/h, by: ['header:t', 'header:u']}";
+    let config = config(&echo, limit, &server.yaml("t"));
+    let weir = Running::start(config.path());
+    let overrides = Keys::new("t").overrides();
+    let older = r#"["a","CORP\\ann:b"]"#;
+    server.cli(&["HSET", &overrides, older, "50/h"]);
+    let at = r"/v1/limits/a/overrides/CORP%5Cann:b";
+    let newer = admin(&weir, "PUT", at, r#"{"limit": "60/h"}"#);
+    assert_eq!(
+        json(&newer)["overrides"][r"CORP\\ann:b"][0]["limit"],
+        "60/h"
+    );
+    assert_eq!(admin(&weir, "DELETE", at, "").status, 204);
+    assert_eq!(server.cli(&["HEXISTS", &overrides, older]).int(), 0);
+    assert_eq!(admin(&weir, "DELETE", at, "").status, 404);
+    server.cli(&["HSET", &overrides, older, "50/h"]);
+    assert_eq!(admin(&weir, "DELETE", at, "").status, 204, "it alone");
+}
+
+#[test]
 fn a_redis_that_comes_back_empty_is_told_the_overrides() {
     let echo = Echo::start();
     let server = Server::single();

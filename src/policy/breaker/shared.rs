@@ -218,6 +218,7 @@ impl Member {
             }),
             Some(wait) => Err(Refused {
                 retry_after: self.own.jittered(wait, draw),
+                is_forced: self.view.state == State::ForcedOpen,
             }),
         };
         (answer, wake)

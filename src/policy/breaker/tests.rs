@@ -205,7 +205,8 @@ fn open_refuses_until_its_end_and_says_when() {
     assert_eq!(
         breaker.try_enter(secs(3), 0.0),
         Err(Refused {
-            retry_after: secs(7)
+            retry_after: secs(7),
+            is_forced: false
         })
     );
     assert!(breaker.try_enter(secs(10), 0.0).is_ok_and(|p| p.is_probe()));
@@ -234,7 +235,8 @@ fn jitter_lengthens_the_opening_and_the_retry() {
     assert_eq!(
         retry_after,
         Err(Refused {
-            retry_after: secs(15)
+            retry_after: secs(15),
+            is_forced: false
         })
     );
 }
@@ -317,7 +319,8 @@ fn probe_slots_are_freed_by_release_and_a_probe_that_times_out_has_failed() {
     assert_eq!(
         breaker.try_enter(secs(13), 0.0),
         Err(Refused {
-            retry_after: secs(2)
+            retry_after: secs(2),
+            is_forced: false
         })
     );
     breaker.release(second);
@@ -326,8 +329,13 @@ fn probe_slots_are_freed_by_release_and_a_probe_that_times_out_has_failed() {
     assert!(breaker.try_enter(secs(13), 0.0).is_err());
     // The first has had its time, and one failure of two decides: open again, for twice as long.
     let refused = breaker.try_enter(secs(15), 0.0);
-    let retry_after = secs(20);
-    assert_eq!(refused, Err(Refused { retry_after }));
+    assert_eq!(
+        refused,
+        Err(Refused {
+            retry_after: secs(20),
+            is_forced: false
+        })
+    );
     breaker.record(first, Success, secs(6), secs(16), 0.0);
     assert_eq!(state(&mut breaker, secs(34)), State::Open);
     assert_eq!(state(&mut breaker, secs(35)), State::HalfOpen);
@@ -381,7 +389,8 @@ fn result_of_a_call_the_ramp_admitted_counts_after_it_closed() {
 fn forced_states_hold_until_reset() {
     let mut breaker = Breaker::new(settings());
     breaker.force_open();
-    assert!(breaker.try_enter(secs(1_000_000), 0.0).is_err());
+    let refused = breaker.try_enter(secs(1_000_000), 0.0);
+    assert!(refused.is_err_and(|refused| refused.is_forced));
     assert_eq!(state(&mut breaker, secs(1_000_000)), State::ForcedOpen);
     breaker.force_closed();
     calls(&mut breaker, &[Failure; 50], secs(0));
@@ -460,10 +469,12 @@ fn a_probe_that_waits_long_gives_its_slot_up_and_says_nothing() {
     for permit in waiting {
         breaker.come(permit, Stage::Waiting, secs(11), 0.0);
     }
-    let retry_after = secs(1);
     assert_eq!(
         breaker.try_enter(secs(15), 0.0),
-        Err(Refused { retry_after })
+        Err(Refused {
+            retry_after: secs(1),
+            is_forced: false
+        })
     );
     calls(&mut breaker, &[Success], secs(16));
     for permit in waiting {

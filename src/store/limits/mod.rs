@@ -81,7 +81,11 @@ pub fn rules<'l, P: AsRef<[u8]>>(
     if limit.overrides.is_empty() && overrides.is_empty() {
         return limit.rules.as_ref();
     }
-    let place = (limit.name.clone(), joined(&limit.by, parts));
+    let parts = parts.iter().map(|part| str::from_utf8(part.as_ref()));
+    let Ok(parts) = parts.collect::<Result<SmallVec<[&str; 4]>, _>>() else {
+        return limit.rules.as_ref();
+    };
+    let place = (limit.name.clone(), joined(&limit.by, &parts));
     let set = overrides
         .get(&place)
         .or_else(|| limit.overrides.get(&place.1));

@@ -160,7 +160,7 @@ proptest! {
                 let last = until - Duration::from_nanos(1);
                 for now in [rig.now, rig.now + (until - rig.now) / 2, last] {
                     let refused = rig.breaker.try_enter(now, 0.0);
-                    prop_assert_eq!(refused, Err(Refused { retry_after: until - now }));
+                    prop_assert_eq!(refused, Err(Refused { retry_after: until - now, is_forced: false }));
                 }
             }
         }

@@ -103,6 +103,16 @@ fn each_trip_of_its_own_is_reported_at_once() {
 }
 
 #[test]
+fn a_refusal_says_whether_it_was_forced() {
+    let mut sim = alone(settings());
+    for (state, is_forced) in [(State::Open, false), (State::ForcedOpen, true)] {
+        come(&mut sim, state, 10 * SECOND);
+        let (refused, _) = sim.members[0].try_enter(sim.now, 0.0);
+        assert_eq!(refused.unwrap_err().is_forced, is_forced);
+    }
+}
+
+#[test]
 fn who_found_no_slot_in_an_older_half_open_asks_at_once_in_the_next() {
     let mut sim = alone(settings());
     come(&mut sim, State::HalfOpen, Duration::ZERO);
