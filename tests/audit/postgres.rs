@@ -690,6 +690,46 @@ fn days_are_kept_whatever_bounds_the_role_has() {
     });
 }
 
+/// Each would wait as long, and days are neither made nor removed meanwhile.
+#[test]
+fn behind_a_transaction_that_does_not_end_one_index_waits_and_not_that_of_each_day() {
+    let kept = Kept::new(Kind::Postgres);
+    let database = kept.database.as_ref().unwrap();
+    // For less than an hour.
+    database.query(
+        "CREATE FUNCTION hurry() RETURNS event_trigger LANGUAGE plpgsql AS
+             $$ BEGIN PERFORM set_config('lock_timeout', '100ms', false); END $$;
+         CREATE EVENT TRIGGER hurry ON ddl_command_start WHEN TAG IN ('CREATE INDEX') EXECUTE FUNCTION hurry()",
+    );
+    kept.block(async {
+        let mut reader = kept.pools().write().await.unwrap();
+        let today = partitions::today(&reader).await.unwrap();
+        for ago in 1..=3 {
+            let admitted = partitions::admit(&mut reader, Day(today.0 - ago), RETENTION).await;
+            assert_eq!(admitted, Ok(Admission::Ready));
+        }
+        let transaction = reader.build_transaction();
+        let transaction = transaction.isolation_level(IsolationLevel::RepeatableRead);
+        let transaction = transaction.start().await.unwrap();
+        transaction.query("SELECT 1", &[]).await.unwrap();
+        let (hasher, metrics) = (Hasher::new(None), Metrics::default());
+        let (mut unindexed, heart) = (Unindexed::new(), Heartbeat::default());
+        let mut keep = async || {
+            let (pools, ingest) = (kept.pools(), &metrics.ingest);
+            keep_once(pools, RETENTION, &hasher, ingest, &mut unindexed, &heart).await
+        };
+        let first = keep().await;
+        assert!(
+            first.as_ref().is_err_and(PostgresError::is_held),
+            "{first:?}"
+        );
+        assert_eq!(keep().await, Ok(()));
+        let begun = "SELECT count(*) FROM pg_class WHERE relname LIKE 'audit_events_%_by_user'";
+        assert_eq!(database.one(begun), "1");
+        transaction.rollback().await.unwrap();
+    });
+}
+
 /// Who would wait for that ends a vacuum that goes by itself.
 #[test]
 fn days_are_kept_while_today_is_vacuumed() {
