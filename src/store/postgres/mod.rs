@@ -177,7 +177,6 @@ impl Postgres {
                     kept.get_or_init(|| place);
                     return Ok(connection);
                 }
-                Err(PostgresError::Busy { .. }) => {}
                 Err(error) => replica.note(Err(&error)),
             }
         }
