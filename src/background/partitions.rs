@@ -24,7 +24,7 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 /// Before an index that could not be built is tried again: each try reads the whole day.
 const INDEX_AGAIN: Duration = Duration::from_secs(3_600);
 
-/// Days whose index could not be built, and when that was tried.
+/// Days whose index could not be built, and when that was tried, or given up for all.
 pub type Unindexed = HashMap<Day, Instant>;
 
 /// How days are kept.
@@ -162,15 +162,16 @@ async fn remove(
     Ok(())
 }
 
-/// Indexes those of some days that have no index, except where that failed a short while ago.
+/// Indexes those of some days that have no index, except where that failed a short while ago. Behind one that waits in vain for
+/// another's transaction no more is tried meanwhile: each would wait for it as long, and days are neither made nor removed until then.
 async fn index(
     connection: &Client,
-    days: impl Iterator<Item = &Day>,
+    mut days: impl Iterator<Item = &Day>,
     unindexed: &mut Unindexed,
 ) -> Result<(), PostgresError> {
     unindexed.retain(|_, tried| tried.elapsed() < INDEX_AGAIN);
     let mut bad = Ok(());
-    for day in days {
+    while let Some(day) = days.next() {
         if unindexed.contains_key(day) {
             continue;
         }
@@ -180,7 +181,11 @@ async fn index(
             Err(error) => {
                 unindexed.insert(*day, Instant::now());
                 warn!(%day, %error, "a day of the audit has no index by user yet; it is tried again in an hour");
+                let is_held = error.is_held();
                 bad = bad.and(Err(error));
+                if is_held {
+                    unindexed.extend(days.by_ref().map(|day| (*day, Instant::now())));
+                }
                 // The days behind it are not to blame.
                 if connection.is_closed() {
                     break;

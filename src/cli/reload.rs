@@ -5,9 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::fs::{self, Metadata};
-use std::mem;
 use std::os::unix::fs::MetadataExt;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,7 +65,7 @@ pub(super) async fn on_change(
             _ = hangup.recv() => true,
             _ = look.tick() => reloads.files.look(clock::wall()),
         };
-        // Nothing of it is half done after a panic: a plan takes effect whole, and what was to be read is as it was noted before.
+        // A plan takes effect whole, and files are watched on. A panic in what is read is told as a mistake in it: this is of what else there is.
         let done = AssertUnwindSafe(reloads.go_on(asked_or_changed)).catch_unwind();
         if done.await.is_err() {
             reloads.note_panic();
@@ -98,19 +97,21 @@ impl<L: Fn(&Path) -> anyhow::Result<Config>> Reloads<L> {
         let reads_file = asked_or_changed || (self.refused && !self.files.are_changing());
         let loaded = reads_file.then(|| {
             self.files = ConfigFiles::of(self.files.path.clone());
-            (self.load)(&self.files.path).map_err(|error| format!("{error:#}"))
+            let load = || (self.load)(&self.files.path).map_err(|error| format!("{error:#}"));
+            self.unless_it_panics(load)
         });
         // Those of the running configuration too: it may stay.
         let mut named = Secured::files(&self.plan.borrow().config);
         named.extend(loaded.iter().flatten().flat_map(Secured::files));
-        self.tls_files = mem::take(&mut self.tls_files).go_on_with(named);
+        self.tls_files = self.tls_files.go_on_with(named);
         let Some(loaded) = loaded else {
             let wrong = self.renew().await;
             self.plan.borrow().metrics.reloads.note(wrong.is_empty());
             tell(&wrong);
             return;
         };
-        let replaced = loaded.and_then(|config| replaced_by(&self.plan.borrow(), config));
+        let replaced = loaded
+            .and_then(|config| self.unless_it_panics(|| replaced_by(&self.plan.borrow(), config)));
         let was_refused = self.refused;
         self.refused = replaced.is_err();
         match replaced {
@@ -120,7 +121,7 @@ impl<L: Fn(&Path) -> anyhow::Result<Config>> Reloads<L> {
                     let is_config = !was_refused && new.config == old.config;
                     is_config && !certificates_changed && new.secured.believes_as(&old.secured)
                 };
-                self.replaced_plans.push(go_on_with(&self.plan, new).await);
+                self.go_on_with(new).await;
                 self.plan.borrow().metrics.reloads.note(true);
                 let said = match is_as_before {
                     true => "configuration read again: nothing changed",
@@ -129,7 +130,9 @@ impl<L: Fn(&Path) -> anyhow::Result<Config>> Reloads<L> {
                 info!(file = %self.files.path.display(), "{said}");
             }
             Err(error) => {
-                self.tell_refused(&error);
+                self.plan.borrow().metrics.reloads.note(false);
+                let file = self.files.path.display();
+                error!(%file, %error, "configuration not reloaded, the old one stays");
                 if certificates_changed {
                     // A new certificate does not wait until a file that is refused is mended.
                     tell(&self.renew().await);
@@ -146,22 +149,42 @@ impl<L: Fn(&Path) -> anyhow::Result<Config>> Reloads<L> {
             (old.replaced_by(old.config.clone(), secured), wrong)
         };
         match replaced {
-            Ok(new) => self.replaced_plans.push(go_on_with(&self.plan, new).await),
+            Ok(new) => self.go_on_with(new).await,
             Err(error) => wrong.push(error),
         }
         wrong
     }
 
-    /// What weir itself is at fault for refuses the file as a mistake in it does.
-    fn note_panic(&mut self) {
-        self.refused = true;
-        self.plan.borrow().metrics.tasks.panics.inc();
-        self.tell_refused("weir panicked, which is a mistake of its own");
+    async fn go_on_with(&mut self, new: Arc<Plan>) {
+        first_look(new.live_upstreams(), NAMES_WITHIN).await;
+        let old = new.publish(&self.plan);
+        // Whatever becomes of the rest.
+        self.replaced_plans.push(old.clone());
+        let new = self.plan.borrow();
+        if new.config.log.level != old.config.log.level {
+            log::set_level(new.config.log.level);
+        }
+        forget_removed(&old, &new);
+        warn_of_dates(&new.secured);
     }
 
-    fn tell_refused(&self, error: &str) {
-        self.plan.borrow().metrics.reloads.note(false);
-        error!(file = %self.files.path.display(), %error, "configuration not reloaded, the old one stays");
+    /// What weir itself is at fault for refuses the file as a mistake in it does.
+    fn unless_it_panics<T>(&self, read: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+        catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
+            self.plan.borrow().metrics.tasks.panics.inc();
+            Err("weir panicked, which is a mistake of its own".to_owned())
+        })
+    }
+
+    /// It is not known how far it came. The file is read again with the next change, be it of a certificate.
+    fn note_panic(&mut self) {
+        self.refused = true;
+        let plan = self.plan.borrow();
+        plan.metrics.tasks.panics.inc();
+        plan.metrics.reloads.note(false);
+        error!(
+            "weir panicked while it read files again, which is a mistake of its own: it goes on by what had taken effect"
+        );
     }
 }
 
@@ -204,19 +227,6 @@ pub(super) async fn stores_on_change(plan: Arc<Plan>, mut tls_files: TlsFiles) -
 fn replaced_by(old: &Plan, config: Config) -> Result<Arc<Plan>, String> {
     let secured = Secured::read(&config, &old.secured)?;
     old.replaced_by(config, secured)
-}
-
-/// The plan that was replaced.
-async fn go_on_with(plan: &watch::Sender<Arc<Plan>>, new: Arc<Plan>) -> Arc<Plan> {
-    first_look(new.live_upstreams(), NAMES_WITHIN).await;
-    let old = new.publish(plan);
-    let new = plan.borrow();
-    if new.config.log.level != old.config.log.level {
-        log::set_level(new.config.log.level);
-    }
-    forget_removed(&old, &new);
-    warn_of_dates(&new.secured);
-    old
 }
 
 /// Says which certificates that are shown do not hold now; the alerts go by metrics.
@@ -319,7 +329,7 @@ impl TlsFiles {
 
     /// These files, as they were seen last, so that what has changed since is seen; what was not looked at yet, as it is now. So is one that is gone,
     /// since what is about to be read lacks it.
-    fn go_on_with(self, paths: impl IntoIterator<Item = PathBuf>) -> TlsFiles {
+    fn go_on_with(&self, paths: impl IntoIterator<Item = PathBuf>) -> TlsFiles {
         let seen = paths.into_iter().map(|path| {
             let now = fingerprint(&path);
             let seen = now.and_then(|now| self.seen.get(&path).cloned().unwrap_or(Some(now)));
@@ -387,7 +397,7 @@ mod tests {
     use std::time::UNIX_EPOCH;
 
     use tokio::signal::unix::{SignalKind, signal};
-    use tokio::time::sleep;
+    use tokio::time::{sleep, timeout};
 
     use super::*;
     use crate::config::check;
@@ -508,6 +518,61 @@ mod tests {
             write(&path, &good, written - 2 * SECOND);
             lane.changed().await.unwrap();
             assert_eq!(lane.borrow().config, parse(&good).unwrap());
+        };
+        tokio::select! {
+            () = follows => {}
+            never = reloads => match never {},
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_panic_by_the_file_holds_up_no_certificate() {
+        let folder = tempfile::tempdir().unwrap();
+        let [path, ca] = ["weir.yaml", "ca.pem"].map(|name| folder.path().join(name));
+        let old = format!(
+            "listen: 127.0.0.1:1\nupstreams: {{app: {{endpoints: 'https://127.0.0.1:1', tls: {{ca: {}}}}}}}\nroutes: [{{upstream: app}}]\n",
+            ca.display()
+        );
+        let written = clock::wall() - 9 * SECOND;
+        write(&path, &old, written);
+        write(&ca, "", written);
+        let config = parse(&old).unwrap();
+        let (files, tls_files) = (ConfigFiles::of(path.clone()), TlsFiles::of(&config));
+        let plan = Plan::first(config.clone(), Secured::default(), Process::default());
+        let metrics = plan.metrics.clone();
+        let (plan, mut lane) = watch::channel(plan);
+        let reloads = on_change(
+            files,
+            tls_files,
+            |path| {
+                let text = fs::read_to_string(path)?;
+                assert_ne!(text, "bad", "a panic that is meant");
+                parse(&text)
+            },
+            plan,
+            signal(SignalKind::hangup()).unwrap(),
+        );
+        let follows = async {
+            write(&path, "bad", written - SECOND);
+            sleep(5 * LOOK_EVERY).await;
+            assert!(!lane.has_changed().unwrap());
+            // What it holds goes for nothing here: it is read for a plan that takes effect.
+            for n in 1..=2 {
+                write(&ca, "", written - n * SECOND);
+                let renewed = timeout(5 * LOOK_EVERY, lane.changed()).await;
+                renewed.expect("the certificates are renewed").unwrap();
+                assert_eq!(lane.borrow_and_update().config, config);
+                let text = metrics.text();
+                // The file is read with each: it may be as it should be now.
+                assert!(
+                    text.contains(&format!("weir_panics_total {}\n", n + 1)),
+                    "{text}"
+                );
+                assert!(
+                    text.contains("weir_config_last_reload_successful 0\n"),
+                    "{text}"
+                );
+            }
         };
         tokio::select! {
             () = follows => {}

@@ -26,7 +26,7 @@ use super::any_version::{self, Client, Http2Client};
 use super::draft;
 use super::exchange::{Conn, Failure, Peer, answer_on_record, on_record};
 use super::following::LaneView;
-use super::lane::Lane;
+use super::lane::{Lane, note};
 use super::outgoing::prepare;
 use super::record::{Ongoing, Record};
 use super::reply::{Asker, Rejection};
@@ -153,9 +153,7 @@ pub(super) async fn connection(
                         break;
                     }
                     Ok(Served::TakenBack | Served::BrokenOff | Served::Answered) => {}
-                    // A panic ends its request, and no other.
-                    Err(error) if error.is_panic() => { metrics.tasks.panics.inc(); }
-                    Err(_) => {}
+                    ended @ Err(_) => note(ended, &metrics),
                 }
                 false
             }
@@ -185,7 +183,9 @@ pub(super) async fn connection(
     }
     // Those that go on are cut off from their client, and end by that.
     drop(connection);
-    while requests.join_next().await.is_some() {}
+    while let Some(ended) = requests.join_next().await {
+        note(ended, &metrics);
+    }
 }
 
 /// Measures how long a round trip takes, whenever that is to be known.

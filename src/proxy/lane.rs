@@ -151,8 +151,8 @@ async fn serve(
     Ok(Some((lane, plan)))
 }
 
-/// Counts a panic, which ends its connection, or what accepts them at one listener, and no other.
-fn note(ended: Result<(), JoinError>, metrics: &Metrics) {
+/// Counts a panic, which ends its connection, its request by HTTP/2, or what accepts connections at one listener, and no other.
+pub(super) fn note<T>(ended: Result<T, JoinError>, metrics: &Metrics) {
     if ended.is_err_and(|error| error.is_panic()) {
         metrics.tasks.panics.inc();
     }

@@ -596,9 +596,9 @@ fn a_query_locks_the_days_that_it_reads_and_not_those_of_all_retention() {
     assert_eq!(found.unwrap().len(), 3);
 }
 
-/// A transaction that puts events waits for the lock 7.
+/// A transaction that puts events waits for the lock 7, for longer than weir has it wait for any.
 const STOP: &str = "CREATE FUNCTION stop() RETURNS trigger LANGUAGE plpgsql AS
-         $$ BEGIN PERFORM pg_advisory_xact_lock(7); RETURN NULL; END $$;
+         $$ BEGIN PERFORM set_config('lock_timeout', '0', true), pg_advisory_xact_lock(7); RETURN NULL; END $$;
      CREATE TRIGGER stop AFTER INSERT ON weir.audit_events EXECUTE FUNCTION stop()";
 
 #[test]
@@ -647,8 +647,20 @@ fn days_are_kept_whatever_bounds_the_role_has() {
             database.name
         ));
     }
+    // What weir bounds by itself is not asked here, and the machine may be slower.
+    database.query(
+        "CREATE FUNCTION wait() RETURNS event_trigger LANGUAGE plpgsql AS
+             $$ BEGIN IF current_setting('lock_timeout') = '2s' THEN PERFORM set_config('lock_timeout', '0', true); END IF; END $$;
+         CREATE EVENT TRIGGER wait ON ddl_command_start WHEN TAG IN ('DROP TABLE') EXECUTE FUNCTION wait()",
+    );
+    // For longer than the role's bounds are.
+    let waits = "SELECT FROM pg_locks JOIN pg_stat_activity USING (pid)
+        WHERE datname = current_database() AND waitstart < clock_timestamp() - interval '500 ms'";
     let postgres = pools(&database.url());
     kept.block(async {
+        let watch = kept.pools().write().await.unwrap();
+        let unbounded = "SET statement_timeout = 0; SET lock_timeout = 0";
+        watch.batch_execute(unbounded).await.unwrap();
         let today = partitions::today(&postgres.write().await.unwrap()).await;
         let today = today.unwrap();
         let mut reader = kept.pools().write().await.unwrap();
@@ -679,7 +691,7 @@ fn days_are_kept_whatever_bounds_the_role_has() {
                 &heart,
             );
             let ends = async {
-                tokio::time::sleep(Duration::from_secs(1)).await;
+                eventually(async || !watch.query(waits, &[]).await.unwrap().is_empty()).await;
                 transaction.rollback().await.unwrap();
             };
             let (kept, ()) = tokio::join!(keeps, ends);
@@ -687,6 +699,46 @@ fn days_are_kept_whatever_bounds_the_role_has() {
         }
         let left = days_of(&reader).await.unwrap();
         assert!(!left.contains(&oldest), "{left:?}");
+    });
+}
+
+/// Each would wait as long, and days are neither made nor removed meanwhile.
+#[test]
+fn behind_a_transaction_that_does_not_end_one_index_waits_and_not_that_of_each_day() {
+    let kept = Kept::new(Kind::Postgres);
+    let database = kept.database.as_ref().unwrap();
+    // For less than an hour.
+    database.query(
+        "CREATE FUNCTION hurry() RETURNS event_trigger LANGUAGE plpgsql AS
+             $$ BEGIN PERFORM set_config('lock_timeout', '100ms', false); END $$;
+         CREATE EVENT TRIGGER hurry ON ddl_command_start WHEN TAG IN ('CREATE INDEX') EXECUTE FUNCTION hurry()",
+    );
+    kept.block(async {
+        let mut reader = kept.pools().write().await.unwrap();
+        let today = partitions::today(&reader).await.unwrap();
+        for ago in 1..=3 {
+            let admitted = partitions::admit(&mut reader, Day(today.0 - ago), RETENTION).await;
+            assert_eq!(admitted, Ok(Admission::Ready));
+        }
+        let transaction = reader.build_transaction();
+        let transaction = transaction.isolation_level(IsolationLevel::RepeatableRead);
+        let transaction = transaction.start().await.unwrap();
+        transaction.query("SELECT 1", &[]).await.unwrap();
+        let (hasher, metrics) = (Hasher::new(None), Metrics::default());
+        let (mut unindexed, heart) = (Unindexed::new(), Heartbeat::default());
+        let mut keep = async || {
+            let (pools, ingest) = (kept.pools(), &metrics.ingest);
+            keep_once(pools, RETENTION, &hasher, ingest, &mut unindexed, &heart).await
+        };
+        let first = keep().await;
+        assert!(
+            first.as_ref().is_err_and(PostgresError::is_held),
+            "{first:?}"
+        );
+        assert_eq!(keep().await, Ok(()));
+        let begun = "SELECT count(*) FROM pg_class WHERE relname LIKE 'audit_events_%_by_user'";
+        assert_eq!(database.one(begun), "1");
+        transaction.rollback().await.unwrap();
     });
 }
 
@@ -771,6 +823,15 @@ fn is_made_once(isolation: &str, ago: u32) {
     let database = kept.database.as_ref().unwrap();
     database.query(&format!(
         "ALTER DATABASE {} SET default_transaction_isolation = '{isolation}'",
+        database.name
+    ));
+    // Found ahead of the server's own, and waits for longer than weir has it wait.
+    database.query(
+        "CREATE FUNCTION public.pg_advisory_xact_lock(bigint) RETURNS void LANGUAGE plpgsql AS
+             $$ BEGIN PERFORM set_config('lock_timeout', '0', true), pg_catalog.pg_advisory_xact_lock($1); END $$",
+    );
+    database.query(&format!(
+        "ALTER DATABASE {} SET search_path = public, pg_catalog",
         database.name
     ));
     let pools = pools(&database.url());

@@ -183,6 +183,9 @@ mod tests {
         for _ in 0..3 {
             let look = tokio::spawn((check.look)());
             let abort = look.abort_handle();
+            while begun.load(Ordering::Relaxed) == 0 {
+                sleep(Duration::from_millis(1)).await;
+            }
             let within = Duration::from_millis(50);
             let found = timeout(within, look).await.map(Result::unwrap);
             assert!(found.is_err() || found.unwrap()[0].status == Status::Degraded);
