@@ -11,7 +11,7 @@ mod gather;
 mod lag;
 mod room;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -432,15 +432,13 @@ impl Ingest {
             })
             .collect();
         let said = self.streams.done(&done).await;
-        let each = self.shards.iter().map(|shard| async {
-            let entries = settled.iter().map(|work| &work.entry);
-            let of_shard = entries.filter(|entry| entry.shard == *shard);
-            let ids: Vec<_> = of_shard.map(|entry| entry.id.as_str()).collect();
-            match ids.is_empty() {
-                true => Ok(()),
-                false => self.streams.let_go(*shard, &ids).await,
-            }
-        });
+        let mut ids = BTreeMap::<u16, Vec<&str>>::new();
+        for Entry { shard, id, .. } in settled.iter().map(|work| &work.entry) {
+            ids.entry(*shard).or_default().push(id);
+        }
+        let each = ids
+            .iter()
+            .map(|(shard, ids)| self.streams.let_go(*shard, ids));
         let gone = futures_util::future::join_all(each).await;
         if let Err(error) = gone.into_iter().fold(said, Result::and) {
             warn!(%error, "redis was not told of audit events that are stored");
