@@ -10,6 +10,7 @@ use super::harness::redis::Answer;
 use uuid::Uuid;
 use weir::background::partitions::{Unindexed, keep_once};
 use weir::clock;
+use weir::config::worker::Worker;
 use weir::event::Encoded;
 use weir::heartbeat::Heartbeat;
 use weir::store::audit::batch::{self, Batch};
@@ -116,8 +117,7 @@ fn entries_of_a_killed_worker_are_taken_over() {
     let database = Database::new();
     on_a_runtime(async {
         let mut world = World::new(database.url()).await;
-        // None is to be taken for what kills them, however many of them have had it.
-        world.settings.worker.max_deliveries = 100;
+        world.settings.worker.max_deliveries = Worker::default().max_deliveries;
         let mut boot = boot(1, clock::wall());
         let mut sent = 0;
         for round in 0..20 {
@@ -615,9 +615,9 @@ fn what_another_weir_has_made_is_left_to_its_worker() {
         // A worker that reads it gets it though this one runs, and does not take it for what brings workers down.
         let after = world.settings.worker.claim_after;
         eventually(async || {
-            let claimed = world.streams.claim(0, "newer", after, None, 10).await;
+            let claimed = world.streams.claim(0, "newer", after, None, 10, 2).await;
             let mut entries = claimed.unwrap().entries.into_iter();
-            entries.any(|(entry, deliveries)| entry.bytes == other && deliveries == 1)
+            entries.any(|(entry, before)| entry.bytes == other && before == 0)
         })
         .await;
         assert_eq!(world.dead_letters().await, 0);

@@ -40,17 +40,15 @@ pub struct With {
     pub delivery: &'static str,
     /// Shell commands before the proxy's start, in a mount namespace of its own; `$SPOOL` is its folder.
     pub mount: Option<&'static str>,
-    pub max_deliveries: usize,
 }
 
 pub const GUARANTEED: With = With {
     delivery: "guaranteed",
     mount: None,
-    max_deliveries: 5,
 };
 pub const BEST_EFFORT: With = With {
     delivery: "best_effort",
-    ..GUARANTEED
+    mount: None,
 };
 
 /// All but the processes of weir, which the test starts and ends.
@@ -124,12 +122,11 @@ impl Stack {
             "listen: 127.0.0.1:0\nupstream: {}\nadmin: {{address: 127.0.0.1:0}}\nruntime: {{lanes: 1}}\n{}\
              audit: {{delivery: {}, stream: {{shards: {SHARDS}}}, spool: {{path: {}}}, integrity: {{key: a key of tests}}}}\n\
              postgres: {{write: '{database}', pool: {{write: 4, read: 2, timeout: 10s}}}}\n\
-             worker: {{claim_after: 1s, max_deliveries: {}, batch: {{wait: 50ms}}}}\n",
+             worker: {{claim_after: 1s, batch: {{wait: 50ms}}}}\n",
             upstream.url(),
             redis.yaml(&prefix),
             with.delivery,
             spool.display(),
-            with.max_deliveries,
         );
         std::fs::write(&config, text).unwrap();
         std::fs::create_dir(&spool).unwrap();

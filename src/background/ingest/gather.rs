@@ -31,12 +31,11 @@ const GONE: Duration = Duration::from_secs(600);
 #[derive(Default)]
 pub(super) struct Load {
     pub(super) work: Vec<Work>,
-    /// Given to workers too often without being stored: each for itself, and opened when its turn comes.
-    pub(super) suspects: Vec<Entry>,
+    /// Given to workers too often without being stored: each for itself, and opened when its turn comes. With how often it was given out, and
+    /// then tried alone.
+    pub(super) suspects: Vec<(Entry, u64)>,
     /// Too large to be held beside the others, with no fault: opened behind them, as many at a time as may be.
     pub(super) later: Vec<Entry>,
-    /// Whether one of these was buried unopened.
-    has_buried: bool,
     events: usize,
     /// As [`held`].
     bytes: usize,
@@ -164,17 +163,18 @@ impl Ingest {
             while reading.count(load, self.worker.batch_max) > 0 {
                 self.heartbeat.beat();
                 let count = reading.count(load, self.worker.batch_max);
+                let (from_id, counted) = (from.as_deref(), self.most_deliveries());
                 let claimed =
                     self.streams
-                        .claim(shard, &self.consumer, after, from.as_deref(), count);
+                        .claim(shard, &self.consumer, after, from_id, count, counted);
                 match claimed.await {
                     Ok(claimed) => {
                         let entries = claimed.entries;
                         self.metrics.claimed.inc_by(entries.len() as u64);
                         reading.found(entries.iter().map(|(entry, _)| entry));
                         let entries = self.leave_others(shard, entries, |(entry, _)| entry);
-                        for (entry, deliveries) in entries.await {
-                            self.take_over(entry, deliveries, load).await;
+                        for (entry, before) in entries.await {
+                            self.take_over(entry, before, load).await;
                         }
                         from = claimed.next;
                     }
@@ -225,23 +225,25 @@ impl Ingest {
         let _ = self.streams.leave(shard, &self.consumer, ids, after).await;
     }
 
-    async fn take_over(&self, entry: Entry, deliveries: u64, load: &mut Load) {
-        let most = u64::from(self.worker.max_deliveries);
-        if deliveries <= most {
+    fn most_deliveries(&self) -> u64 {
+        self.worker.max_deliveries.into()
+    }
+
+    async fn take_over(&self, entry: Entry, before: u64, load: &mut Load) {
+        let most = self.most_deliveries();
+        if before < most {
             if let Some(entry) = load.unless_too_large(entry, self.most_bytes)
                 && let Some(work) = self.open(entry).await
             {
                 load.take(work);
             }
-        } else if deliveries > 2 * most && load.suspects.is_empty() && !load.has_buried {
-            // It may be what brings workers down: not even opened. Those behind it were given out as often for its sake: in order,
-            // what is before it is stored by now.
-            load.has_buried = true;
-            let reason = format!("delivered {deliveries} times and never stored");
-            self.bury(&entry, &reason).await;
-        } else {
+        } else if before < 2 * most {
             load.bytes += entry.bytes.len();
-            load.suspects.push(entry);
+            load.suspects.push((entry, before));
+        } else {
+            // It may be what brings workers down: not even opened.
+            let reason = format!("given out and tried {before} times and never stored");
+            self.bury(&entry, &reason).await;
         }
     }
 }

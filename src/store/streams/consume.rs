@@ -3,7 +3,7 @@
 //!
 //! Commands that block are not used: a connection is shared by many calls.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::iter::Sum;
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,7 +59,7 @@ pub struct Entry {
 /// Entries that were taken over, and where to look on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claimed {
-    /// With how often each was given to a worker, this time among them.
+    /// With how often each was given to a worker before.
     pub entries: Vec<(Entry, u64)>,
     /// `None`: that was all.
     pub next: Option<String>,
@@ -154,7 +154,7 @@ impl Streams {
     }
 
     /// Takes over up to `count` entries that were given to workers `idle` ago and are not stored yet. `from` is where the last
-    /// look ended.
+    /// look ended. That it is given out here counts, but for one that was `counted` times before: see [`Streams::count_try`].
     pub async fn claim(
         &self,
         shard: u16,
@@ -162,6 +162,7 @@ impl Streams {
         idle: Duration,
         from: Option<&str>,
         count: usize,
+        counted: u64,
     ) -> Result<Claimed, CallError> {
         let stream = &self.shard(shard).stream;
         let words = [
@@ -173,30 +174,40 @@ impl Streams {
             Arg::Text(from.unwrap_or("0-0")),
             Arg::Text("COUNT"),
             Arg::Int(count as u64),
+            Arg::Text("JUSTID"),
         ];
         let answer = self.in_group(shard, &words).await?;
-        // Since 7.0, the ids of entries that are gone come third; before, each of them is nil among the others.
         let mut parts = list(answer).ok_or(CallError::Nonsense)?.into_iter();
         let next = parts.next().and_then(text).ok_or(CallError::Nonsense)?;
-        let entries = parts.next().and_then(list).ok_or(CallError::Nonsense)?;
-        let entries = entries
-            .into_iter()
-            .filter(|entry| *entry != Value::Nil)
-            .map(|value| entry(shard, value).ok_or(CallError::Nonsense))
-            .collect::<Result<Vec<_>, _>>()?;
-        let deliveries = match (entries.first(), entries.last()) {
-            (Some(first), Some(last)) => {
-                self.deliveries(stream, consumer, &first.id, &last.id)
-                    .await?
-            }
+        let ids = parts.next().and_then(list).ok_or(CallError::Nonsense)?;
+        let ids: Vec<_> = ids.into_iter().filter_map(text).collect();
+        let before = match (ids.first(), ids.last()) {
+            (Some(first), Some(last)) => self.deliveries(stream, consumer, first, last).await?,
             _ => HashMap::new(),
         };
-        let counted = entries.into_iter().map(|entry| {
-            let count = deliveries.get(&entry.id).copied();
-            (entry, count.unwrap_or(1))
-        });
+        let mut given: BTreeMap<u64, Vec<&str>> = BTreeMap::new();
+        for id in &ids {
+            if let Some(before) = before.get(id) {
+                let count = before + u64::from(*before < counted);
+                given.entry(count).or_default().push(id);
+            }
+        }
+        let mut found = HashMap::new();
+        for (count, ids) in given {
+            let words = [Arg::Text("RETRYCOUNT"), Arg::Int(count)];
+            let entries = self.give(shard, consumer, &ids, &words).await?;
+            let entries = list(entries).ok_or(CallError::Nonsense)?.into_iter();
+            // Before 7.0, each that is gone is nil.
+            for value in entries.filter(|entry| *entry != Value::Nil) {
+                let entry = entry(shard, value).ok_or(CallError::Nonsense)?;
+                found.insert(entry.id.clone(), entry);
+            }
+        }
+        let in_order = ids
+            .iter()
+            .filter_map(|id| Some((found.remove(id)?, before[id])));
         Ok(Claimed {
-            entries: counted.collect(),
+            entries: in_order.collect(),
             next: (next != "0-0").then_some(next),
         })
     }
@@ -228,6 +239,45 @@ impl Streams {
         };
         let counts = pending.into_iter().map(count);
         counts.collect::<Option<_>>().ok_or(CallError::Nonsense)
+    }
+
+    /// Counts a try of an entry that the consumer has taken over uncounted: it is the one of this number. False if the entry waits no more.
+    pub async fn count_try(
+        &self,
+        shard: u16,
+        consumer: &str,
+        id: &str,
+        number: u64,
+    ) -> Result<bool, CallError> {
+        let words = [
+            Arg::Text("RETRYCOUNT"),
+            Arg::Int(number),
+            Arg::Text("JUSTID"),
+        ];
+        let counted = self.give(shard, consumer, &[id], &words).await?;
+        let counted = list(counted).ok_or(CallError::Nonsense)?;
+        Ok(!counted.is_empty())
+    }
+
+    /// Gives a consumer entries that wait, whoever has them; how is in `words`.
+    async fn give(
+        &self,
+        shard: u16,
+        consumer: &str,
+        ids: &[&str],
+        words: &[Arg<'_>],
+    ) -> Result<Value, CallError> {
+        let stream = &self.shard(shard).stream;
+        let mut claim = vec![
+            Arg::Text("XCLAIM"),
+            Arg::Text(stream),
+            Arg::Text(&self.group),
+            Arg::Text(consumer),
+            Arg::Int(0),
+        ];
+        claim.extend(ids.iter().map(|id| Arg::Text(id)));
+        claim.extend(words);
+        self.redis.command(BUDGET, stream, &claim).await
     }
 
     /// Sends a command that needs the group. Where Redis has lost it, or never had it, it is made, and the command sent again.
@@ -313,19 +363,15 @@ impl Streams {
         ids: &[&str],
         idle: Duration,
     ) -> Result<(), CallError> {
-        let stream = &self.shard(shard).stream;
+        let words = [
+            Arg::Text("IDLE"),
+            Arg::Int(millis(idle)),
+            Arg::Text("RETRYCOUNT"),
+            Arg::Int(0),
+            Arg::Text("JUSTID"),
+        ];
         for ids in ids.chunks(AT_ONCE) {
-            let mut words = vec![
-                Arg::Text("XCLAIM"),
-                Arg::Text(stream),
-                Arg::Text(&self.group),
-                Arg::Text(consumer),
-                Arg::Int(0),
-            ];
-            words.extend(ids.iter().map(|id| Arg::Text(id)));
-            words.extend([Arg::Text("IDLE"), Arg::Int(millis(idle))]);
-            words.extend([Arg::Text("RETRYCOUNT"), Arg::Int(0), Arg::Text("JUSTID")]);
-            self.redis.command(BUDGET, stream, &words).await?;
+            self.give(shard, consumer, ids, &words).await?;
         }
         Ok(())
     }
