@@ -385,7 +385,10 @@ fn a_batch_that_is_delivered_too_often_is_tried_alone_and_then_buried() {
             .iter()
             .map(|letter| letter.reason.as_str())
             .collect();
-        assert_eq!(reasons, ["given out and tried 9 times and never stored"]);
+        assert_eq!(
+            reasons,
+            ["given to workers 2 times, then tried alone 7 times, and never stored"]
+        );
         worker.stop().await;
     });
 }

@@ -242,7 +242,10 @@ impl Ingest {
             load.suspects.push((entry, before));
         } else {
             // It may be what brings workers down: not even opened.
-            let reason = format!("given out and tried {before} times and never stored");
+            let tries = before - most;
+            let reason = format!(
+                "given to workers {most} times, then tried alone {tries} times, and never stored"
+            );
             self.bury(&entry, &reason).await;
         }
     }
