@@ -92,6 +92,8 @@ pub enum SpoolError {
     Version(PathBuf, u8),
     #[error("record at byte {1} of {0} is damaged")]
     Damaged(PathBuf, u64),
+    #[error("{0} is not there now; bring it back")]
+    Away(PathBuf),
     #[error("cannot {doing} {path}: {error}; look at the disk and at who owns audit.spool.path")]
     Io {
         doing: &'static str,
@@ -363,7 +365,10 @@ impl SpoolError {
         match self {
             SpoolError::Damaged(..) => true,
             SpoolError::Io { error, .. } => abandoned::is_lost(error),
-            SpoolError::Full(_) | SpoolError::TooLong(_) | SpoolError::Version(..) => false,
+            SpoolError::Full(_)
+            | SpoolError::TooLong(_)
+            | SpoolError::Version(..)
+            | SpoolError::Away(_) => false,
         }
     }
 

@@ -280,6 +280,28 @@ fn a_sync_after_one_that_failed_writes_all_anew() {
 }
 
 #[test]
+fn a_folder_that_is_away_is_read_once_it_is_back() {
+    let root = TempDir::new().unwrap();
+    let (mut spool, _) = open(&root, 1);
+    let place = spool.append(b"one").unwrap();
+    spool.sync().unwrap();
+    let [folder, elsewhere] =
+        [boot(1).to_string(), "away".to_owned()].map(|name| root.path().join(name));
+    let away = |error: &SpoolError| matches!(error, SpoolError::Away(_)) && !error.is_lost();
+    fs::rename(&folder, &elsewhere).unwrap();
+    assert!(away(&spool.read(&place).unwrap_err()));
+    fs::rename(&elsewhere, &folder).unwrap();
+    assert_eq!(spool.read(&place).unwrap(), b"one");
+    drop(spool);
+    let (_, mut abandoned) = open(&root, 2);
+    fs::rename(&folder, &elsewhere).unwrap();
+    assert!(away(&abandoned[0].next_record().unwrap_err()));
+    fs::rename(&elsewhere, &folder).unwrap();
+    assert_eq!(payloads(&mut abandoned[0]), [b"one".to_vec()]);
+    assert_eq!(abandoned[0].damage, Damage::default());
+}
+
+#[test]
 fn what_is_left_is_adopted_until_it_is_removed() {
     let root = TempDir::new().unwrap();
     let (mut spool, _) = open(&root, 1);
