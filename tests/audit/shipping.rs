@@ -288,6 +288,25 @@ fn what_a_spool_has_that_is_away_is_sent_once_it_is_back_and_holds_up_no_other()
 }
 
 #[test]
+fn what_is_written_where_a_spool_was_removed_is_not_safe_but_by_redis() {
+    let (server, prefix) = (Server::single(), key_prefix());
+    let folder = tempfile::tempdir().unwrap();
+    let with = With::guaranteed(&prefix, folder.path(), 1 << 24);
+    let process = Process::start(&server, &with);
+    assert!(is_safe(&process.record_awaited(1)));
+    server.kill();
+    assert!(is_safe(&process.record_awaited(1)));
+    fs::remove_dir_all(folder.path().join(process.boot.to_string())).unwrap();
+    let receipts = process.record_awaited(1);
+    eventually(|| process.recorder.refuses());
+    assert!(!process.recorder.counts().spool.unwrap().takes);
+    assert!(!receipts.iter().any(is_settled));
+    server.restart();
+    assert!(is_safe(&receipts));
+    eventually(|| process.seqs(&server) == numbers(3));
+}
+
+#[test]
 fn what_the_disk_does_not_sync_is_safe_once_redis_has_it() {
     let (server, prefix) = (Server::single(), key_prefix());
     let folder = tempfile::tempdir().unwrap();
