@@ -65,6 +65,8 @@ struct Link {
     linger: Duration,
     /// Whether it was said that batches are not taken.
     told: Cell<bool>,
+    /// Whether it was said that the spool cannot be read.
+    told_unread: Cell<bool>,
     /// Whether it is under way to send what a process has left.
     adopts: Cell<bool>,
     common: Arc<Common>,
@@ -130,6 +132,7 @@ async fn serve(sending: Sending) {
         linger: stream.batch_wait,
         producer: Producer::new(redis, fleet.keys.clone(), stream),
         told: Cell::new(false),
+        told_unread: Cell::new(false),
         adopts: Cell::new(false),
         common: common.clone(),
     });
@@ -254,6 +257,9 @@ async fn learn(link: &Link, load: &Load<'_>) {
         if load.uncommitted.lock().is_empty() && known.is_empty() {
             continue;
         }
+        if load.uncommitted.lock().bring_back() {
+            load.work.notify_one();
+        }
         // Asked before what is committed: what is stored between the two questions is not taken for lost.
         let mut missing = Vec::new();
         if clock::now() >= look_at {
@@ -341,13 +347,21 @@ impl Link {
                     continue;
                 };
                 match spool.read(place) {
-                    Ok(bytes) => return Some((first, bytes.into())),
+                    Ok(bytes) => {
+                        if self.told_unread.replace(false) {
+                            info!("audit events are read back from the spool again");
+                        }
+                        return Some((first, bytes.into()));
+                    }
                     Err(error) if error.is_lost() => (error, uncommitted.remove(first)),
                     Err(error) => {
                         uncommitted.again(first, clock::now());
+                        uncommitted.set_aside();
                         self.common.shared.errors.fetch_add(1, Ordering::Relaxed);
-                        warn!(%error, "audit events cannot be read back from the spool now; tried again");
-                        return None;
+                        if !self.told_unread.replace(true) {
+                            warn!(%error, "audit events cannot be read back from the spool now; tried again");
+                        }
+                        continue;
                     }
                 }
             };

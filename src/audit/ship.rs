@@ -216,13 +216,15 @@ impl Common {
         }
         // To begin a segment is to sync the one before.
         let synced = match &done {
-            Err(SpoolError::Damaged(..)) => std::mem::replace(&mut done, Ok(true)).map(drop),
+            Err(SpoolError::Damaged(..) | SpoolError::Removed(_)) => {
+                std::mem::replace(&mut done, Ok(true)).map(drop)
+            }
             _ => spool.sync(),
         };
         match synced {
             Ok(()) => {}
-            // The kernel has lost what was not synced: it is appended again.
-            Err(error @ SpoolError::Damaged(..)) => {
+            // The kernel has lost what was not synced, or someone has removed it: it is appended again.
+            Err(error @ (SpoolError::Damaged(..) | SpoolError::Removed(_))) => {
                 for (_, place) in placed {
                     let _ = spool.release(place);
                 }

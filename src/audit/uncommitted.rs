@@ -2,6 +2,7 @@
 //! Does no I/O and reads no clock.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -53,6 +54,8 @@ pub(super) struct Uncommitted {
     batches: BTreeMap<u64, Batch>,
     /// To be sent, and not being sent.
     unsent: BTreeSet<u64>,
+    /// To be sent once the spool, which alone has them, can be read again.
+    aside: BTreeSet<u64>,
     /// Survive the end of the process neither in the spool nor in a stream, since then.
     at_risk: BTreeMap<u64, Instant>,
     /// Whether what is at risk is not to be sent: it is on its way to the spool.
@@ -183,6 +186,25 @@ impl Uncommitted {
         Some((first, source))
     }
 
+    /// Sets aside what is to be sent and only the spool has: that cannot be read now, and others are not to wait for it.
+    pub(super) fn set_aside(&mut self) {
+        let in_memory = |first: &u64| {
+            let batch = self.batches.get(first);
+            batch.is_none_or(|batch| batch.bytes.is_some())
+        };
+        let all = mem::take(&mut self.unsent).into_iter();
+        let (unsent, mut aside) = all.partition(in_memory);
+        self.unsent = unsent;
+        self.aside.append(&mut aside);
+    }
+
+    /// What was set aside is to be sent again; whether there was something.
+    pub(super) fn bring_back(&mut self) -> bool {
+        let is_any = !self.aside.is_empty();
+        self.unsent.append(&mut self.aside);
+        is_any
+    }
+
     /// Where the spool has the batch.
     pub(super) fn place(&self, first: u64) -> Option<&Place> {
         self.batches.get(&first)?.place.as_ref()
@@ -212,6 +234,7 @@ impl Uncommitted {
     pub(super) fn remove(&mut self, first: u64) -> Released {
         let mut released = Released::default();
         self.unsent.remove(&first);
+        self.aside.remove(&first);
         self.at_risk.remove(&first);
         if let Some(batch) = self.batches.remove(&first) {
             self.memory -= batch.bytes.map_or(0, |bytes| bytes.len());

@@ -30,7 +30,7 @@ mod segment;
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -92,6 +92,10 @@ pub enum SpoolError {
     Version(PathBuf, u8),
     #[error("record at byte {1} of {0} is damaged")]
     Damaged(PathBuf, u64),
+    #[error("{0} was removed while it was written to; restart weir if its folder was, too")]
+    Removed(PathBuf),
+    #[error("{0} is not there now; bring it back")]
+    Away(PathBuf),
     #[error("cannot {doing} {path}: {error}; look at the disk and at who owns audit.spool.path")]
     Io {
         doing: &'static str,
@@ -204,7 +208,7 @@ impl Spool {
     }
 
     /// What is appended survives a power cut. After an error it may not; the next call writes it anew. After
-    /// [`SpoolError::Damaged`] it cannot: what was appended since the last sync is to be appended again.
+    /// [`SpoolError::Damaged`] and [`SpoolError::Removed`] it cannot: what was appended since the last sync is to be appended again.
     pub fn sync(&mut self) -> Result<(), SpoolError> {
         let Some(newest) = &mut self.newest else {
             return Ok(());
@@ -212,7 +216,7 @@ impl Spool {
         let number = newest.number;
         match newest.sync(&self.folder) {
             Ok(()) => {}
-            Err(error @ SpoolError::Damaged(..)) => {
+            Err(error @ (SpoolError::Damaged(..) | SpoolError::Removed(_))) => {
                 self.newest = None;
                 return Err(error);
             }
@@ -332,6 +336,12 @@ impl Newest {
         self.file
             .sync_data()
             .map_err(SpoolError::io("sync", &path))?;
+        // The kernel syncs what someone has removed, too, and no one finds it again.
+        let metadata = self.file.metadata();
+        let links = metadata.map_err(SpoolError::io("look at", &path))?.nlink();
+        if links == 0 && !path.exists() {
+            return Err(SpoolError::Removed(path));
+        }
         if self.synced == 0 {
             folder::sync_folder(&folder.path)?;
         }
@@ -361,9 +371,12 @@ impl SpoolError {
     /// Whether what was to be read is gone, rather than out of reach for now.
     pub fn is_lost(&self) -> bool {
         match self {
-            SpoolError::Damaged(..) => true,
+            SpoolError::Damaged(..) | SpoolError::Removed(_) => true,
             SpoolError::Io { error, .. } => abandoned::is_lost(error),
-            SpoolError::Full(_) | SpoolError::TooLong(_) | SpoolError::Version(..) => false,
+            SpoolError::Full(_)
+            | SpoolError::TooLong(_)
+            | SpoolError::Version(..)
+            | SpoolError::Away(_) => false,
         }
     }
 

@@ -256,6 +256,57 @@ fn guaranteed_events_are_safe_without_redis_and_are_adopted() {
 }
 
 #[test]
+fn what_a_spool_has_that_is_away_is_sent_once_it_is_back_and_holds_up_no_other() {
+    let (server, prefix) = (Server::single(), key_prefix());
+    let folder = tempfile::tempdir().unwrap();
+    let with = With {
+        memory: 4_000,
+        ..With::guaranteed(&prefix, folder.path(), 1 << 24)
+    };
+    let process = Process::start(&server, &with);
+    server.kill();
+    for _ in 0..100 {
+        process.record(10);
+    }
+    let counts = || process.recorder.counts();
+    eventually(|| counts().spool.unwrap().batches == 100);
+    let [spool, elsewhere] =
+        [process.boot.to_string(), "away".to_owned()].map(|name| folder.path().join(name));
+    fs::rename(&spool, &elsewhere).unwrap();
+    let before = counts().errors;
+    server.restart();
+    // What memory has gets there.
+    eventually_within(4 * harness::DEADLINE, || !process.seqs(&server).is_empty());
+    eventually(|| counts().errors > before);
+    assert!(process.seqs(&server).len() < 1_000);
+    assert_eq!((counts().dropped, counts().underway), (0, 1_000));
+    fs::rename(&elsewhere, &spool).unwrap();
+    eventually_within(4 * harness::DEADLINE, || {
+        process.seqs(&server) == numbers(1_000)
+    });
+    assert_eq!(counts().dropped, 0);
+}
+
+#[test]
+fn what_is_written_where_a_spool_was_removed_is_not_safe_but_by_redis() {
+    let (server, prefix) = (Server::single(), key_prefix());
+    let folder = tempfile::tempdir().unwrap();
+    let with = With::guaranteed(&prefix, folder.path(), 1 << 24);
+    let process = Process::start(&server, &with);
+    assert!(is_safe(&process.record_awaited(1)));
+    server.kill();
+    assert!(is_safe(&process.record_awaited(1)));
+    fs::remove_dir_all(folder.path().join(process.boot.to_string())).unwrap();
+    let receipts = process.record_awaited(1);
+    eventually(|| process.recorder.refuses());
+    assert!(!process.recorder.counts().spool.unwrap().takes);
+    assert!(!receipts.iter().any(is_settled));
+    server.restart();
+    assert!(is_safe(&receipts));
+    eventually(|| process.seqs(&server) == numbers(3));
+}
+
+#[test]
 fn what_the_disk_does_not_sync_is_safe_once_redis_has_it() {
     let (server, prefix) = (Server::single(), key_prefix());
     let folder = tempfile::tempdir().unwrap();

@@ -2,8 +2,11 @@
 
 mod schedules;
 
+use uuid::Uuid;
+
 use super::*;
 use crate::clock;
+use crate::store::spool::Spool;
 
 /// Batches of ten events and three bytes each.
 fn uncommitted(count: u64) -> Uncommitted {
@@ -78,6 +81,28 @@ fn only_what_a_stream_has_is_shed_for_memory() {
     assert_eq!(uncommitted.shed(6).events, 10);
     assert_eq!(uncommitted.shed(0).events, 10);
     assert_eq!((uncommitted.len(), uncommitted.memory()), (1, 3));
+}
+
+#[test]
+fn what_cannot_be_read_now_is_gone_around_and_sent_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut spool, _) = Spool::open(folder.path(), 8 << 20, Uuid::nil()).unwrap();
+    let mut uncommitted = uncommitted(4);
+    for (first, memory) in [(1, 0), (11, 0), (21, 100)] {
+        let place = spool.append(&[7; 3]).unwrap();
+        assert_eq!(uncommitted.spooled(first, place, memory), None);
+    }
+    assert_eq!(next(&mut uncommitted), Some(1));
+    uncommitted.again(1, clock::now());
+    uncommitted.set_aside();
+    assert_eq!(next(&mut uncommitted), Some(21));
+    assert_eq!(uncommitted.unsent(), 1);
+    uncommitted.committed(&[(11, 20)]);
+    assert!(uncommitted.bring_back() && !uncommitted.bring_back());
+    assert_eq!(
+        [0; 3].map(|_| next(&mut uncommitted)),
+        [Some(1), Some(31), None]
+    );
 }
 
 #[tokio::test]

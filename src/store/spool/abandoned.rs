@@ -81,10 +81,11 @@ impl Abandoned {
 
     fn open(&mut self, number: u32) -> Result<Option<Open>, SpoolError> {
         let path = self.folder.file(number);
-        let bytes = match fs::read(&path) {
+        let read = fs::read(&path).map_err(|error| self.folder.cannot("read", &path, error));
+        let bytes = match read {
             Ok(bytes) => Some(bytes),
-            Err(error) if is_lost(&error) => None,
-            Err(error) => return Err(SpoolError::io("read", &path)(error)),
+            Err(error) if error.is_lost() => None,
+            Err(error) => return Err(error),
         };
         // A segment is synced before another is begun: only the newest can have been torn.
         let is_newest = self.unread.len() == 1;

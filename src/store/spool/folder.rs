@@ -122,7 +122,7 @@ impl Folder {
     /// The payload of a record that was put there.
     pub(super) fn read(&self, place: &Place) -> Result<Vec<u8>, SpoolError> {
         let path = self.file(place.segment);
-        let file = File::open(&path).map_err(SpoolError::io("open", &path))?;
+        let file = File::open(&path).map_err(|error| self.cannot("open", &path, error))?;
         let mut record = vec![0; RECORD_HEAD + place.length as usize];
         match file.read_exact_at(&mut record, place.offset) {
             Ok(()) => {}
@@ -137,6 +137,15 @@ impl Folder {
         }
         record.drain(..RECORD_HEAD);
         Ok(record)
+    }
+
+    /// Why a segment cannot be read. Missing in its folder it is gone; a folder that is missing was moved, or its volume is away, and
+    /// may come back.
+    pub(super) fn cannot(&self, doing: &'static str, path: &Path, error: io::Error) -> SpoolError {
+        match error.kind() == io::ErrorKind::NotFound && !self.path.exists() {
+            true => SpoolError::Away(self.path.clone()),
+            false => SpoolError::io(doing, path)(error),
+        }
     }
 
     /// A record of this segment is done with. Says whether a file could not be deleted; the next call tries again.
