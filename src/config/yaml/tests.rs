@@ -292,6 +292,15 @@ fn values_come_from_the_environment_and_are_never_shown() {
             "write ${NAME}, or with a default ${NAME:-default}",
         ),
         ("${ NAME }", "names no variable: write ${NAME}"),
+        (
+            "${NONE:-${NAME}}",
+            "a \"${\" within another is not expanded",
+        ),
+        (
+            "${NAME:-${NONE}}",
+            "a \"${\" within another is not expanded",
+        ),
+        ("${file:/a/${NAME}}", "within another is not expanded"),
     ] {
         let said = read(&format!("count: 1\nname: '{written}'\n")).unwrap_err();
         assert!(said.contains(mend), "{said}");

@@ -246,6 +246,12 @@ fn expanded(text: &str, lookup: Lookup<'_>) -> Result<String, String> {
                 "\"${\" has no \"}\": close it, or write $${ for the two characters".to_owned(),
             );
         };
+        // It would stand for itself: a password that is `${B}`, or one with a `}` too many.
+        if name.contains("${") {
+            return Err(
+                "a \"${\" within another is not expanded: write out what it stands for".to_owned(),
+            );
+        }
         out.push_str(before);
         if let Some(path) = name.strip_prefix("file:") {
             let read = std::fs::read_to_string(path)
