@@ -236,6 +236,37 @@ fn a_misspelt_key_is_not_missing_as_well() {
 }
 
 #[test]
+fn a_value_that_is_in_its_key_is_not_shown() {
+    for (entry, told) in [
+        (
+            "path:s3cret",
+            "path: key \"path\" and its value are one text: write KEY: VALUE",
+        ),
+        ("path=s3cret", "path: key \"path\" and its value are one"),
+        (
+            "pth:s3cret",
+            "pth: unknown key \"pth\"; did you mean \"path\"?; write KEY: VALUE",
+        ),
+        (
+            "path: /, other:http://u:s3cret@h",
+            "other: unknown key \"other\"; known here: path, port; write KEY: VALUE",
+        ),
+    ] {
+        let said = mistakes(&format!("count: 1\nroutes: [{{{entry}}}]\n"));
+        let expected = format!(": routes[0].{told}");
+        assert!(
+            said.len() == 1 && said[0].contains(&expected) && !said[0].contains("s3cret"),
+            "{said:#?}"
+        );
+    }
+    let said = mistakes("count: 1\nnamed: {a:s3cret}\n");
+    assert!(
+        said.len() == 1 && said[0].contains(": named.a: nothing stands where keys"),
+        "{said:#?}"
+    );
+}
+
+#[test]
 fn what_is_no_list_and_no_map_is_told_without_its_text() {
     let said = mistakes("count: 1\nroutes: http://u:secret@h\nnamed: http://u:secret@h\n");
     let said = said.join("\n");

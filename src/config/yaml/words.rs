@@ -233,6 +233,21 @@ pub(super) fn unknown_key(key: &str, fields: &[&str]) -> String {
     format!("unknown key \"{key}\"; {}", did_you_mean(key, fields))
 }
 
+/// The key of one that has its value in it, as `token:abc` and `token=abc` have: YAML parts them at a colon with a space behind it.
+pub(super) fn without_value(key: &str) -> Option<&str> {
+    let (name, _) = key.split_once([':', '='])?;
+    Some(name.trim_end())
+}
+
+/// What is said of such a key. The value may be a password.
+pub(super) fn no_colon(name: &str, fields: &[&str]) -> String {
+    let mend = "write KEY: VALUE, with a space behind the colon";
+    match fields.contains(&name) {
+        true => format!("key \"{name}\" and its value are one text: {mend}"),
+        false => format!("{}; {mend}", unknown_key(name, fields)),
+    }
+}
+
 /// As [`unknown_key`], where a name is needed. Other programs' names are often longer: `warning`.
 pub(super) fn unknown_name(name: &str, names: &[&str]) -> String {
     let beginning = names.iter().find(|known| name.starts_with(**known));
