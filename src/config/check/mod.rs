@@ -114,7 +114,7 @@ fn help(text: &str, mistakes: &mut [Mistake]) {
 struct Checker {
     /// What the file's reader could not read, by place: left out of what is checked.
     of_form: Vec<Mistake>,
-    /// Where values stand that variables and files brought in.
+    /// What is written where values stand that variables and files brought in.
     brought_in: Places,
     /// The fields of a route whose values are not shown, once they are read.
     hidden: BTreeSet<String>,
@@ -306,7 +306,9 @@ impl Checker {
             }
             _ => yaml::did_you_mean(name, &Vec::from_iter(known)),
         };
-        self.refuse(place, format!("unknown {kind} \"{name}\"; {mend}"));
+        let message = format!("unknown {kind} \"{name}\"; {mend}");
+        let message = self.as_written(place, name, message);
+        self.refuse(place, message);
     }
 
     /// Says what is wrong with a value by itself.

@@ -213,7 +213,7 @@ pub(super) fn brought_in(node: &Node) -> Places {
         match &node.value {
             // `$${` alone brings nothing in.
             Value::Expanded { written, .. } if written.replace("$${", "").contains("${") => {
-                places.insert((node.line, node.column));
+                places.insert((node.line, node.column), written.clone());
             }
             Value::List(items) => nodes.extend(items),
             Value::Map(entries) => nodes.extend(entries.iter().map(|(_, item)| item)),
