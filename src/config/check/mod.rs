@@ -172,6 +172,7 @@ impl Checker {
         self.name(Kind::Breaker, &file.circuit_breakers);
         self.name(Kind::Sessions, &file.sessions);
         self.name(Kind::Upstream, &file.upstreams);
+        self.name_short(file.upstream.as_ref());
         self.has_redis = file.redis.is_some();
         self.has_postgres = file.postgres.is_some();
         let redis = file.redis.and_then(|at| self.redis(at));
