@@ -154,6 +154,16 @@ fn yaml_that_no_parser_reads_is_told_with_a_mend() {
         ),
         ("[server]\ncount = 1\n", "begin with [, { or a quote"),
         ("count: {{ .Values.count }}\n", "fill in a template's {{ }}"),
+        (
+            "count: 1\nname: \"C:\\dir\"\n",
+            "write \"\\\\\" for one, or put the text in single",
+        ),
+        (
+            "count: 1\nname: \"C:\\users\"\n",
+            "write \"\\\\\" for one, or put the text in single",
+        ),
+        ("count: 1\nname: a\n\tb\n", "a tab stands within this text"),
+        ("count: 1\nname: >a\n", "cannot begin with | or >"),
         ("count: 1\n\u{1}\n", "a control character stands here"),
         ("count:1\nname:x\n", "each as KEY: VALUE, with a space"),
     ] {
