@@ -54,7 +54,7 @@ impl Checker {
         for (name, at) in long {
             if name == SHORT_LIMIT && count > 0 {
                 let message = "\"rate_limit\" is the name of the limit that the key rate_limit makes: the two would share their counters; take another name";
-                self.say(&at.place, message);
+                self.say_of_file(&at.place, message);
             }
             if let Some(raw) = at.value {
                 let limit = self.limit(name, raw, on_loss);

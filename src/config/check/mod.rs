@@ -282,15 +282,23 @@ impl Checker {
     }
 
     /// Says what is wrong with a value beside others, or that one lacks: unless that may be because of what was not read, in the
-    /// same entry or among the file's own keys; anywhere, if it is about the file as a whole.
+    /// same entry; anywhere, if it is about the file as a whole.
     fn say(&mut self, place: &Position, message: impl Into<String>) {
         let path = &place.path;
         let may_follow = |told: &Mistake| {
             let other = &told.place.path;
-            is_own_key(path) || is_own_key(other) || entry(other) == entry(path)
+            is_own_key(path) || entry(other) == entry(path)
         };
         if !self.of_form.iter().any(may_follow) {
             self.refuse(place, message);
+        }
+    }
+
+    /// Likewise of what stands beside other sections: unless that may also be because of one of the file's own keys.
+    fn say_of_file(&mut self, place: &Position, message: impl Into<String>) {
+        let mut of_form = self.of_form.iter();
+        if !of_form.any(|told| is_own_key(&told.place.path)) {
+            self.say(place, message);
         }
     }
 

@@ -51,7 +51,7 @@ impl Checker {
         for (name, at) in long {
             if has_short && name == SHORT_UPSTREAM {
                 let message = "\"upstream\" is the name of the upstream that the key upstream makes: take another name, or leave that key out";
-                self.say(&at.place, message);
+                self.say_of_file(&at.place, message);
             }
             if let Some(raw) = at.value {
                 let upstream = self.upstream(name, raw);
