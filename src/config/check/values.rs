@@ -136,10 +136,17 @@ impl Checker {
     /// What is said of `text`, which stands there; of one that a variable or a file brought in with what is written in its place, since it
     /// may be secret.
     pub(super) fn as_written(&self, place: &Position, text: &str, message: String) -> String {
-        match self.brought_in.get(&(place.line, place.column)) {
-            Some(written) => message.replace(&format!("\"{text}\""), &format!("\"{written}\"")),
-            None => message,
+        let Some(written) = self.brought_in.get(&(place.line, place.column)) else {
+            return message;
+        };
+        let mut said = message.replace(&format!("\"{text}\""), &format!("\"{written}\""));
+        // A mend that is made of it would show it, too: its normal form, or itself behind a "/".
+        let made_of_it = [": use \"", ": use its normal form"];
+        let end = made_of_it.into_iter().filter_map(|part| said.find(part));
+        if let Some(end) = end.min() {
+            said.truncate(end);
         }
+        said
     }
 
     /// What is right of a list.

@@ -178,7 +178,15 @@ impl<'de> SeqAccess<'de> for AtParts<'_> {
                 .map(Some),
             _ => Ok(seed
                 .deserialize(self.cursor)
-                .map_err(|error| self.cursor.note(error))
+                .map_err(|error| {
+                    // Types that read a text by themselves show it.
+                    let error = if let Value::Expanded { value, written } = &node.value {
+                        hide(error, value, written)
+                    } else {
+                        error
+                    };
+                    self.cursor.note(error);
+                })
                 .ok()),
         }
     }
