@@ -412,7 +412,7 @@ pub struct Shed {
 #[schemars(untagged)]
 pub enum Lanes {
     Auto(Auto),
-    Count(NonZeroUsize),
+    Count(#[schemars(range(max = 4096))] NonZeroUsize),
 }
 
 #[derive(Debug, JsonSchema)]

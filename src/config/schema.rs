@@ -58,6 +58,16 @@ fn as_written(schema: &mut Schema) {
             None => set_types(schema, types, "integer"),
         }
     } else if is("integer") || is("number") || is("boolean") {
+        if schema
+            .get("format")
+            .is_some_and(|format| format == "uint32")
+        {
+            let largest = || json!(u32::MAX);
+            schema
+                .ensure_object()
+                .entry("maximum")
+                .or_insert_with(largest);
+        }
         schema.insert("pattern".to_owned(), json!(EXPANDED));
         set_types(schema, types, "string");
     }

@@ -200,7 +200,7 @@ fn runtime(config: &Config) -> Keys {
     Keys::new()
         .key(
             "lanes",
-            lanes.map_or("auto".to_owned(), |lanes| lanes.to_string()),
+            lanes.map_or(Shown::from("auto"), |lanes| lanes.get().into()),
         )
         .key("shed", shed.any())
 }

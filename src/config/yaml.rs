@@ -11,7 +11,7 @@ mod words;
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -133,8 +133,8 @@ impl<T: JsonSchema> JsonSchema for At<T> {
     }
 }
 
-/// Lines and columns of values.
-pub type Places = BTreeSet<(u64, u64)>;
+/// What is written where values stand, by line and column.
+pub type Places = BTreeMap<(u64, u64), String>;
 
 /// An environment variable's value.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;

@@ -78,7 +78,7 @@ impl Checker {
                 "{} is taken by {} ({}, {at}): {mend}",
                 here.address, there.place.path, there.address
             );
-            self.say(&here.place, message);
+            self.say_of_file(&here.place, message);
         }
     }
 }

@@ -113,7 +113,7 @@ impl Checker {
         let asks = sample.is_some() || matches!(asked, Some(Level::Metadata | Level::Headers));
         if let (true, None, Some(place)) = (asks, self.audit_level, place) {
             let message = "the file has no \"audit\": add \"audit: {}\", or leave this out";
-            self.say(&place, message);
+            self.say_of_file(&place, message);
         }
         let level = asked.or(self.audit_level).unwrap_or(Level::None);
         (level, sample)

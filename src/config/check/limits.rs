@@ -54,7 +54,7 @@ impl Checker {
         for (name, at) in long {
             if name == SHORT_LIMIT && count > 0 {
                 let message = "\"rate_limit\" is the name of the limit that the key rate_limit makes: the two would share their counters; take another name";
-                self.say(&at.place, message);
+                self.say_of_file(&at.place, message);
             }
             if let Some(raw) = at.value {
                 let limit = self.limit(name, raw, on_loss);
@@ -285,7 +285,10 @@ impl Checker {
             match rule(&text, algorithm, burst) {
                 Ok(Rule::Window(window)) => windows.push(window),
                 Ok(Rule::Slots(slots)) => return Some(Rules::Slots(slots)),
-                Err(message) => self.say(&at.place.named(&place.path), message),
+                Err(message) => {
+                    let message = self.as_written(&at.place, &text, message);
+                    self.say(&at.place.named(&place.path), message);
+                }
             }
         }
         let mut windows = windows.into_iter();

@@ -114,7 +114,7 @@ fn help(text: &str, mistakes: &mut [Mistake]) {
 struct Checker {
     /// What the file's reader could not read, by place: left out of what is checked.
     of_form: Vec<Mistake>,
-    /// Where values stand that variables and files brought in.
+    /// What is written where values stand that variables and files brought in.
     brought_in: Places,
     /// The fields of a route whose values are not shown, once they are read.
     hidden: BTreeSet<String>,
@@ -172,6 +172,7 @@ impl Checker {
         self.name(Kind::Breaker, &file.circuit_breakers);
         self.name(Kind::Sessions, &file.sessions);
         self.name(Kind::Upstream, &file.upstreams);
+        self.name_short(file.upstream.as_ref());
         self.has_redis = file.redis.is_some();
         self.has_postgres = file.postgres.is_some();
         let redis = file.redis.and_then(|at| self.redis(at));
@@ -281,15 +282,23 @@ impl Checker {
     }
 
     /// Says what is wrong with a value beside others, or that one lacks: unless that may be because of what was not read, in the
-    /// same entry or among the file's own keys; anywhere, if it is about the file as a whole.
+    /// same entry; anywhere, if it is about the file as a whole.
     fn say(&mut self, place: &Position, message: impl Into<String>) {
         let path = &place.path;
         let may_follow = |told: &Mistake| {
             let other = &told.place.path;
-            is_own_key(path) || is_own_key(other) || entry(other) == entry(path)
+            is_own_key(path) || entry(other) == entry(path)
         };
         if !self.of_form.iter().any(may_follow) {
             self.refuse(place, message);
+        }
+    }
+
+    /// Likewise of what stands beside other sections: unless that may also be because of one of the file's own keys.
+    fn say_of_file(&mut self, place: &Position, message: impl Into<String>) {
+        let mut of_form = self.of_form.iter();
+        if !of_form.any(|told| is_own_key(&told.place.path)) {
+            self.say(place, message);
         }
     }
 
@@ -306,7 +315,9 @@ impl Checker {
             }
             _ => yaml::did_you_mean(name, &Vec::from_iter(known)),
         };
-        self.refuse(place, format!("unknown {kind} \"{name}\"; {mend}"));
+        let message = format!("unknown {kind} \"{name}\"; {mend}");
+        let message = self.as_written(place, name, message);
+        self.refuse(place, message);
     }
 
     /// Says what is wrong with a value by itself.

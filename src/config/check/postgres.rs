@@ -30,7 +30,7 @@ impl Checker {
                 let message = format!(
                     "the audit comes here through redis, and the file has no \"{key}\": add \"{mend}\", or leave \"postgres\" out"
                 );
-                self.say(&at.place, message);
+                self.say_of_file(&at.place, message);
             }
         }
         let raw = at.value?;

@@ -133,7 +133,12 @@ impl Checker {
             }
         }
         let mut headers = Vec::with_capacity(raw.headers.len());
+        let mut names = BTreeSet::new();
         for (name, at) in raw.headers {
+            if !names.insert(name.to_ascii_lowercase()) {
+                let message = format!("\"{name}\" is named twice: keep one of them");
+                self.say(&at.place.named(&headers_path), message);
+            }
             let value = self.shown_value(&name, at, |text| Ok(text.to_owned()));
             headers.extend(value.map(|value| (name.to_ascii_lowercase(), value)));
         }

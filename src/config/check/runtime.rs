@@ -7,16 +7,27 @@ use super::Checker;
 use crate::config::raw::{self, Lanes};
 use crate::config::runtime::{MemoryBound, Shed};
 use crate::config::units::{ByteSize, Percent};
-use crate::config::yaml::{At, told};
+use crate::config::yaml::At;
 
 /// The shares of memory that may be named: more leaves no room for what is on its way.
 const MOST: f64 = 0.95;
 
+/// Each is a thread with sockets of its own: more are hardly meant, and no machine has so many cores.
+const MOST_LANES: NonZeroUsize = NonZeroUsize::new(4096).expect("it is not zero");
+
 impl Checker {
     /// Threads, `None` for one a core; and when requests are refused.
     pub(super) fn runtime(&mut self, raw: raw::Runtime) -> (Option<NonZeroUsize>, Shed) {
-        let lanes = told(raw.lanes).and_then(|lanes| match lanes {
-            Lanes::Count(count) => Some(count),
+        let lanes = raw.lanes.and_then(|at| match at.value? {
+            Lanes::Count(count) => {
+                if count > MOST_LANES {
+                    let message = format!(
+                        "{count} is out of bounds: use 1 to {MOST_LANES}, or auto for one a core"
+                    );
+                    self.say(&at.place, message);
+                }
+                Some(count)
+            }
             Lanes::Auto(raw::Auto::Auto) => None,
         });
         let shed = raw.shed.map(|at| self.shed(at)).unwrap_or_default();
@@ -70,6 +81,25 @@ mod tests {
         let text =
             format!("listen: 127.0.0.1:1\nupstream: http://app\nruntime: {{shed: {runtime}}}\n");
         fixture::read(&text).map_err(|said| said[0].clone())
+    }
+
+    #[test]
+    fn more_lanes_than_any_machine_has_cores_are_refused() {
+        let read = |lanes: &str| {
+            let text =
+                format!("listen: 127.0.0.1:1\nupstream: http://app\nruntime: {{lanes: {lanes}}}\n");
+            fixture::read(&text).map(|config| config.lanes.map(NonZeroUsize::get))
+        };
+        assert_eq!(read("auto"), Ok(None));
+        assert_eq!(read("4096"), Ok(Some(4096)));
+        for (lanes, told) in [
+            ("4097", "4097 is out of bounds: use 1 to 4096, or auto"),
+            ("18446744073709551615", "is out of bounds: use 1 to 4096"),
+            ("0", "\"0\" lanes: use auto or a number from 1"),
+        ] {
+            let said = read(lanes).unwrap_err();
+            assert!(said[0].contains(told), "{said:?}");
+        }
     }
 
     #[test]

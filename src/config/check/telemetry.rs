@@ -37,6 +37,13 @@ impl Checker {
 
 /// `http://HOST:PORT` or `https://HOST:PORT`, as it is.
 fn collector(text: &str) -> Result<String, String> {
+    // It may be a password.
+    if text.contains('@') {
+        return Err(
+            "a collector's address has no user and no password: use http://HOST:PORT or https://HOST:PORT; what it asks for by header can be in OTEL_EXPORTER_OTLP_HEADERS of the environment"
+                .to_owned(),
+        );
+    }
     let schemes = ["http://", "https://"].iter();
     let authority = schemes
         .filter_map(|scheme| text.strip_prefix(scheme))
@@ -68,6 +75,17 @@ mod tests {
     use super::super::{parse, tests::fixture};
     use super::*;
     use crate::config::telemetry::LogFormat;
+
+    #[test]
+    fn a_collector_s_password_is_not_shown() {
+        let text = "listen: 127.0.0.1:1\nupstream: http://x\ntelemetry: {traces: {otlp: 'https://ann:s3cret@otel:4317'}}\n";
+        let said = fixture::read(text).unwrap_err().join("\n");
+        assert!(
+            said.contains("a collector's address has no user and no password")
+                && !said.contains("s3cret"),
+            "{said}"
+        );
+    }
 
     #[test]
     fn a_level_of_other_programs_is_told_with_ours() {

@@ -52,6 +52,37 @@ fn the_short_form_makes_one_of_each() {
     assert_eq!(idle, (75 * SECOND, 50 * SECOND));
 }
 
+/// It may be secret, and the log has what is said of a file that is read again.
+#[test]
+fn what_a_variable_brings_in_is_told_as_it_is_written() {
+    let lookup = |name: &str| match name {
+        "A" => Some("s3cret value".to_owned()),
+        "B" => Some("s3cret//x".to_owned()),
+        _ => None,
+    };
+    for text in [
+        "listeners: [{address: '${A}', timeouts: {keep_alive: '${A}'}, limits: {max_body: '${A}', max_headers: '${A}'}}]\nupstream: '${A}'\n",
+        "listen: 127.0.0.1:1\nupstream: http://x\nrate_limit_defaults: {max_keys: '${A}', lease: {max_share: '${A}'}}\nruntime: {lanes: '${A}'}\n",
+        "listen: 127.0.0.1:1\nroutes: [{match: {path: '${A}'}, reply: {status: '${A}'}}, {match: {path: '/${B}'}, redirect: {path: '/${B}'}}]\n",
+        "listen: '${A}'\nupstream: '${A}'\nmetrics: {address: 'a${A}'}\n",
+        "listen: 127.0.0.1:1\nupstreams: {a: {endpoints: ['${A}', 'http://x'], load_balancing: '${A}', circuit_breaker: '${A}', health: {path: '/h?t=${A}'}}}\n",
+        "listen: 127.0.0.1:1\nupstream: http://x\nrate_limit: '${A}'\n",
+        "listen: 127.0.0.1:1\nupstream: http://x\nrate_limits: {a: {limit: '${A}', by: '${A}', overrides: {a: '${A}'}}}\n",
+        "listen: 127.0.0.1:1\nroutes: [{upstream: '${A}', session: {use: '${A}'}, rate_limits: ['${A}'], match: {path: '/${A}', methods: ['${A}']}, redirect: {host: '${A}'}}]\n",
+        "listen: 127.0.0.1:1\nupstream: http://x\ntelemetry: {traces: {otlp: '${A}'}}\n",
+    ] {
+        let said = parse(text, &lookup).unwrap_err();
+        let shown = said.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let shown = shown.join("\n");
+        assert!(
+            shown.lines().count() == said.len()
+                && shown.contains("${")
+                && !shown.contains("s3cret"),
+            "{shown}"
+        );
+    }
+}
+
 #[test]
 fn the_long_form_is_read_whole() {
     let config = read(

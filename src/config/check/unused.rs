@@ -6,6 +6,7 @@ use std::fmt;
 
 use super::Checker;
 use super::places::Places;
+use super::upstreams::SHORT_UPSTREAM;
 use crate::config::audit::Level;
 use crate::config::matches::Match;
 use crate::config::rewrite::{Scheme, To};
@@ -56,6 +57,15 @@ impl Checker {
         }));
     }
 
+    /// Likewise, of the upstream that the short form makes: beside `routes` it gets no request that none of them sends there.
+    pub(super) fn name_short(&mut self, upstream: Option<&At<String>>) {
+        self.named.extend(upstream.map(|at| Named {
+            kind: Kind::Upstream,
+            name: SHORT_UPSTREAM.to_owned(),
+            place: at.place.clone(),
+        }));
+    }
+
     /// Of the entries of a kind, wrong ones and those of a short form among them.
     pub(super) fn names(&self, kind: Kind) -> BTreeSet<&str> {
         let read: Vec<&String> = match kind {
@@ -76,10 +86,16 @@ impl Checker {
         let used = Used::by(config);
         for entry in std::mem::take(&mut self.named) {
             let name = &entry.name;
-            if used.of(entry.kind).contains(name.as_str()) {
+            let is_short = entry.place.path == SHORT_UPSTREAM;
+            // A list without routes is warned of already.
+            let is_told = is_short && config.routes.is_empty();
+            if is_told || used.of(entry.kind).contains(name.as_str()) {
                 continue;
             }
             let message = match entry.kind {
+                Kind::Upstream if is_short => {
+                    "no route names it, so that no request goes there, and what no route takes is answered with 404: add \"- upstream: upstream\" as the last route, or take it out".to_owned()
+                }
                 Kind::Limit => format!(
                     "no route names it, so that it limits nothing: add it to a route, as in {{upstream: NAME, rate_limits: [{name}]}}, or take it out"
                 ),
@@ -260,6 +276,14 @@ mod tests {
         );
         assert!(
             said.len() == 1 && said[0].contains("upstreams.b: no route names it"),
+            "{said:#?}"
+        );
+        // What no route takes is answered with 404, and goes there no more.
+        let said =
+            warned("upstream: http://x:1\nroutes: [{match: {path: /a}, reply: {status: 403}}]\n");
+        assert!(
+            said.len() == 1
+                && said[0].starts_with("line 2, column 11: upstream: no route names it"),
             "{said:#?}"
         );
     }

@@ -22,7 +22,7 @@ use crate::http1::head::is_host;
 use tls::Security;
 
 /// The name of the upstream that the short form makes.
-const SHORT_UPSTREAM: &str = "upstream";
+pub(super) const SHORT_UPSTREAM: &str = "upstream";
 /// [`Upstream::panic_threshold`], unless told; Envoy's.
 const PANIC_THRESHOLD: f64 = 0.5;
 const NO_ENDPOINT: &str = "no endpoint: add one, for example \"http://127.0.0.1:3000\"";
@@ -47,7 +47,12 @@ impl Checker {
                 ..plain(SHORT_UPSTREAM.to_owned(), endpoints)
             });
         }
+        let has_short = !upstreams.is_empty();
         for (name, at) in long {
+            if has_short && name == SHORT_UPSTREAM {
+                let message = "\"upstream\" is the name of the upstream that the key upstream makes: take another name, or leave that key out";
+                self.say_of_file(&at.place, message);
+            }
             if let Some(raw) = at.value {
                 let upstream = self.upstream(name, raw);
                 upstreams.push(upstream);
@@ -207,6 +212,7 @@ impl Checker {
                         "ring_hash" => "ring_hash needs a key: use, for example, {ring_hash: {by: client.ip}}".to_owned(),
                         other => format!("\"{other}\" is not a way to balance; {}", yaml::did_you_mean(other, &known)),
                     };
+                        let message = self.as_written(&at.place, other, message);
                         self.say(&at.place, message);
                         None
                     }

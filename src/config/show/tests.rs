@@ -40,6 +40,22 @@ fn what_is_printed_is_the_same_configuration() {
     }
 }
 
+/// As the schema has it: editors take what is printed.
+#[test]
+fn a_number_is_printed_as_one() {
+    let shown = json(&read(EVERY_KEY));
+    assert_eq!(shown["runtime"]["lanes"], 3);
+    assert_eq!(shown["rate_limit_defaults"]["max_keys"], 12);
+    let definitions = &schema()["$defs"];
+    let lanes = &definitions["Lanes"]["anyOf"][1];
+    assert_eq!(
+        (&lanes["minimum"], &lanes["maximum"]),
+        (&json!(1), &json!(4096))
+    );
+    let largest = &definitions["Sessions"]["properties"]["max_sessions"]["maximum"];
+    assert_eq!(*largest, json!(u32::MAX));
+}
+
 #[test]
 fn a_literal_dollar_and_brace_is_printed_so_that_it_is_read_again() {
     let text = "listen: 127.0.0.1:1\nroutes: [{reply: {body: 'a $${b} ${C} $$${d}'}}]\n";

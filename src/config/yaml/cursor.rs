@@ -14,8 +14,8 @@ use serde_saphyr::Spanned;
 use super::one_or_many::ONE_OR_MANY;
 use super::tree::{Node, Value};
 use super::words::{
-    NOTHING, misplaced, missing, nearest, no_name, told_apart, unexpected, unknown_key,
-    unknown_name,
+    NOTHING, misplaced, missing, nearest, no_colon, no_name, told_apart, unexpected, unknown_key,
+    unknown_name, without_value,
 };
 use super::{At, Mistake, Path, Position};
 
@@ -178,7 +178,15 @@ impl<'de> SeqAccess<'de> for AtParts<'_> {
                 .map(Some),
             _ => Ok(seed
                 .deserialize(self.cursor)
-                .map_err(|error| self.cursor.note(error))
+                .map_err(|error| {
+                    // Types that read a text by themselves show it.
+                    let error = if let Value::Expanded { value, written } = &node.value {
+                        hide(error, value, written)
+                    } else {
+                        error
+                    };
+                    self.cursor.note(error);
+                })
                 .ok()),
         }
     }
@@ -343,13 +351,16 @@ impl<'de> Deserializer<'de> for Cursor<'_> {
         let known = |(key, _): &&(Spanned<String>, Node)| {
             let known = fields.contains(&key.value.as_str());
             if !known {
-                meant.extend(nearest(&key.value, fields));
+                let (name, message) = match without_value(&key.value) {
+                    Some(name) => (name, no_colon(name, fields)),
+                    None => (key.value.as_str(), unknown_key(&key.value, fields)),
+                };
+                meant.extend(nearest(name, fields));
                 let place = Position {
-                    path: Path::Key(self.path, &key.value).to_string(),
+                    path: Path::Key(self.path, name).to_string(),
                     line: key.referenced.line(),
                     column: key.referenced.column(),
                 };
-                let message = unknown_key(&key.value, fields);
                 let mistake = Mistake { place, message };
                 self.mistakes.borrow_mut().push(mistake);
             }
@@ -450,7 +461,9 @@ impl<'de> MapAccess<'de> for Entries<'_> {
         let (key, node) = self
             .value
             .ok_or_else(|| de::Error::custom("a value was read before its key"))?;
-        let path = Path::Key(self.cursor.path, &key.value);
+        // What would be its value is not shown.
+        let name = without_value(&key.value).filter(|_| matches!(node.value, Value::Null));
+        let path = Path::Key(self.cursor.path, name.unwrap_or(&key.value));
         seed.deserialize(Cursor {
             node,
             path: &path,

@@ -154,6 +154,16 @@ fn yaml_that_no_parser_reads_is_told_with_a_mend() {
         ),
         ("[server]\ncount = 1\n", "begin with [, { or a quote"),
         ("count: {{ .Values.count }}\n", "fill in a template's {{ }}"),
+        (
+            "count: 1\nname: \"C:\\dir\"\n",
+            "write \"\\\\\" for one, or put the text in single",
+        ),
+        (
+            "count: 1\nname: \"C:\\users\"\n",
+            "write \"\\\\\" for one, or put the text in single",
+        ),
+        ("count: 1\nname: a\n\tb\n", "a tab stands within this text"),
+        ("count: 1\nname: >a\n", "cannot begin with | or >"),
         ("count: 1\n\u{1}\n", "a control character stands here"),
         ("count:1\nname:x\n", "each as KEY: VALUE, with a space"),
     ] {
@@ -236,6 +246,37 @@ fn a_misspelt_key_is_not_missing_as_well() {
 }
 
 #[test]
+fn a_value_that_is_in_its_key_is_not_shown() {
+    for (entry, told) in [
+        (
+            "path:s3cret",
+            "path: key \"path\" and its value are one text: write KEY: VALUE",
+        ),
+        ("path=s3cret", "path: key \"path\" and its value are one"),
+        (
+            "pth:s3cret",
+            "pth: unknown key \"pth\"; did you mean \"path\"?; write KEY: VALUE",
+        ),
+        (
+            "path: /, other:http://u:s3cret@h",
+            "other: unknown key \"other\"; known here: path, port; write KEY: VALUE",
+        ),
+    ] {
+        let said = mistakes(&format!("count: 1\nroutes: [{{{entry}}}]\n"));
+        let expected = format!(": routes[0].{told}");
+        assert!(
+            said.len() == 1 && said[0].contains(&expected) && !said[0].contains("s3cret"),
+            "{said:#?}"
+        );
+    }
+    let said = mistakes("count: 1\nnamed: {a:s3cret}\n");
+    assert!(
+        said.len() == 1 && said[0].contains(": named.a: nothing stands where keys"),
+        "{said:#?}"
+    );
+}
+
+#[test]
 fn what_is_no_list_and_no_map_is_told_without_its_text() {
     let said = mistakes("count: 1\nroutes: http://u:secret@h\nnamed: http://u:secret@h\n");
     let said = said.join("\n");
@@ -292,6 +333,15 @@ fn values_come_from_the_environment_and_are_never_shown() {
             "write ${NAME}, or with a default ${NAME:-default}",
         ),
         ("${ NAME }", "names no variable: write ${NAME}"),
+        (
+            "${NONE:-${NAME}}",
+            "a \"${\" within another is not expanded",
+        ),
+        (
+            "${NAME:-${NONE}}",
+            "a \"${\" within another is not expanded",
+        ),
+        ("${file:/a/${NAME}}", "within another is not expanded"),
     ] {
         let said = read(&format!("count: 1\nname: '{written}'\n")).unwrap_err();
         assert!(said.contains(mend), "{said}");

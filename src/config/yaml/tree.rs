@@ -213,7 +213,7 @@ pub(super) fn brought_in(node: &Node) -> Places {
         match &node.value {
             // `$${` alone brings nothing in.
             Value::Expanded { written, .. } if written.replace("$${", "").contains("${") => {
-                places.insert((node.line, node.column));
+                places.insert((node.line, node.column), written.clone());
             }
             Value::List(items) => nodes.extend(items),
             Value::Map(entries) => nodes.extend(entries.iter().map(|(_, item)| item)),
@@ -246,6 +246,12 @@ fn expanded(text: &str, lookup: Lookup<'_>) -> Result<String, String> {
                 "\"${\" has no \"}\": close it, or write $${ for the two characters".to_owned(),
             );
         };
+        // It would stand for itself: a password that is `${B}`, or one with a `}` too many.
+        if name.contains("${") {
+            return Err(
+                "a \"${\" within another is not expanded: write out what it stands for".to_owned(),
+            );
+        }
         out.push_str(before);
         if let Some(path) = name.strip_prefix("file:") {
             let read = std::fs::read_to_string(path)

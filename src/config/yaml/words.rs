@@ -69,6 +69,22 @@ pub(super) fn in_our_words(message: &str, begins_line: bool) -> String {
             "a key stands where none can: indent the line as the keys beside it, and see that the line above has a \":\" and a space behind its key; a text with \": \" in it wants quotes",
         ),
         (
+            "while parsing a quoted scalar, found unknown escape character",
+            ESCAPE,
+        ),
+        (
+            "while parsing a quoted scalar, did not find expected hexadecimal number",
+            ESCAPE,
+        ),
+        (
+            "while scanning a plain scalar, found a tab",
+            "a tab stands within this text, or in the indentation of its next line: use spaces, or put it in quotes",
+        ),
+        (
+            "while scanning a block scalar, did not find expected comment or line break",
+            "a text cannot begin with | or > in YAML: put it in quotes, or let its lines begin below",
+        ),
+        (
             "did not find expected <document start>",
             "the file goes on behind what is whole already: does a line above it begin with [, { or a quote, which YAML takes for all of the file?",
         ),
@@ -164,6 +180,8 @@ pub(super) fn misplaced(found: &str, needed: &str) -> String {
     format!("{found} stands where {needed}")
 }
 
+const ESCAPE: &str = "a \"\\\" begins an escape between double quotes: write \"\\\\\" for one, or put the text in single quotes";
+
 const MULTIPLIED: &str =
     "aliases (\"*\") make more of the file than its size allows: write out what they stand for";
 
@@ -231,6 +249,21 @@ pub(super) fn no_name(value: &Value, names: &[&str]) -> String {
 
 pub(super) fn unknown_key(key: &str, fields: &[&str]) -> String {
     format!("unknown key \"{key}\"; {}", did_you_mean(key, fields))
+}
+
+/// The key of one that has its value in it, as `token:abc` and `token=abc` have: YAML parts them at a colon with a space behind it.
+pub(super) fn without_value(key: &str) -> Option<&str> {
+    let (name, _) = key.split_once([':', '='])?;
+    Some(name.trim_end())
+}
+
+/// What is said of such a key. The value may be a password.
+pub(super) fn no_colon(name: &str, fields: &[&str]) -> String {
+    let mend = "write KEY: VALUE, with a space behind the colon";
+    match fields.contains(&name) {
+        true => format!("key \"{name}\" and its value are one text: {mend}"),
+        false => format!("{}; {mend}", unknown_key(name, fields)),
+    }
 }
 
 /// As [`unknown_key`], where a name is needed. Other programs' names are often longer: `warning`.

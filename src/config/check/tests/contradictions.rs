@@ -163,3 +163,23 @@ fn a_name_that_no_header_has_is_refused() {
         );
     }
 }
+
+#[test]
+fn what_is_named_twice_is_refused() {
+    let says = |file: &str, expected: &str| {
+        let said = fixture::read(&format!(
+            "listen: 127.0.0.1:1\nupstream: http://x:1\n{file}"
+        ));
+        assert_eq!(said.unwrap_err(), [expected]);
+    };
+    // The key's own would get no request.
+    says(
+        "upstreams: {upstream: {endpoints: 'http://x:2'}}\nroutes: [{upstream: upstream}]\n",
+        "line 3, column 23: upstreams.upstream: \"upstream\" is the name of the upstream that the key upstream makes: take another name, or leave that key out",
+    );
+    // A field has one value there.
+    says(
+        "routes:\n  - {match: {headers: {X-A: '1', x-a: '2'}}, upstream: upstream}\n",
+        "line 4, column 39: routes[0].match.headers: \"x-a\" is named twice: keep one of them",
+    );
+}

@@ -33,6 +33,26 @@ fn form_and_meaning_are_told_in_one_run() {
 }
 
 #[test]
+fn a_misspelt_section_hides_no_mistake_of_another() {
+    let said = mistakes(
+        "listeners: [{address: '127.0.0.1:1', client_ip: {ipv6_prefix: 0}}]\nupstream: http://x\nrate_limits: {a: {limit: 5 s, by: path}}\n\
+         sessions: {web: {max_per_user: 0}}\nroutes: [{redirect: {status: 200, path: /}}]\nworkr: {}\n",
+    );
+    let said: Vec<_> = said.iter().map(Mistake::to_string).collect();
+    let expected = [
+        "line 1, column 63: listeners[0].client_ip.ipv6_prefix: 0 bits",
+        "line 3, column 26: rate_limits.a.limit: \"5 s\" is not a rate",
+        "line 4, column 32: sessions.web.max_per_user: a user with no session",
+        "line 5, column 30: routes[0].redirect.status: 200 is no redirect",
+        "line 6, column 1: workr: unknown key \"workr\"; did you mean \"worker\"?",
+    ];
+    assert_eq!(said.len(), expected.len(), "{said:#?}");
+    for (said, expected) in said.iter().zip(expected) {
+        assert!(said.starts_with(expected), "{said} / {expected}");
+    }
+}
+
+#[test]
 fn what_may_be_under_a_misspelt_key_is_not_said_to_lack() {
     for (text, alone) in [
         (
