@@ -192,7 +192,7 @@ async fn serve(
     drop(ongoing);
     // Old clients put an empty line behind a body, and others have sent their next request ahead: to close on that would reset the
     // connection, which takes with it what the client has not read of the answer.
-    if is_over && !ends.client.is_silent(false) {
+    if is_over && !(ends.buffer.is_empty() && ends.client.is_silent(false)) {
         return Next::Linger;
     }
     if next == Next::Close && !is_cut {

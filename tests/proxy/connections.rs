@@ -784,6 +784,25 @@ fn what_stands_behind_the_last_request_cuts_off_no_answer() {
     }
 }
 
+/// It may still be sending, and has not read its answer.
+#[test]
+fn who_has_asked_ahead_is_heard_out_behind_the_last_answer() {
+    let upstream = Upstream::answering("ok");
+    let lane = lane(&upstream, "");
+    let next = "GET /next HTTP/1.1\r\nHost: x\r\n\r\n";
+    let last = "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let mut stream = TcpStream::connect(lane.address).unwrap();
+    stream
+        .write_all((last.to_owned() + next).as_bytes())
+        .unwrap();
+    let reply = raw::read_to_end(&mut stream);
+    assert_eq!((reply.end, reply.replies()), (raw::End::Closed, 1));
+    // The first would be answered by a reset, and the second fail.
+    for _ in 0..2 {
+        assert!(stream.write_all(next.as_bytes()).is_ok());
+    }
+}
+
 /// nginx refuses an empty Host.
 #[test]
 fn a_request_without_a_host_is_for_its_endpoint() {
