@@ -186,6 +186,9 @@ pub fn parse_request(bytes: &[u8], limits: HeadLimits) -> Result<Option<RequestH
         Ok(httparse::Status::Complete(len)) if len <= limits.max_bytes => len,
         Ok(httparse::Status::Partial) if bytes.len() < limits.max_bytes => return Ok(None),
         Ok(_) => return Err(too_large(bytes, limits)),
+        Err(httparse::Error::Version) if has_space_in_target(bytes) => {
+            return Err(HeadError::RequestLine);
+        }
         Err(error) => return Err(from_httparse(error)),
     };
     // httparse takes a bare LF for a line's end; RFC 9112 section 2.2 allows that, but peers differ, so it is refused.
@@ -235,6 +238,18 @@ fn has_bare_line_feed(head: &[u8]) -> bool {
     pairs.fold(*first == b'\n', |bare, (before, byte)| {
         bare | ((*byte == b'\n') & (*before != b'\r'))
     })
+}
+
+/// Whether what stands where the version is looked for is more of the target, since the line ends in another (RFC 9112 section 3.2). Only
+/// of a line that is whole.
+fn has_space_in_target(head: &[u8]) -> bool {
+    let Some(end) = head.iter().position(|byte| *byte == b'\n') else {
+        return false;
+    };
+    let mut words = head[..end].split(|byte| *byte == b' ').skip(2);
+    let is_version = |word: &[u8]| word.starts_with(b"HTTP/");
+    let looked_at = words.next().unwrap_or_default();
+    !looked_at.is_empty() && !is_version(looked_at) && words.last().is_some_and(is_version)
 }
 
 /// Of a request whose head is over its limit: where the line is, its target is what is too long (RFC 9112 section 3).

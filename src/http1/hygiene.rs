@@ -5,14 +5,14 @@ use std::ops::Range;
 
 use super::head::values;
 
-const HOP_BY_HOP: [&str; 9] = [
+/// Not `Trailer`: it goes on with the fields that it announces, which some receivers pass over without it (RFC 9110 section 6.6.2).
+const HOP_BY_HOP: [&str; 8] = [
     "connection",
     "keep-alive",
     "proxy-connection",
     "proxy-authenticate",
     "proxy-authorization",
     "te",
-    "trailer",
     "transfer-encoding",
     "upgrade",
 ];

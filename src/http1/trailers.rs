@@ -10,7 +10,7 @@ const MAX_FIELDS: usize = 100;
 
 /// Fields that a recipient reads before the body, or that say how to read it (RFC 9110 section 6.5.1). One that came behind
 /// the body and was merged into the head would change what was decided by the head.
-const IN_HEADS_ALONE: [&str; 24] = [
+const IN_HEADS_ALONE: [&str; 25] = [
     "age",
     "authorization",
     "cache-control",
@@ -32,6 +32,7 @@ const IN_HEADS_ALONE: [&str; 24] = [
     "set-cookie",
     "traceparent",
     "tracestate",
+    "trailer",
     "vary",
     "warning",
     "www-authenticate",
@@ -61,7 +62,11 @@ pub fn parse(section: &[u8]) -> Result<Fields, BodyError> {
 /// Whether a field may come behind the messages of a call of gRPC, and go on to the next hop there: what an application says at the end is
 /// read as such, whatever it is named.
 pub fn may_end_a_call(name: &[u8]) -> bool {
-    !is_hop_by_hop(name) && !name.eq_ignore_ascii_case(b"content-length")
+    let of_framing = [&b"content-length"[..], b"trailer"];
+    !is_hop_by_hop(name)
+        && !of_framing
+            .iter()
+            .any(|other| name.eq_ignore_ascii_case(other))
 }
 
 /// Whether a field may come behind a body, and go on to the next hop there.

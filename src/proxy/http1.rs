@@ -186,8 +186,15 @@ async fn serve(
             refuse(&conn, &mut ends, &rejection, to, next).await
         }
     };
+    // What is spoken behind a switch of protocols has ended by itself.
+    let is_over = next == Next::Close && !is_cut && ongoing.record.status != 101;
     ongoing.ended = true;
     drop(ongoing);
+    // Old clients put an empty line behind a body, and others have sent their next request ahead: to close on that would reset the
+    // connection, which takes with it what the client has not read of the answer.
+    if is_over && !(ends.buffer.is_empty() && ends.client.is_silent(false)) {
+        return Next::Linger;
+    }
     if next == Next::Close && !is_cut {
         ends.client.say_all_was_said();
     }

@@ -262,6 +262,8 @@ fn a_malformed_request_line_is_refused() {
     nothing_is_forwarded(&[
         ("two spaces behind the method", line("GET  / HTTP/1.1"), 400),
         ("two spaces behind the target", line("GET /  HTTP/1.1"), 505),
+        ("space in the target", line("GET /a b HTTP/1.1"), 400),
+        ("spaces in the query", line("GET /?q=a b c HTTP/1.1"), 400),
         ("tab behind the method", line("GET\t/ HTTP/1.1"), 400),
         ("tab behind the target", line("GET /\tHTTP/1.1"), 400),
         ("space before the method", line(" GET / HTTP/1.1"), 400),

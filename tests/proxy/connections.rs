@@ -1,8 +1,9 @@
 //! Connections over their life: how many there may be, how long they may take, and what becomes of requests that are cut off.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
+use std::sync::{Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -739,6 +740,67 @@ fn an_empty_line_behind_a_body_begins_no_request() {
     // A second one is a request that does not come.
     client.write(b"\r\n\r\n");
     assert_eq!(client.status_within(5_000), Some(408));
+}
+
+/// To close on bytes that were not read is to reset, and that takes the rest of the answer with it (RFC 9112 section 9.6). nginx and
+/// Envoy read them away.
+#[test]
+fn what_stands_behind_the_last_request_cuts_off_no_answer() {
+    const MUCH: usize = 1 << 20;
+    let (close, post) = ("Connection: close\r\n", "Content-Length: 1\r\n\r\na");
+    for (request, behind) in [
+        (
+            format!("POST / HTTP/1.1\r\nHost: x\r\n{close}{post}"),
+            "\r\n",
+        ),
+        (format!("POST / HTTP/1.0\r\n{post}"), "\r\n"),
+        (
+            format!("GET / HTTP/1.1\r\nHost: x\r\n{close}\r\n"),
+            "GET /next HTTP/1.1\r\nHost: x\r\n\r\n",
+        ),
+    ] {
+        let (came, asked) = mpsc::channel();
+        let (sent, all_sent) = mpsc::channel::<()>();
+        let ways = Mutex::new((came, all_sent));
+        let address = raw::scripted(move |mut stream| {
+            raw::read_head(&mut stream);
+            let ways = ways.lock().unwrap();
+            ways.0.send(()).unwrap();
+            ways.1.recv_timeout(DEADLINE).unwrap();
+            let _ = stream.write_all(super::harness::ok(&"x".repeat(MUCH)).as_bytes());
+            let _ = stream.read(&mut [0]);
+        });
+        let lane = Lane::start(&format!(
+            "listen: 127.0.0.1:0\nupstream: http://{address}\n"
+        ));
+        let mut stream = TcpStream::connect(lane.address).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        asked.recv_timeout(DEADLINE).unwrap();
+        stream.write_all(behind.as_bytes()).unwrap();
+        sent.send(()).unwrap();
+        let reply = raw::read_to_end(&mut stream);
+        assert_eq!(reply.end, raw::End::Closed, "{request}");
+        assert_eq!(reply.parts().1.len(), MUCH, "{request}");
+    }
+}
+
+/// It may still be sending, and has not read its answer.
+#[test]
+fn who_has_asked_ahead_is_heard_out_behind_the_last_answer() {
+    let upstream = Upstream::answering("ok");
+    let lane = lane(&upstream, "");
+    let next = "GET /next HTTP/1.1\r\nHost: x\r\n\r\n";
+    let last = "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let mut stream = TcpStream::connect(lane.address).unwrap();
+    stream
+        .write_all((last.to_owned() + next).as_bytes())
+        .unwrap();
+    let reply = raw::read_to_end(&mut stream);
+    assert_eq!((reply.end, reply.replies()), (raw::End::Closed, 1));
+    // The first would be answered by a reset, and the second fail.
+    for _ in 0..2 {
+        assert!(stream.write_all(next.as_bytes()).is_ok());
+    }
 }
 
 /// nginx refuses an empty Host.

@@ -237,7 +237,7 @@ pub(super) fn identity_fields(sessions: &[Sessions]) -> Vec<Vec<u8>> {
 /// Whether a field is weir's to say: one of framing or of a hop, or one that weir answers for.
 pub(super) fn is_weirs(name: &[u8], of: Message) -> bool {
     /// Beside those of a hop and weir's own.
-    const OF_REQUESTS: [&[u8]; 14] = [
+    const OF_REQUESTS: [&[u8]; 15] = [
         b"content-length",
         b"expect",
         b"forwarded",
@@ -247,13 +247,14 @@ pub(super) fn is_weirs(name: &[u8], of: Message) -> bool {
         b"proxy",
         b"traceparent",
         b"tracestate",
+        b"trailer",
         b"x-forwarded-client-cert",
         b"x-forwarded-for",
         b"x-forwarded-host",
         b"x-forwarded-proto",
         b"x-request-id",
     ];
-    const OF_RESPONSES: [&[u8]; 2] = [b"content-length", b"date"];
+    const OF_RESPONSES: [&[u8]; 3] = [b"content-length", b"date", b"trailer"];
     let answered_for: &[&[u8]] = match of {
         Message::Request => &OF_REQUESTS,
         Message::Response => &OF_RESPONSES,
