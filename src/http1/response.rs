@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use http::StatusCode;
 use thiserror::Error;
 
 use super::head::{BodyLength, FieldRoom, HeadLimits, decimal};
@@ -156,6 +157,19 @@ fn from_httparse(error: httparse::Error, limits: HeadLimits) -> BadResponse {
         httparse::Error::TooManyHeaders => BadResponse::TooManyFields(limits.max_fields),
         httparse::Error::Version => BadResponse::Version,
         httparse::Error::Token | httparse::Error::Status => BadResponse::Status,
+    }
+}
+
+/// The reason phrase of a status (RFC 9110 section 15); empty for one that has none there. It has no meaning and may be left out (RFC 9112
+/// section 4), but there are clients that take a response without for none.
+pub fn reason(status: u16) -> &'static str {
+    match status {
+        // The `http` crate has the name of RFC 7231.
+        413 => "Content Too Large",
+        status => {
+            let known = StatusCode::from_u16(status).ok();
+            known.and_then(|it| it.canonical_reason()).unwrap_or("")
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use http::{Method, Request, Response, StatusCode, Uri, request, response};
 use thiserror::Error;
 
 use crate::http1::head::{HeadError, HeadLimits, RequestHead, parse_request};
-use crate::http1::response::{BadResponse, ResponseBody, ResponseHead, parse_response};
+use crate::http1::response::{BadResponse, ResponseBody, ResponseHead, parse_response, reason};
 use crate::http1::{head::BodyLength, hygiene};
 
 /// For heads that weir itself has written: those it reads are bounded already, and it adds a few fields.
@@ -218,7 +218,11 @@ pub fn downgrade_response(
     if status == StatusCode::SWITCHING_PROTOCOLS {
         return Err(BadResponse::Switch);
     }
-    put_line(out, &[b"HTTP/1.1 ", status.as_str().as_bytes(), b" "]);
+    let reason = reason(status.as_u16()).as_bytes();
+    put_line(
+        out,
+        &[b"HTTP/1.1 ", status.as_str().as_bytes(), b" ", reason],
+    );
     for (name, value) in &parts.headers {
         put(out, name.as_str().as_bytes(), value.as_bytes());
     }

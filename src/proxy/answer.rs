@@ -4,6 +4,7 @@ use super::quota::Quota;
 use super::reply::{Asker, Date, put_head_end, put_length};
 use crate::config::Route;
 use crate::config::rewrite::{Redirect, Reply};
+use crate::http1::response::reason;
 
 /// An answer, with what the client is told of its quotas.
 pub(super) struct Answer<'p> {
@@ -63,8 +64,13 @@ impl<'p> Answer<'p> {
     /// Appends the whole answer to `out`.
     pub(super) fn put(&self, out: &mut Vec<u8>, to: Asker, date: &Date) {
         let mut number = itoa::Buffer::new();
-        // The reason phrase has no meaning and may be empty (RFC 9112 section 4).
-        for part in ["HTTP/1.1 ", number.format(self.status), " \r\n"] {
+        for part in [
+            "HTTP/1.1 ",
+            number.format(self.status),
+            " ",
+            reason(self.status),
+            "\r\n",
+        ] {
             out.extend_from_slice(part.as_bytes());
         }
         put_length(out, self.status, self.body.len());

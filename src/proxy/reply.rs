@@ -18,7 +18,7 @@ use crate::clock;
 use crate::config::breakers::Fallback;
 use crate::http1::head::HeadError;
 use crate::http1::path::PathError;
-use crate::http1::response::BadResponse;
+use crate::http1::response::{BadResponse, reason};
 use crate::http2::grpc::GrpcStatus;
 use crate::net::tls::Trouble;
 use crate::policy::shed::Strain;
@@ -190,18 +190,23 @@ impl Rejection {
     /// Appends the whole reply to `out`; `body` is room for what it says.
     pub(super) fn put(&self, out: &mut Vec<u8>, body: &mut Vec<u8>, to: Asker, date: &Date) {
         let told = self.told();
-        let (mut status, mut title) = (told.status, told::title(told.status));
+        let mut status = told.status;
         let mut content_type = "application/problem+json";
         body.clear();
         if let Some(fallback) = self.fallback() {
-            // The reason phrase has no meaning and may be empty (RFC 9112 section 4).
-            (status, title, content_type) = (fallback.status, "", &fallback.content_type);
+            (status, content_type) = (fallback.status, &fallback.content_type);
             body.extend_from_slice(fallback.body.as_bytes());
         } else {
-            self.put_problem(body, status, title);
+            self.put_problem(body, status, reason(status));
         }
         let mut number = itoa::Buffer::new();
-        for part in ["HTTP/1.1 ", number.format(status), " ", title, "\r\n"] {
+        for part in [
+            "HTTP/1.1 ",
+            number.format(status),
+            " ",
+            reason(status),
+            "\r\n",
+        ] {
             out.extend_from_slice(part.as_bytes());
         }
         if !body.is_empty() {
@@ -259,7 +264,7 @@ impl Rejection {
         }
         let status = self.told().status;
         let mut counted = Counted(0);
-        self.write_problem(&mut counted, status, told::title(status));
+        self.write_problem(&mut counted, status, reason(status));
         counted.0
     }
 

@@ -13,7 +13,7 @@ use super::harness::frames::{
     RST_STREAM, Raw,
 };
 use super::harness::process::{Running, file};
-use super::harness::raw::scripted;
+use super::harness::raw::{scripted, send};
 use super::harness::versions::{Client, Length, Origin, Outgoing, Version, run};
 use super::harness::{Lane, PATIENCE, eventually};
 use super::{World, on_each_pairing};
@@ -105,6 +105,29 @@ fn one_connection_carries_requests_one_after_the_other_and_at_once() {
         }
         assert_eq!(world.origin.opened(), 1);
     });
+}
+
+/// There are clients that take a response without one for none, such as `h2load --h1`.
+#[test]
+fn clients_of_http1_are_told_a_reason_where_the_upstream_has_none() {
+    let (upstream, _) = numbered(&[], |_, mut raw| {
+        while let Some(stream) = next_request(&mut raw) {
+            answer(&mut raw, stream);
+        }
+    });
+    let lane = Lane::start(&format!(
+        "listen: '127.0.0.1:0'\n\
+         upstreams: {{app: {{endpoints: ['http://{upstream}'], protocol: http2}}}}\n\
+         routes: [{{match: {{path: /old}}, redirect: {{path: /new}}}}, {{upstream: app}}]\n"
+    ));
+    for (path, line) in [
+        ("/", "HTTP/1.1 200 OK\r\n"),
+        ("/old", "HTTP/1.1 302 Found\r\n"),
+    ] {
+        let asked = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        let told = send(lane.address, asked.as_bytes()).text;
+        assert!(told.starts_with(line), "{told}");
+    }
 }
 
 #[test]

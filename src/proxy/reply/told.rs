@@ -1,7 +1,5 @@
 //! What each rejection is told as: one row, for the reply and for all that tells of it elsewhere. docs/reference.md has the same rows.
 
-use http::StatusCode;
-
 use super::{OVER_LIMIT, Rejection, tls, unreached};
 use crate::policy::shed::Strain;
 
@@ -245,18 +243,6 @@ fn told(status: u16, error: &'static str, label: &'static str, detail: &'static 
     }
 }
 
-/// The reason phrase of a status (RFC 9110 section 15).
-pub(super) fn title(status: u16) -> &'static str {
-    match status {
-        // The `http` crate has the name of RFC 7231.
-        413 => "Content Too Large",
-        status => {
-            let known = StatusCode::from_u16(status).ok();
-            known.and_then(|it| it.canonical_reason()).unwrap_or("")
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -268,7 +254,7 @@ mod tests {
     use super::*;
     use crate::http1::head::HeadError;
     use crate::http1::path::PathError;
-    use crate::http1::response::BadResponse;
+    use crate::http1::response::{BadResponse, reason};
     use crate::net::tls::Trouble;
     use crate::upstream::{Cause, Stage};
 
@@ -372,9 +358,9 @@ mod tests {
     fn each_status_has_its_phrase_and_each_reply_its_words() {
         for rejection in all() {
             let status = rejection.told().status;
-            assert_ne!(title(status), "", "{status}");
+            assert_ne!(reason(status), "", "{status}");
             assert_ne!(rejection.detail(), "", "{rejection:?}");
         }
-        assert_eq!(title(413), "Content Too Large");
+        assert_eq!(reason(413), "Content Too Large");
     }
 }
