@@ -702,3 +702,30 @@ fn an_upstream_of_no_idle_time_keeps_no_connection() {
         }
     }
 }
+
+/// Without TCP_NODELAY, as Java's and Python's own servers, a sender writes no more until the kernel at the other end has said that the head
+/// is there, and that puts it off for 40 ms.
+#[test]
+fn a_body_that_is_written_behind_its_head_comes_at_once() {
+    let upstream = scripted(|mut stream| {
+        while raw::read_head(&mut stream).is_some() && stream.read_exact(&mut [0; 4]).is_ok() {
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n");
+            let _ = stream.write_all(b"body");
+        }
+    });
+    let lane = lane(upstream);
+    let mut client = lane.connect();
+    let mut exchange = || {
+        let began = weir::clock::now();
+        client.begin("POST", "/", &["Content-Length: 4"], "");
+        client.write(b"body");
+        assert_eq!(client.finish().body, "body");
+        began.elapsed()
+    };
+    // Of a new connection the kernel says so at once by itself.
+    for _ in 0..20 {
+        exchange();
+    }
+    let quickest = (0..20).map(|_| exchange()).min();
+    assert!(quickest < Some(Duration::from_millis(30)), "{quickest:?}");
+}
