@@ -312,8 +312,13 @@ impl Exchange<'_, '_, '_> {
             ran => ran?,
         };
         match ran {
-            Ran::Ended { ended, reusable } => {
+            Ran::Ended {
+                ended,
+                reusable,
+                kept_for,
+            } => {
                 if reusable && answer.is_empty() {
+                    connected.note_kept_for(kept_for);
                     pool.give_back(connected, self.outgoing.request.is_head);
                 }
                 Ok(Used::Ended(ended))
