@@ -218,7 +218,17 @@ pub fn downgrade_response(
     if status == StatusCode::SWITCHING_PROTOCOLS {
         return Err(BadResponse::Switch);
     }
-    put_line(out, &[b"HTTP/1.1 ", status.as_str().as_bytes(), b" "]);
+    // HTTP/2 has none, and some clients of HTTP/1.1 take a line without one for malformed.
+    let reason = status.canonical_reason().unwrap_or_default();
+    put_line(
+        out,
+        &[
+            b"HTTP/1.1 ",
+            status.as_str().as_bytes(),
+            b" ",
+            reason.as_bytes(),
+        ],
+    );
     for (name, value) in &parts.headers {
         put(out, name.as_str().as_bytes(), value.as_bytes());
     }
@@ -297,6 +307,24 @@ mod tests {
     fn escaped(query: &str) -> String {
         let query = query.replace('"', "%22").replace('<', "%3C");
         query.replace('>', "%3E")
+    }
+
+    #[test]
+    fn a_status_has_its_usual_reason_where_it_has_one() {
+        for (status, line) in [
+            (404, "HTTP/1.1 404 Not Found\r\n"),
+            (599, "HTTP/1.1 599 \r\n"),
+        ] {
+            let response = Response::builder().status(status).body(()).unwrap();
+            let how = Answering {
+                to_head: false,
+                ended: true,
+                to_http1: true,
+            };
+            let mut out = Vec::new();
+            downgrade_response(&mut out, &response.into_parts().0, how).unwrap();
+            assert!(out.starts_with(line.as_bytes()), "{out:?}");
+        }
     }
 
     #[test]
