@@ -1,6 +1,7 @@
 //! The head of an HTTP/1.x response from an upstream (RFC 9112), parsed strictly. What is refused here becomes a 502.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use http::StatusCode;
 use thiserror::Error;
@@ -23,6 +24,8 @@ pub struct ResponseHead {
     pub body: ResponseBody,
     /// Whether the upstream lets the connection live after the body.
     pub keep_alive: bool,
+    /// How long it says that it keeps the connection without a request (`Keep-Alive: timeout=5`, RFC 2068 section 19.7.1.1).
+    pub kept_for: Option<Duration>,
 }
 
 /// How a response's body is framed (RFC 9112 section 6.3).
@@ -100,6 +103,7 @@ pub fn parse_response(
     }
     let (mut length, mut chunked) = (None, false);
     let mut connection = Connection::default();
+    let mut kept_for = None;
     for field in response.headers.iter() {
         if field.name.eq_ignore_ascii_case("content-length") {
             if length.is_some() {
@@ -114,6 +118,8 @@ pub fn parse_response(
         } else if field.name.eq_ignore_ascii_case("connection") {
             let heard = connection.hear(field.value);
             heard.map_err(|_| BadResponse::ConnectionOptions)?;
+        } else if field.name.eq_ignore_ascii_case("keep-alive") {
+            kept_for = kept_for.or(timeout(field.value));
         }
     }
     let bodiless = to_head || status < 200 || status == 204 || status == 304;
@@ -146,7 +152,18 @@ pub fn parse_response(
         fields,
         body,
         keep_alive: keep_alive && body != ResponseBody::UntilClose,
+        kept_for,
     }))
+}
+
+/// The `timeout` of a `Keep-Alive` field, in whole seconds.
+fn timeout(value: &[u8]) -> Option<Duration> {
+    let mut parameters = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+    parameters.find_map(|parameter| {
+        let (name, seconds) = parameter.split_at_checked(b"timeout=".len())?;
+        let seconds = decimal(seconds).filter(|_| name.eq_ignore_ascii_case(b"timeout="));
+        seconds.map(Duration::from_secs)
+    })
 }
 
 fn from_httparse(error: httparse::Error, limits: HeadLimits) -> BadResponse {
@@ -184,6 +201,22 @@ mod tests {
             .map(|head| head.expect("the head is whole"))
             .map(|head| (head.body, head.keep_alive));
         assert_eq!(got, expected, "{head:?}");
+    }
+
+    #[test]
+    fn an_upstream_says_how_long_it_keeps_a_connection() {
+        let check = |said: &str, expected: Option<u64>| {
+            let head = format!("HTTP/1.1 200 OK\r\n{said}Content-Length: 0\r\n\r\n");
+            let head = parse_response(head.as_bytes(), false, HeadLimits::default());
+            let kept_for = head.map(|head| head.and_then(|head| head.kept_for));
+            assert_eq!(kept_for, Ok(expected.map(Duration::from_secs)), "{said:?}");
+        };
+        check("", None);
+        check("Keep-Alive: timeout=5\r\n", Some(5));
+        check("keep-alive: max=100 , Timeout=15\r\n", Some(15));
+        check("Keep-Alive: timeout=0\r\n", Some(0));
+        check("Keep-Alive: 115\r\n", None);
+        check("Keep-Alive: timeout=, timeout=5s\r\n", None);
     }
 
     #[test]

@@ -50,6 +50,14 @@ impl Socket {
         }
     }
 
+    /// Says to the other end at once that what came is here (TCP_QUICKACK). The kernel would put that off for 40 ms, and a sender that does
+    /// not set TCP_NODELAY writes no further until then.
+    fn acknowledge(&self) {
+        if let Socket::Tcp(tcp) = self {
+            let _ = tcp.set_quickack(true);
+        }
+    }
+
     /// Has the kernel ask its other end whether it is there ([`keepalive`]).
     pub fn keep_alive(&self) -> io::Result<()> {
         match self {
@@ -384,6 +392,11 @@ impl<'s> BothWays<'s> {
 }
 
 impl Reading<'_, '_> {
+    /// Says at once that what came is here, to a sender whose next bytes are waited for: it may write no further until then.
+    pub fn acknowledge(self) {
+        self.0.0.borrow().socket().acknowledge();
+    }
+
     /// As [`Stream::poll_heard`].
     pub fn poll_heard(&self, cx: &mut Context<'_>, ahead: &mut Vec<u8>) -> Poll<bool> {
         self.0.0.borrow_mut().poll_heard(cx, ahead)

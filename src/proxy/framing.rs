@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::outgoing::Request;
 use super::reply::Rejection;
-use super::wire::read_some;
+use super::wire::{read_rest, read_some};
 use crate::http1::head::HeadLimits;
 use crate::http1::response::{BadResponse, ResponseHead, parse_response};
 use crate::net::stream::Reading;
@@ -31,7 +31,11 @@ pub(super) async fn read_head(
             Some(head) => return Ok(head),
             None => {}
         }
-        match read_some(upstream, answer).await {
+        let read = match answer.is_empty() {
+            true => read_some(upstream, answer).await,
+            false => read_rest(upstream, answer).await,
+        };
+        match read {
             Ok(1..) => {}
             // With TLS 1.3 the handshake is over by the time that a server refuses the certificate that it is shown.
             Err(error) if Trouble::within(&error) == Some(Trouble::Distrusted) => {

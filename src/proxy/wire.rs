@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::net::stream::Stream;
+use crate::net::stream::{Reading, Stream};
 
 /// Room for one read, in bytes.
 const READ: usize = 8 * 1024;
@@ -112,6 +112,25 @@ pub(super) async fn read_some(
     stream.read_buf(buffer).await
 }
 
+/// As [`read_some`], within a message that has begun. A sender that is waited for is told that its bytes are here: many servers
+/// and clients write a head and its body one after the other without TCP_NODELAY, and each would come 40 ms late.
+pub(super) async fn read_rest(
+    stream: &mut Reading<'_, '_>,
+    buffer: &mut Vec<u8>,
+) -> io::Result<usize> {
+    let sender = *stream;
+    let mut waits = false;
+    let mut read = pin!(read_some(stream, buffer));
+    poll_fn(|cx| {
+        let read = read.as_mut().poll(cx);
+        if read.is_pending() && !std::mem::replace(&mut waits, true) {
+            sender.acknowledge();
+        }
+        read
+    })
+    .await
+}
+
 /// Whether the other end has closed; under TLS perhaps without saying so, as many servers do.
 pub(super) fn is_end(read: &io::Result<usize>) -> bool {
     match read {
@@ -129,14 +148,14 @@ impl Room {
         Room(READ)
     }
 
-    /// As [`read_some`].
+    /// As [`read_rest`].
     pub(super) async fn read(
         &mut self,
-        stream: &mut (impl AsyncRead + Unpin),
+        stream: &mut Reading<'_, '_>,
         buffer: &mut Vec<u8>,
     ) -> io::Result<usize> {
         buffer.reserve(self.0);
-        let read = stream.read_buf(buffer).await?;
+        let read = read_rest(stream, buffer).await?;
         if buffer.len() == buffer.capacity() {
             self.0 = LARGE_READ.min(2 * self.0);
         }

@@ -26,6 +26,10 @@ use crate::net::tls::client::{ClientTls, Offer};
 /// Connections to one endpoint that a lane keeps between requests.
 const MAX_IDLE: usize = 1024;
 
+/// How much sooner than an upstream says that it closes an idle connection that is used no more: what it said was under way, and so would the next
+/// request be. Of a short time it is half.
+const SOONER: Duration = Duration::from_secs(1);
+
 /// One lane's connections to one endpoint.
 #[derive(Debug)]
 pub struct Pool {
@@ -110,6 +114,8 @@ pub struct Connected {
     pub is_challenged: bool,
     /// Whether its last request was a HEAD: then a body may come that is no response's.
     after_head: bool,
+    /// How long it may be idle, by what the upstream said last.
+    kept_for: Duration,
     /// Since when it takes no new requests.
     pub(super) old_at: Duration,
     /// Where connections are capped.
@@ -121,6 +127,11 @@ pub struct Connected {
 impl Connected {
     fn is_old(&self, now: Duration) -> bool {
         now >= self.old_at
+    }
+
+    /// The upstream says that it keeps it for so long without a request, if it says anything.
+    pub fn note_kept_for(&mut self, said: Option<Duration>) {
+        self.kept_for = said.map_or(Duration::MAX, |said| said - SOONER.min(said / 2));
     }
 
     /// Whether nothing has come since its last response; `is_safe` as for [`Pool::idle`].
@@ -280,10 +291,15 @@ impl Pool {
         mut connected: Connected,
         is_safe: bool,
     ) -> Option<Connected> {
-        // Its own idle time must end before the upstream's, or a request could meet the upstream's close on its way.
-        let now = clock::coarse();
-        let is_fresh = now.saturating_sub(since) < self.idle_timeout && !connected.is_old(now);
-        (is_fresh && connected.is_silent(is_safe)).then_some(connected)
+        let is_over = self.is_over(since, &connected, clock::coarse());
+        (!is_over && connected.is_silent(is_safe)).then_some(connected)
+    }
+
+    /// Whether a connection that is idle `since` then takes no more requests. That must be before the upstream closes it, or one could meet the close
+    /// on its way.
+    fn is_over(&self, since: Duration, connected: &Connected, now: Duration) -> bool {
+        let most = self.idle_timeout.min(connected.kept_for);
+        now.saturating_sub(since) >= most || connected.is_old(now)
     }
 
     /// Whether others wait for the place of a connection.
@@ -311,6 +327,7 @@ impl Pool {
             is_bound: false,
             is_challenged: false,
             after_head: false,
+            kept_for: Duration::MAX,
             old_at: clock::old_at(self.max_age),
             place,
             ours: near.map(Ours::note),
@@ -400,16 +417,17 @@ impl Pool {
         }
     }
 
-    /// Closes what has been idle for too long, or is old; whether anything is open still.
+    /// Closes what has been idle for too long, is old, or was closed by the upstream, which may wait for weir's own end; whether anything is open
+    /// still.
     pub(super) fn close_old(&self) -> bool {
         let mut idle = self.idle.borrow_mut();
         let now = clock::coarse();
-        self.drop_old(&mut idle, now);
-        idle.retain(|(_, connected)| !connected.is_old(now));
+        let lives = |since: Duration, connected: &mut Connected| {
+            !self.is_over(since, connected, now) && connected.is_silent(true)
+        };
+        idle.retain_mut(|(since, connected)| lives(*since, connected));
         let mut bound = self.bound.borrow_mut();
-        bound.retain(|_, (since, connected)| {
-            now.saturating_sub(*since) < self.idle_timeout && !connected.is_old(now)
-        });
+        bound.retain(|_, (since, connected)| lives(*since, connected));
         !idle.is_empty() || !bound.is_empty() || self.multiplexed.is_open()
     }
 
@@ -468,6 +486,7 @@ mod tests {
             is_bound: false,
             is_challenged: false,
             after_head: true,
+            kept_for: Duration::MAX,
             old_at: Duration::MAX,
             place: None,
             ours: None,

@@ -186,11 +186,23 @@ fn a_refused_request_is_sent_again() {
         world.origin.asked().await.reset(Reason::REFUSED_STREAM);
         world.origin.asked().await.reset(Reason::REFUSED_STREAM);
         assert_eq!(call.answer().await.status, 502);
-        // What is gone of a body cannot be sent again.
+        // A short body is kept for that.
         let mut call = world.client.call("POST", "/", &[], Length::Unknown).await;
         call.body.send(b"abc").await.unwrap();
         let mut asked = world.origin.asked().await;
         asked.body.expect(b"abc").await;
+        asked.reset(Reason::REFUSED_STREAM);
+        let mut again = world.origin.asked().await;
+        call.body.finish(b"def").await.unwrap();
+        assert_eq!(again.body.rest().await.unwrap().0, b"abcdef");
+        again.ok("done").await;
+        assert_eq!(call.whole().await, (200, "done".to_owned()));
+        // What is gone of a body cannot be sent again.
+        let long = [b'x'; 16 * 1024 + 1];
+        let mut call = world.client.call("POST", "/", &[], Length::Unknown).await;
+        call.body.send(&long).await.unwrap();
+        let mut asked = world.origin.asked().await;
+        asked.body.expect(&long).await;
         asked.reset(Reason::REFUSED_STREAM);
         assert_eq!(call.answer().await.status, 502);
         assert!(world.origin.is_quiet().await);

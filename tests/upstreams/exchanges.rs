@@ -2,7 +2,7 @@
 //! bytes or none, and the lane still serves afterwards.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
@@ -701,4 +701,66 @@ fn an_upstream_of_no_idle_time_keeps_no_connection() {
             assert_eq!(ends.recv_timeout(DEADLINE), Ok(step));
         }
     }
+}
+
+/// Many servers say so, Node's of 5 s: a request that meets its connection closing would be lost.
+#[test]
+fn a_connection_is_idle_for_no_longer_than_the_upstream_says_that_it_keeps_it() {
+    let (said, ends) = mpsc::channel();
+    let upstream = scripted(move |mut stream| {
+        while raw::read_head(&mut stream).is_some() {
+            let _ = stream.write_all(
+                b"HTTP/1.1 200 OK\r\nKeep-Alive: timeout=2, max=100\r\nContent-Length: 0\r\n\r\n",
+            );
+            let _ = said.send("answered");
+        }
+        let _ = said.send("closed");
+    });
+    let lane = lane(upstream);
+    assert_eq!(lane.connect().get("/").status, 200);
+    for step in ["answered", "closed"] {
+        assert_eq!(ends.recv_timeout(DEADLINE), Ok(step));
+    }
+}
+
+/// It may hold its own end until weir's has come.
+#[test]
+fn an_idle_connection_that_the_upstream_ends_is_closed_soon() {
+    let (said, ends) = mpsc::channel();
+    let upstream = scripted(move |mut stream| {
+        let _ = raw::read_head(&mut stream);
+        let _ = stream.write_all(ok("served").as_bytes());
+        let _ = stream.shutdown(Shutdown::Write);
+        let _ = said.send(stream.read(&mut [0]).ok());
+    });
+    let lane = lane(upstream);
+    assert_eq!(lane.connect().get("/").status, 200);
+    assert_eq!(ends.recv_timeout(DEADLINE), Ok(Some(0)));
+}
+
+/// Without TCP_NODELAY, as Java's and Python's own servers, a sender writes no more until the kernel at the other end has said that the head
+/// is there, and that puts it off for 40 ms.
+#[test]
+fn a_body_that_is_written_behind_its_head_comes_at_once() {
+    let upstream = scripted(|mut stream| {
+        while raw::read_head(&mut stream).is_some() && stream.read_exact(&mut [0; 4]).is_ok() {
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n");
+            let _ = stream.write_all(b"body");
+        }
+    });
+    let lane = lane(upstream);
+    let mut client = lane.connect();
+    let mut exchange = || {
+        let began = weir::clock::now();
+        client.begin("POST", "/", &["Content-Length: 4"], "");
+        client.write(b"body");
+        assert_eq!(client.finish().body, "body");
+        began.elapsed()
+    };
+    // Of a new connection the kernel says so at once by itself.
+    for _ in 0..20 {
+        exchange();
+    }
+    let quickest = (0..20).map(|_| exchange()).min();
+    assert!(quickest < Some(Duration::from_millis(30)), "{quickest:?}");
 }

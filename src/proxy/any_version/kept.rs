@@ -1,4 +1,5 @@
-//! A request's body that may be sent more than once: what was taken of it is kept, up to a size that the file names.
+//! A request's body that may be sent more than once: what was taken of it is kept, up to a size that the file names, and a short one in any
+//! case for an upstream that may say that it did not look at it.
 
 use std::cell::Cell;
 
@@ -9,6 +10,10 @@ use super::parts::{Broken, Part, Source};
 use crate::http1::head::BodyLength;
 use crate::proxy::retries::may_be_kept;
 
+/// So many bytes are kept for an upstream of HTTP/2, whatever the file names: many of them end a connection behind so many requests, and leave
+/// out those that are on their way.
+const UNSEEN: usize = 16 * 1024;
+
 /// Where a request's body comes from, from its first byte again where that is still possible.
 pub(super) struct Body<'r, 'a, 's> {
     pub source: &'r mut Source<'a, 's>,
@@ -16,9 +21,13 @@ pub(super) struct Body<'r, 'a, 's> {
     kept: Option<Kept>,
     /// The most that is kept, in bytes.
     most: usize,
+    /// The most of that by which it may be tried again, as the file names it.
+    named: Option<usize>,
     /// Bytes of `kept` that this try has been given.
     given: usize,
     /// Whether some of it can be sent no more.
+    is_gone: bool,
+    /// Whether it is more than what is `named`.
     is_lost: &'r Cell<bool>,
 }
 
@@ -37,18 +46,23 @@ enum End {
 }
 
 impl<'r, 'a, 's> Body<'r, 'a, 's> {
-    /// A body of this `length`, of which up to `keep` bytes are kept; `is_lost` comes to say whether it cannot be sent again.
+    /// A body of this `length`, of which up to `keep` bytes are kept for another try, or more `for_http2`; `is_lost` comes to say whether it
+    /// cannot be tried again.
     pub(super) fn new(
         source: &'r mut Source<'a, 's>,
         length: BodyLength,
         keep: usize,
+        for_http2: bool,
         is_lost: &'r Cell<bool>,
     ) -> Body<'r, 'a, 's> {
+        let most = if for_http2 { keep.max(UNSEEN) } else { keep };
         Body {
             source,
-            kept: may_be_kept(length, keep).then(Kept::default),
-            most: keep,
+            kept: may_be_kept(length, most).then(Kept::default),
+            most,
+            named: may_be_kept(length, keep).then_some(keep),
             given: 0,
+            is_gone: false,
             is_lost,
         }
     }
@@ -76,13 +90,15 @@ impl<'r, 'a, 's> Body<'r, 'a, 's> {
             Some(kept) if fits => self.given = kept.data.len(),
             kept => *kept = None,
         }
-        self.is_lost.set(!fits);
+        self.is_gone = !fits;
+        let kept = self.kept.as_ref().map(Kept::len);
+        self.is_lost.set(kept.is_none() || kept > self.named);
         Ok(part)
     }
 
-    /// Whether some of it can be sent no more.
-    pub(super) fn is_lost(&self) -> bool {
-        self.is_lost.get()
+    /// Whether some of it can be sent no more, were it not seen.
+    pub(super) fn is_gone(&self) -> bool {
+        self.is_gone
     }
 
     /// Another try begins, with nothing lost.
@@ -94,12 +110,9 @@ impl<'r, 'a, 's> Body<'r, 'a, 's> {
 impl Kept {
     /// False, with nothing added, where that would be more than `most` bytes.
     fn add(&mut self, part: &Part, most: usize) -> bool {
-        let len = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
-            name.as_str().len() + value.len()
-        };
         let more = match part {
             Part::Data { bytes, .. } => bytes.len(),
-            Part::End(trailers) => trailers.iter().map(len).sum(),
+            Part::End(trailers) => len_of(trailers),
         };
         if self.data.len() + more > most {
             return false;
@@ -113,4 +126,20 @@ impl Kept {
         }
         true
     }
+
+    /// In bytes.
+    fn len(&self) -> usize {
+        let trailers = match &self.end {
+            Some(End::Trailers(trailers)) => len_of(trailers),
+            Some(End::Data) | None => 0,
+        };
+        self.data.len() + trailers
+    }
+}
+
+fn len_of(trailers: &HeaderMap) -> usize {
+    let fields = trailers.iter();
+    fields
+        .map(|(name, value)| name.as_str().len() + value.len())
+        .sum()
 }

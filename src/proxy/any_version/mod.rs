@@ -172,7 +172,8 @@ impl Exchange<'_, '_, '_> {
             let tries = retries.map(|retries| Tries::new(upstream, retries, within));
             let mut current = CurrentTry::new(slot, picked, tries, &is_lost);
             let length = outgoing.request.body;
-            let mut body = Body::new(source, length, outgoing.keep(), &is_lost);
+            let for_http2 = outgoing.settings().protocol != Protocol::Http1;
+            let mut body = Body::new(source, length, outgoing.keep(), for_http2, &is_lost);
             loop {
                 let attempt = self.attempt(&mut body, &mut current).await;
                 let Exchange {
@@ -281,7 +282,7 @@ impl Exchange<'_, '_, '_> {
     fn is_stale(&self, failure: &Failure, point: Point, body: &Body<'_, '_, '_>) -> bool {
         let can_repeat = self.outgoing.request.can_repeat;
         // Once the head of a response is on its way there is no other.
-        self.record.status == 0 && is_stale(failure, point, !body.is_lost(), can_repeat)
+        self.record.status == 0 && is_stale(failure, point, !body.is_gone(), can_repeat)
     }
 
     async fn by_http1(
@@ -311,8 +312,13 @@ impl Exchange<'_, '_, '_> {
             ran => ran?,
         };
         match ran {
-            Ran::Ended { ended, reusable } => {
+            Ran::Ended {
+                ended,
+                reusable,
+                kept_for,
+            } => {
                 if reusable && answer.is_empty() {
+                    connected.note_kept_for(kept_for);
                     pool.give_back(connected, self.outgoing.request.is_head);
                 }
                 Ok(Used::Ended(ended))

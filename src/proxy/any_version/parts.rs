@@ -15,7 +15,7 @@ use crate::http1::trailers;
 use crate::net::stream::{Reading, Writing};
 use crate::net::window::{Inflow, Window};
 use crate::proxy::framing::{Front, put_piece};
-use crate::proxy::wire::{is_end, read_some, write_in_parts};
+use crate::proxy::wire::{is_end, read_rest, write_in_parts};
 
 /// Bytes that are worth a write.
 const ENOUGH: usize = 16 * 1024;
@@ -89,7 +89,7 @@ impl<'a> Source<'a, '_> {
                 if let Some(part) = read_ahead(buffer, reader)? {
                     return Ok(part);
                 }
-                match read_some(stream, buffer).await {
+                match read_rest(stream, buffer).await {
                     Ok(1..) => {}
                     read if *until_close && is_end(&read) => {
                         return Ok(Part::End(HeaderMap::new()));

@@ -5,6 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::pin;
 use std::task::Poll;
+use std::time::Duration;
 
 use h2::RecvStream;
 
@@ -44,6 +45,8 @@ pub(super) enum Ran {
         ended: Ended,
         /// Whether the upstream's connection, of HTTP/1.1, can serve another request.
         reusable: bool,
+        /// For how long, by what the upstream says.
+        kept_for: Option<Duration>,
     },
     /// A WebSocket begins behind the head, with what is to come of an upstream of HTTP/2.
     Switched(Option<RecvStream>),
@@ -119,6 +122,7 @@ impl Exchange<'_, '_, '_> {
                 return Ok(Ran::Ended {
                     ended: Ended::Again,
                     reusable,
+                    kept_for: answered.head.kept_for,
                 });
             }
         }
@@ -162,6 +166,7 @@ impl Exchange<'_, '_, '_> {
         Ok(Ran::Ended {
             ended: Ended::Whole(next),
             reusable: keep_alive && !is_bound && uploading.whole && body.is_spent(),
+            kept_for: answered.head.kept_for,
         })
     }
 }

@@ -160,6 +160,7 @@ impl<'p> Exchange<'_, 'p> {
                         (answered.challenges(&self.answer), &self.outgoing.request);
                     connected.is_challenged |= challenges && !request.by_proxy;
                     connected.is_bound |= challenges || request.binds;
+                    connected.note_kept_for(answered.head.kept_for);
                     return Ok((connected, answered));
                 }
                 // The upstream may have closed the idle connection just as the request came; it is sent again only where that
