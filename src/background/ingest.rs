@@ -252,15 +252,22 @@ impl Ingest {
     /// Postgres would not take is left for later.
     async fn store(&self, writer: &mut Writer, load: Load) -> bool {
         let mut well = true;
-        for (entry, before) in load.suspects {
+        for entry in load.suspects {
             if self.stopping() || !well {
                 break;
             }
             let Some(_room) = self.room_for(&[&entry], gather::BYTES).await else {
                 break;
             };
-            if !self.counts_try(&entry, before + 1).await {
-                continue;
+            let Entry { shard, id, .. } = &entry;
+            match self.streams.count_try(*shard, &self.consumer, id).await {
+                Ok(true) => {}
+                Ok(false) => continue,
+                // What is not counted could be tried for ever.
+                Err(error) => {
+                    warn!(shard, id, %error, "batches of audit events that were given out too often are not tried now");
+                    break;
+                }
             }
             if let Some(work) = self.open(entry).await {
                 // Where it is this one that the server fails by, those behind it have their turn.
@@ -293,16 +300,6 @@ impl Ingest {
             }
         }
         well
-    }
-
-    /// Counts that a suspect is tried. False if it waits no more, or if that was not heard: what is not counted could be tried for ever.
-    async fn counts_try(&self, entry: &Entry, number: u64) -> bool {
-        let Entry { shard, id, .. } = entry;
-        let counted = self.streams.count_try(*shard, &self.consumer, id, number);
-        counted.await.unwrap_or_else(|error| {
-            warn!(shard, id, %error, "a batch of audit events that was not stored so far is not tried now");
-            false
-        })
     }
 
     /// Room for what these are once they are opened, if that is more than `most`; none if the end comes first.

@@ -31,9 +31,8 @@ const GONE: Duration = Duration::from_secs(600);
 #[derive(Default)]
 pub(super) struct Load {
     pub(super) work: Vec<Work>,
-    /// Given to workers too often without being stored: each for itself, and opened when its turn comes. With how often it was given out, and
-    /// then tried alone.
-    pub(super) suspects: Vec<(Entry, u64)>,
+    /// Given to workers too often without being stored: each for itself, and opened when its turn comes.
+    pub(super) suspects: Vec<Entry>,
     /// Too large to be held beside the others, with no fault: opened behind them, as many at a time as may be.
     pub(super) later: Vec<Entry>,
     events: usize,
@@ -239,13 +238,10 @@ impl Ingest {
             }
         } else if before < 2 * most {
             load.bytes += entry.bytes.len();
-            load.suspects.push((entry, before));
+            load.suspects.push(entry);
         } else {
             // It may be what brings workers down: not even opened.
-            let tries = before - most;
-            let reason = format!(
-                "given to workers {most} times, then tried alone {tries} times, and never stored"
-            );
+            let reason = format!("given out or tried {before} times, and never stored");
             self.bury(&entry, &reason).await;
         }
     }

@@ -241,25 +241,15 @@ impl Streams {
         counts.collect::<Option<_>>().ok_or(CallError::Nonsense)
     }
 
-    /// Counts a try of an entry that the consumer has taken over uncounted: it is the one of this number. False if the entry waits no more.
-    pub async fn count_try(
-        &self,
-        shard: u16,
-        consumer: &str,
-        id: &str,
-        number: u64,
-    ) -> Result<bool, CallError> {
-        let words = [
-            Arg::Text("RETRYCOUNT"),
-            Arg::Int(number),
-            Arg::Text("JUSTID"),
-        ];
-        let counted = self.give(shard, consumer, &[id], &words).await?;
-        let counted = list(counted).ok_or(CallError::Nonsense)?;
-        Ok(!counted.is_empty())
+    /// Counts a try of an entry that was taken over uncounted. False if it waits no more.
+    pub async fn count_try(&self, shard: u16, consumer: &str, id: &str) -> Result<bool, CallError> {
+        let entries = self.give(shard, consumer, &[id], &[]).await?;
+        let entries = list(entries).ok_or(CallError::Nonsense)?;
+        // Before 7.0, one that is gone is nil.
+        Ok(entries.iter().any(|entry| *entry != Value::Nil))
     }
 
-    /// Gives a consumer entries that wait, whoever has them; how is in `words`.
+    /// Gives a consumer entries that wait, whoever has them; what is to be other than usual is in `words`.
     async fn give(
         &self,
         shard: u16,
