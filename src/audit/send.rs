@@ -193,14 +193,18 @@ pub(super) fn end(common: &Common) {
     }
     let underway = uncommitted.events();
     common.shared.underway.store(underway, Ordering::Relaxed);
-    if uncommitted.is_spooled() {
-        info!(
-            batches = uncommitted.len(),
-            "audit events wait in the spool for the next start"
-        );
+    let (batches, is_spooled) = (uncommitted.len(), uncommitted.is_spooled());
+    drop(uncommitted);
+    if is_spooled {
+        match common.spool.lock().as_ref().is_some_and(Spool::is_there) {
+            true => info!(batches, "audit events wait in the spool for the next start"),
+            false => error!(
+                batches,
+                "audit events were in a folder of the spool that was moved or removed: they are lost unless it is brought back"
+            ),
+        }
         return;
     }
-    drop(uncommitted);
     if let Some(spool) = common.spool.lock().take()
         && let Err(error) = spool.remove()
     {
