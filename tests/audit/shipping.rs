@@ -325,6 +325,25 @@ fn what_a_spool_has_that_is_copied_is_sent_once_it_is_back() {
 }
 
 #[test]
+fn who_takes_over_a_spool_that_was_away_is_not_told_that_it_is_complete() {
+    let (server, prefix) = (Server::single(), key_prefix());
+    let folder = tempfile::tempdir().unwrap();
+    let with = With::guaranteed(&prefix, folder.path(), 1 << 24);
+    let process = Process::start(&server, &with);
+    let [spool, elsewhere] =
+        [process.boot.to_string(), "away".to_owned()].map(|name| folder.path().join(name));
+    assert!(spool.join("complete").exists());
+    fs::rename(&spool, &elsewhere).unwrap();
+    // Redis has it.
+    assert!(is_safe(&process.record_awaited(1)));
+    eventually(|| !process.recorder.counts().spool.unwrap().takes);
+    fs::rename(&elsewhere, &spool).unwrap();
+    eventually(|| !spool.join("complete").exists());
+    process.record(1);
+    eventually(|| process.recorder.counts().spool.unwrap().takes);
+}
+
+#[test]
 fn what_is_written_where_a_spool_was_removed_is_not_safe_but_by_redis() {
     let (server, prefix) = (Server::single(), key_prefix());
     let folder = tempfile::tempdir().unwrap();
