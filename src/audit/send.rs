@@ -258,6 +258,10 @@ async fn learn(link: &Link, load: &Load<'_>) {
     let (mut look_at, mut looked_to) = (clock::now() + LOOK, 0);
     loop {
         sleep(POLL).await;
+        // What others have left is not read back here.
+        if load.released.is_none() && !load.uncommitted.lock().is_unread() {
+            link.told_unread.set(false);
+        }
         if load.uncommitted.lock().is_empty() && known.is_empty() {
             continue;
         }
