@@ -228,7 +228,13 @@ impl Common {
             Ok(()) => {}
             // The kernel has lost what was not synced, or someone has removed it: it is appended again.
             Err(error @ (SpoolError::Damaged(..) | SpoolError::Removed(_))) => {
-                for (_, place) in placed {
+                let mut gone: Vec<_> = placed.into_iter().map(|(_, place)| place).collect();
+                if matches!(error, SpoolError::Removed(_)) {
+                    // So is what was synced there and memory still has.
+                    let mut uncommitted = self.uncommitted.lock();
+                    gone.append(&mut uncommitted.unspooled(spool.gone(), clock::now()));
+                }
+                for place in gone {
                     let _ = spool.release(place);
                 }
                 return Err(error);

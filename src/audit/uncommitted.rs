@@ -173,6 +173,26 @@ impl Uncommitted {
         None
     }
 
+    /// What the spool had there is gone: what memory has of it is at risk again, unless a stream has it.
+    pub(super) fn unspooled(
+        &mut self,
+        is_gone: impl Fn(&Place) -> bool,
+        now: Instant,
+    ) -> Vec<Place> {
+        let mut places = Vec::new();
+        for (first, batch) in &mut self.batches {
+            if batch.bytes.is_some()
+                && let Some(place) = batch.place.take_if(|place| is_gone(place))
+            {
+                places.push(place);
+                if batch.entry.is_none() {
+                    self.at_risk.insert(*first, now);
+                }
+            }
+        }
+        places
+    }
+
     /// The batch is safe.
     pub(super) fn settle(&mut self, first: u64) {
         if let Some(batch) = self.batches.get_mut(&first) {

@@ -27,7 +27,7 @@ mod abandoned;
 mod folder;
 mod segment;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -242,6 +242,15 @@ impl Spool {
     /// The payload of a record.
     pub fn read(&self, place: &Place) -> Result<Vec<u8>, SpoolError> {
         self.folder.read(place)
+    }
+
+    /// Tells of which places the segment is gone.
+    pub fn gone(&self) -> impl Fn(&Place) -> bool + use<> {
+        let all = self.folder.segments.keys().copied();
+        let gone: BTreeSet<_> = all
+            .filter(|number| !self.folder.file(*number).exists())
+            .collect();
+        move |place| gone.contains(&place.segment)
     }
 
     /// Whether its folder is where it was made: the next process finds there what was synced.

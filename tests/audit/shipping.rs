@@ -325,6 +325,24 @@ fn what_a_spool_has_that_is_copied_is_sent_once_it_is_back() {
 }
 
 #[test]
+fn what_a_removed_segment_had_is_written_again_while_memory_has_it() {
+    let (server, prefix) = (Server::single(), key_prefix());
+    let folder = tempfile::tempdir().unwrap();
+    let with = With::guaranteed(&prefix, folder.path(), 1 << 24);
+    let mut process = Process::start(&server, &with);
+    server.kill();
+    assert!(is_safe(&process.record_awaited(1)));
+    let spool = folder.path().join(process.boot.to_string());
+    fs::remove_file(spool.join("00000001.seg")).unwrap();
+    assert!(is_safe(&process.record_awaited(1)));
+    process.stop();
+    let (_, mut left) = Spool::open(folder.path(), 1 << 24, Uuid::nil()).unwrap();
+    let left = std::iter::from_fn(|| left[0].next_record().unwrap());
+    // And the end mark.
+    assert_eq!(left.count(), 3);
+}
+
+#[test]
 fn who_takes_over_a_spool_that_was_away_is_not_told_that_it_is_complete() {
     let (server, prefix) = (Server::single(), key_prefix());
     let folder = tempfile::tempdir().unwrap();
