@@ -193,14 +193,18 @@ pub(super) fn end(common: &Common) {
     }
     let underway = uncommitted.events();
     common.shared.underway.store(underway, Ordering::Relaxed);
-    if uncommitted.is_spooled() {
-        info!(
-            batches = uncommitted.len(),
-            "audit events wait in the spool for the next start"
-        );
+    let (batches, is_spooled) = (uncommitted.len(), uncommitted.is_spooled());
+    drop(uncommitted);
+    if is_spooled {
+        match common.spool.lock().as_ref().is_some_and(Spool::is_there) {
+            true => info!(batches, "audit events wait in the spool for the next start"),
+            false => error!(
+                batches,
+                "audit events were in a folder of the spool that was moved or removed: they are lost unless it is brought back"
+            ),
+        }
         return;
     }
-    drop(uncommitted);
     if let Some(spool) = common.spool.lock().take()
         && let Err(error) = spool.remove()
     {
@@ -254,6 +258,10 @@ async fn learn(link: &Link, load: &Load<'_>) {
     let (mut look_at, mut looked_to) = (clock::now() + LOOK, 0);
     loop {
         sleep(POLL).await;
+        // What others have left is not read back here.
+        if load.released.is_none() && !load.uncommitted.lock().is_unread() {
+            link.told_unread.set(false);
+        }
         if load.uncommitted.lock().is_empty() && known.is_empty() {
             continue;
         }

@@ -84,6 +84,8 @@ struct Packing {
     trouble: Trouble,
     /// Whether some batch has gone past the spool that was to go there first.
     has_passed: bool,
+    /// Whether who takes the spool over may think it complete.
+    is_vouched: bool,
     told_dropped: u64,
 }
 
@@ -123,6 +125,7 @@ pub fn start(shipping: Shipping, capacity: usize) -> io::Result<(Recorder, Write
         stream: shipping.stream.clone(),
         trouble: Trouble::None,
         has_passed: false,
+        is_vouched: spools,
         told_dropped: 0,
     };
     let shared = common.shared.clone();
@@ -225,7 +228,13 @@ impl Common {
             Ok(()) => {}
             // The kernel has lost what was not synced, or someone has removed it: it is appended again.
             Err(error @ (SpoolError::Damaged(..) | SpoolError::Removed(_))) => {
-                for (_, place) in placed {
+                let mut gone: Vec<_> = placed.into_iter().map(|(_, place)| place).collect();
+                if matches!(error, SpoolError::Removed(_)) {
+                    // So is what was synced there and memory still has.
+                    let mut uncommitted = self.uncommitted.lock();
+                    gone.append(&mut uncommitted.unspooled(spool.gone(), clock::now()));
+                }
+                for place in gone {
                     let _ = spool.release(place);
                 }
                 return Err(error);
@@ -386,10 +395,13 @@ impl Packing {
         };
         if common.delivery == Delivery::Guaranteed {
             let passes = self.trouble != Trouble::None;
-            if passes && !std::mem::replace(&mut self.has_passed, true) {
-                let unvouched = common.spool.lock().as_mut().map(Spool::unvouch);
-                if let Some(Err(error)) = unvouched {
-                    warn!(%error, "who takes the audit's spool over will think it complete");
+            let is_first = passes && !self.has_passed;
+            self.has_passed |= passes;
+            if self.has_passed && self.is_vouched {
+                let unvouched = common.spool.lock().as_mut().map_or(Ok(()), Spool::unvouch);
+                self.is_vouched = unvouched.is_err();
+                if let (true, Err(error)) = (is_first, unvouched) {
+                    warn!(%error, "who takes the audit's spool over will think it complete; tried again");
                 }
             }
             // Better in Redis alone than nowhere.

@@ -2,7 +2,6 @@
 //! Does no I/O and reads no clock.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -52,10 +51,12 @@ pub(super) struct Released {
 #[derive(Debug, Default)]
 pub(super) struct Uncommitted {
     batches: BTreeMap<u64, Batch>,
-    /// To be sent, and not being sent.
+    /// To be sent, and not being sent; in memory.
     unsent: BTreeSet<u64>,
-    /// To be sent once the spool, which alone has them, can be read again.
-    aside: BTreeSet<u64>,
+    /// The same, of what only the spool has.
+    unread: BTreeSet<u64>,
+    /// Whether the spool cannot be read now.
+    is_aside: bool,
     /// Survive the end of the process neither in the spool nor in a stream, since then.
     at_risk: BTreeMap<u64, Instant>,
     /// Whether what is at risk is not to be sent: it is on its way to the spool.
@@ -105,9 +106,15 @@ impl Uncommitted {
         self.batches.len()
     }
 
-    /// Batches that are to be sent.
+    /// Batches that are to be sent, and can be.
     pub(super) fn unsent(&self) -> usize {
-        self.unsent.len()
+        let unread = if self.is_aside { 0 } else { self.unread.len() };
+        self.unsent.len() + unread
+    }
+
+    /// Whether something is to be sent that only the spool has.
+    pub(super) fn is_unread(&self) -> bool {
+        !self.unread.is_empty()
     }
 
     /// Events that are not known to be committed.
@@ -159,8 +166,31 @@ impl Uncommitted {
             && let Some(bytes) = batch.bytes.take()
         {
             self.memory -= bytes.len();
+            if self.unsent.remove(&first) {
+                self.unread.insert(first);
+            }
         }
         None
+    }
+
+    /// What the spool had there is gone: what memory has of it is at risk again, unless a stream has it.
+    pub(super) fn unspooled(
+        &mut self,
+        is_gone: impl Fn(&Place) -> bool,
+        now: Instant,
+    ) -> Vec<Place> {
+        let mut places = Vec::new();
+        for (first, batch) in &mut self.batches {
+            if batch.bytes.is_some()
+                && let Some(place) = batch.place.take_if(|place| is_gone(place))
+            {
+                places.push(place);
+                if batch.entry.is_none() {
+                    self.at_risk.insert(*first, now);
+                }
+            }
+        }
+        places
     }
 
     /// The batch is safe.
@@ -175,8 +205,11 @@ impl Uncommitted {
     /// The next batch to send, which counts as being sent from here on.
     pub(super) fn next(&mut self) -> Option<(u64, Source<'_>)> {
         let waits = |first: &u64| self.spool_first && self.at_risk.contains_key(first);
-        let first = *self.unsent.iter().find(|first| !waits(first))?;
+        let unsent = self.unsent.iter().find(|first| !waits(first));
+        let unread = self.unread.first().filter(|_| !self.is_aside);
+        let first = *unsent.into_iter().chain(unread).min()?;
         self.unsent.remove(&first);
+        self.unread.remove(&first);
         let batch = self.batches.get(&first)?;
         let source = match (&batch.bytes, &batch.place) {
             (Some(bytes), _) => Source::Memory(bytes),
@@ -188,21 +221,12 @@ impl Uncommitted {
 
     /// Sets aside what is to be sent and only the spool has: that cannot be read now, and others are not to wait for it.
     pub(super) fn set_aside(&mut self) {
-        let in_memory = |first: &u64| {
-            let batch = self.batches.get(first);
-            batch.is_none_or(|batch| batch.bytes.is_some())
-        };
-        let all = mem::take(&mut self.unsent).into_iter();
-        let (unsent, mut aside) = all.partition(in_memory);
-        self.unsent = unsent;
-        self.aside.append(&mut aside);
+        self.is_aside = true;
     }
 
     /// What was set aside is to be sent again; whether there was something.
     pub(super) fn bring_back(&mut self) -> bool {
-        let is_any = !self.aside.is_empty();
-        self.unsent.append(&mut self.aside);
-        is_any
+        std::mem::take(&mut self.is_aside) && self.is_unread()
     }
 
     /// Where the spool has the batch.
@@ -214,7 +238,10 @@ impl Uncommitted {
     pub(super) fn again(&mut self, first: u64, now: Instant) {
         if let Some(batch) = self.batches.get_mut(&first) {
             batch.entry = None;
-            self.unsent.insert(first);
+            match batch.bytes {
+                Some(_) => self.unsent.insert(first),
+                None => self.unread.insert(first),
+            };
             if batch.place.is_none() {
                 self.at_risk.entry(first).or_insert(now);
             }
@@ -234,7 +261,7 @@ impl Uncommitted {
     pub(super) fn remove(&mut self, first: u64) -> Released {
         let mut released = Released::default();
         self.unsent.remove(&first);
-        self.aside.remove(&first);
+        self.unread.remove(&first);
         self.at_risk.remove(&first);
         if let Some(batch) = self.batches.remove(&first) {
             self.memory -= batch.bytes.map_or(0, |bytes| bytes.len());

@@ -27,7 +27,7 @@ mod abandoned;
 mod folder;
 mod segment;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -92,9 +92,9 @@ pub enum SpoolError {
     Version(PathBuf, u8),
     #[error("record at byte {1} of {0} is damaged")]
     Damaged(PathBuf, u64),
-    #[error("{0} was removed while it was written to; restart weir if its folder was, too")]
+    #[error("{0} was removed while it was written to; restart weir")]
     Removed(PathBuf),
-    #[error("{0} is not there now; bring it back")]
+    #[error("{0} was moved or removed; bring it back, and restart weir if it is a copy")]
     Away(PathBuf),
     #[error("cannot {doing} {path}: {error}; look at the disk and at who owns audit.spool.path")]
     Io {
@@ -125,6 +125,7 @@ impl Spool {
     pub fn open(root: &Path, max: u64, boot: Uuid) -> Result<(Spool, Vec<Abandoned>), SpoolError> {
         let used = Arc::new(AtomicU64::new(0));
         let folder = {
+            folder::make(root)?;
             let _gate = folder::gate(root)?;
             Folder::create(root, boot, used.clone())?
         };
@@ -243,6 +244,20 @@ impl Spool {
         self.folder.read(place)
     }
 
+    /// Tells of which places the segment is gone.
+    pub fn gone(&self) -> impl Fn(&Place) -> bool + use<> {
+        let all = self.folder.segments.keys().copied();
+        let gone: BTreeSet<_> = all
+            .filter(|number| !self.folder.file(*number).exists())
+            .collect();
+        move |place| gone.contains(&place.segment)
+    }
+
+    /// Whether its folder is where it was made: the next process finds there what was synced.
+    pub fn is_there(&self) -> bool {
+        self.folder.is_ours()
+    }
+
     /// A record is done with, in whatever order. An error says that a segment could not be deleted; it is tried again with the
     /// next release.
     pub fn release(&mut self, place: Place) -> Result<(), SpoolError> {
@@ -284,9 +299,15 @@ impl Newest {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(true);
         let file = options.mode(0o600).open(&path);
+        let file = file.map_err(SpoolError::io("create", &path))?;
+        if !folder.is_ours() {
+            // Without the lock that is held another process may take it over.
+            let _ = fs::remove_file(&path);
+            return Err(SpoolError::Away(folder.path.clone()));
+        }
         let mut newest = Newest {
             number,
-            file: file.map_err(SpoolError::io("create", &path))?,
+            file,
             length: 0,
             synced: 0,
             is_torn: false,
@@ -339,7 +360,7 @@ impl Newest {
         // The kernel syncs what someone has removed, too, and no one finds it again.
         let metadata = self.file.metadata();
         let links = metadata.map_err(SpoolError::io("look at", &path))?.nlink();
-        if links == 0 && !path.exists() {
+        if links == 0 && !folder::is_at(&self.file, &path) {
             return Err(SpoolError::Removed(path));
         }
         if self.synced == 0 {

@@ -273,10 +273,11 @@ fn what_a_spool_has_that_is_away_is_sent_once_it_is_back_and_holds_up_no_other()
     let [spool, elsewhere] =
         [process.boot.to_string(), "away".to_owned()].map(|name| folder.path().join(name));
     fs::rename(&spool, &elsewhere).unwrap();
-    let before = counts().errors;
     server.restart();
     // What memory has gets there.
     eventually_within(4 * harness::DEADLINE, || !process.seqs(&server).is_empty());
+    // Redis takes all now: it is the spool that is tried again.
+    let before = counts().errors;
     eventually(|| counts().errors > before);
     assert!(process.seqs(&server).len() < 1_000);
     assert_eq!((counts().dropped, counts().underway), (0, 1_000));
@@ -285,6 +286,79 @@ fn what_a_spool_has_that_is_away_is_sent_once_it_is_back_and_holds_up_no_other()
         process.seqs(&server) == numbers(1_000)
     });
     assert_eq!(counts().dropped, 0);
+}
+
+/// As `mv` from disk to disk does.
+#[test]
+fn what_a_spool_has_that_is_copied_is_sent_once_it_is_back() {
+    let (server, prefix) = (Server::single(), key_prefix());
+    let folder = tempfile::tempdir().unwrap();
+    let with = With {
+        memory: 4_000,
+        ..With::guaranteed(&prefix, folder.path(), 1 << 24)
+    };
+    let process = Process::start(&server, &with);
+    server.kill();
+    for _ in 0..100 {
+        process.record(10);
+    }
+    let counts = || process.recorder.counts();
+    eventually(|| counts().spool.unwrap().batches == 100);
+    let spool = folder.path().join(process.boot.to_string());
+    let segment = spool.join("00000001.seg");
+    let bytes = fs::read(&segment).unwrap();
+    fs::remove_dir_all(&spool).unwrap();
+    fs::create_dir(&spool).unwrap();
+    fs::write(spool.join("lock"), b"").unwrap();
+    fs::write(&segment, &bytes[..bytes.len() / 4]).unwrap();
+    server.restart();
+    eventually_within(4 * harness::DEADLINE, || !process.seqs(&server).is_empty());
+    let before = counts().errors;
+    eventually(|| counts().errors > before);
+    assert!(process.seqs(&server).len() < 1_000);
+    assert_eq!((counts().dropped, counts().underway), (0, 1_000));
+    fs::write(&segment, &bytes).unwrap();
+    eventually_within(4 * harness::DEADLINE, || {
+        process.seqs(&server) == numbers(1_000)
+    });
+    assert_eq!(counts().dropped, 0);
+}
+
+#[test]
+fn what_a_removed_segment_had_is_written_again_while_memory_has_it() {
+    let (server, prefix) = (Server::single(), key_prefix());
+    let folder = tempfile::tempdir().unwrap();
+    let with = With::guaranteed(&prefix, folder.path(), 1 << 24);
+    let mut process = Process::start(&server, &with);
+    server.kill();
+    assert!(is_safe(&process.record_awaited(1)));
+    let spool = folder.path().join(process.boot.to_string());
+    fs::remove_file(spool.join("00000001.seg")).unwrap();
+    assert!(is_safe(&process.record_awaited(1)));
+    process.stop();
+    let (_, mut left) = Spool::open(folder.path(), 1 << 24, Uuid::nil()).unwrap();
+    let left = std::iter::from_fn(|| left[0].next_record().unwrap());
+    // And the end mark.
+    assert_eq!(left.count(), 3);
+}
+
+#[test]
+fn who_takes_over_a_spool_that_was_away_is_not_told_that_it_is_complete() {
+    let (server, prefix) = (Server::single(), key_prefix());
+    let folder = tempfile::tempdir().unwrap();
+    let with = With::guaranteed(&prefix, folder.path(), 1 << 24);
+    let process = Process::start(&server, &with);
+    let [spool, elsewhere] =
+        [process.boot.to_string(), "away".to_owned()].map(|name| folder.path().join(name));
+    assert!(spool.join("complete").exists());
+    fs::rename(&spool, &elsewhere).unwrap();
+    // Redis has it.
+    assert!(is_safe(&process.record_awaited(1)));
+    eventually(|| !process.recorder.counts().spool.unwrap().takes);
+    fs::rename(&elsewhere, &spool).unwrap();
+    eventually(|| !spool.join("complete").exists());
+    process.record(1);
+    eventually(|| process.recorder.counts().spool.unwrap().takes);
 }
 
 #[test]

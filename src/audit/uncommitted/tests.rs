@@ -105,6 +105,30 @@ fn what_cannot_be_read_now_is_gone_around_and_sent_later() {
     );
 }
 
+#[test]
+fn what_the_spool_had_and_memory_still_has_is_at_risk_again_once_it_is_gone_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut spool, _) = Spool::open(folder.path(), 8 << 20, Uuid::nil()).unwrap();
+    let mut uncommitted = uncommitted(3);
+    for (first, memory) in [(1, 0), (11, 100), (21, 100)] {
+        let place = spool.append(&[7; 3]).unwrap();
+        assert_eq!(uncommitted.spooled(first, place, memory), None);
+    }
+    uncommitted.added(21, entry("1-1"));
+    let unspooled = |uncommitted: &mut Uncommitted, spool: &Spool| {
+        uncommitted.unspooled(spool.gone(), clock::now()).len()
+    };
+    assert_eq!(unspooled(&mut uncommitted, &spool), 0);
+    let segment = folder.path().join(Uuid::nil().to_string());
+    std::fs::remove_file(segment.join("00000001.seg")).unwrap();
+    assert_eq!(unspooled(&mut uncommitted, &spool), 2);
+    let at_risk = uncommitted.at_risk().into_iter().map(|(first, _)| first);
+    assert_eq!(at_risk.collect::<Vec<_>>(), [11]);
+    assert!(uncommitted.place(1).is_some());
+    uncommitted.again(21, clock::now());
+    assert_eq!(uncommitted.at_risk().len(), 2);
+}
+
 #[tokio::test]
 async fn requests_are_answered_once_their_batch_is_in_a_stream_and_not_if_it_is_lost() {
     let mut uncommitted = Uncommitted::default();

@@ -62,7 +62,7 @@ impl Abandoned {
     /// memory.
     ///
     /// After an error it tries the same segment again, unless the disk cannot read it: that one counts as damaged. A segment of
-    /// another version stays an error.
+    /// another version stays an error, and so does a copy of the folder in its place.
     pub fn next_record(&mut self) -> Result<Option<(Place, Vec<u8>)>, SpoolError> {
         loop {
             if let Some(open) = &mut self.open {
@@ -81,7 +81,12 @@ impl Abandoned {
 
     fn open(&mut self, number: u32) -> Result<Option<Open>, SpoolError> {
         let path = self.folder.file(number);
-        let read = fs::read(&path).map_err(|error| self.folder.cannot("read", &path, error));
+        let read = || fs::read(&path).map_err(SpoolError::io("read", &path));
+        let read = self.folder.read_here(read);
+        if !self.folder.is_ours() {
+            // What is there may be half a copy. Who takes it over once it is whole reads it.
+            return Err(SpoolError::Away(self.folder.path.clone()));
+        }
         let bytes = match read {
             Ok(bytes) => Some(bytes),
             Err(error) if error.is_lost() => None,

@@ -1,22 +1,27 @@
 //! A boot's folder: its lock, its segments, and which of them are no longer needed. Does not know what is being written.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use uuid::Uuid;
 
 use super::segment::{self, Marker, RECORD_HEAD};
 use super::{Place, SpoolError};
+use crate::clock;
 
 const LOCK: &str = "lock";
 const ENDING: &str = "seg";
 /// Is there while all that the boot has made is in the folder.
 const VOUCHER: &str = "complete";
+/// How long a copy of a folder that was removed is waited for.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A boot's folder, locked until this is dropped.
 pub(super) struct Folder {
@@ -28,7 +33,9 @@ pub(super) struct Folder {
     pub(super) anchor: u32,
     /// Bytes of the segments of all folders of the process.
     used: Arc<AtomicU64>,
-    _lock: File,
+    lock: File,
+    /// Of the process's clock: when what is missing counts as lost, where the folder was removed, be it behind a copy.
+    pub(super) lost_at: Cell<Option<Duration>>,
 }
 
 /// A segment's file.
@@ -94,7 +101,8 @@ impl Folder {
             segments: BTreeMap::new(),
             anchor: 0,
             used,
-            _lock: lock,
+            lock,
+            lost_at: Cell::new(None),
         }
     }
 
@@ -119,10 +127,53 @@ impl Folder {
         self.used.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// Whether the folder is where it was made, and no copy of it: the lock there is the one that is held.
+    pub(super) fn is_ours(&self) -> bool {
+        is_at(&self.lock, &self.path.join(LOCK))
+    }
+
+    /// Whether the folder was moved as it is, or its volume is away: it may come back.
+    fn is_moved(&self) -> bool {
+        let is_removed = self.lock.metadata().is_ok_and(|lock| lock.nlink() == 0);
+        !is_removed && !self.is_ours()
+    }
+
+    /// What is missing or damaged is lost in our folder alone: one that was moved may come back, and so may a copy of one that was
+    /// removed, file by file, for a while.
+    pub(super) fn read_here<T>(
+        &self,
+        read: impl Fn() -> Result<T, SpoolError>,
+    ) -> Result<T, SpoolError> {
+        let is_lost = |read: &Result<T, SpoolError>| read.as_ref().is_err_and(SpoolError::is_lost);
+        let mut found = read();
+        if is_lost(&found) && self.is_ours() {
+            // The folder may have come back in between.
+            found = read();
+        }
+        if is_lost(&found) && !self.is_ours() && !self.is_given_up() {
+            return Err(SpoolError::Away(self.path.clone()));
+        }
+        found
+    }
+
+    fn is_given_up(&self) -> bool {
+        if self.is_moved() {
+            return false;
+        }
+        let now = clock::mono();
+        let lost_at = self.lost_at.get().unwrap_or(now + PATIENCE);
+        self.lost_at.set(Some(lost_at));
+        now >= lost_at
+    }
+
     /// The payload of a record that was put there.
     pub(super) fn read(&self, place: &Place) -> Result<Vec<u8>, SpoolError> {
+        self.read_here(|| self.read_there(place))
+    }
+
+    fn read_there(&self, place: &Place) -> Result<Vec<u8>, SpoolError> {
         let path = self.file(place.segment);
-        let file = File::open(&path).map_err(|error| self.cannot("open", &path, error))?;
+        let file = File::open(&path).map_err(SpoolError::io("open", &path))?;
         let mut record = vec![0; RECORD_HEAD + place.length as usize];
         match file.read_exact_at(&mut record, place.offset) {
             Ok(()) => {}
@@ -139,15 +190,6 @@ impl Folder {
         Ok(record)
     }
 
-    /// Why a segment cannot be read. Missing in its folder it is gone; a folder that is missing was moved, or its volume is away, and
-    /// may come back.
-    pub(super) fn cannot(&self, doing: &'static str, path: &Path, error: io::Error) -> SpoolError {
-        match error.kind() == io::ErrorKind::NotFound && !self.path.exists() {
-            true => SpoolError::Away(self.path.clone()),
-            false => SpoolError::io(doing, path)(error),
-        }
-    }
-
     /// A record of this segment is done with. Says whether a file could not be deleted; the next call tries again.
     pub(super) fn release(&mut self, segment: u32) -> Result<(), SpoolError> {
         if let Some(segment) = self.segments.get_mut(&segment) {
@@ -161,7 +203,14 @@ impl Folder {
         let before = self.segments.range(..self.anchor);
         let done = before.filter(|(_, segment)| segment.live == 0);
         let done: Vec<_> = done.map(|(number, _)| *number).collect();
-        done.into_iter().try_for_each(|number| self.delete(number))
+        for number in done {
+            match self.delete(number) {
+                // The next call tries again, too, and need not be told of.
+                Err(SpoolError::Away(_)) => break,
+                deleted => deleted?,
+            }
+        }
+        Ok(())
     }
 
     /// See [`super::Spool::vouch`].
@@ -184,6 +233,8 @@ impl Folder {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(SpoolError::io("remove", &path)(error))
             }
+            // It may come back.
+            Ok(()) | Err(_) if !self.is_ours() => Err(SpoolError::Away(self.path.clone())),
             Ok(()) | Err(_) => sync_folder(&self.path),
         }
     }
@@ -223,6 +274,7 @@ impl Folder {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(SpoolError::io("remove", &path)(error));
             }
+            Err(_) if self.is_moved() => return Err(SpoolError::Away(self.path.clone())),
             Ok(()) | Err(_) => {}
         }
         self.used.fetch_sub(segment.bytes, Ordering::Relaxed);
@@ -237,11 +289,15 @@ impl Drop for Folder {
     }
 }
 
-/// Makes the spool's folder where there is none, and holds others off while a folder in it is made or taken over: one that is
-/// made and not yet locked would be taken for one that is left.
-pub(super) fn gate(root: &Path) -> Result<File, SpoolError> {
+/// Makes the spool's folder where there is none. Only as a process begins: one that is away could not be moved back.
+pub(super) fn make(root: &Path) -> Result<(), SpoolError> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(root);
-    made.map_err(SpoolError::io("create", root))?;
+    made.map_err(SpoolError::io("create", root))
+}
+
+/// Holds others off while a folder in the spool's is made or taken over: one that is made and not yet locked would be taken for
+/// one that is left.
+pub(super) fn gate(root: &Path) -> Result<File, SpoolError> {
     let gate = open_lock(root)?;
     gate.lock().map_err(SpoolError::io("lock", root))?;
     Ok(gate)
@@ -282,6 +338,15 @@ fn open_lock(folder: &Path) -> Result<File, SpoolError> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(false).mode(0o600);
     options.open(&path).map_err(SpoolError::io("open", &path))
+}
+
+/// Whether this file is the one of that path.
+pub(super) fn is_at(file: &File, path: &Path) -> bool {
+    let of = |metadata: io::Result<fs::Metadata>| {
+        let metadata = metadata.ok()?;
+        Some((metadata.dev(), metadata.ino()))
+    };
+    of(file.metadata()).is_some_and(|held| of(fs::metadata(path)) == Some(held))
 }
 
 /// Of a segment's file.

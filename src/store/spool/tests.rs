@@ -1,4 +1,6 @@
-//! The rules of the spool, as tests.
+//! The rules of the spool, as tests; what becomes of one that is away is in `away`.
+
+mod away;
 
 use std::collections::VecDeque;
 use std::os::unix::fs::PermissionsExt as _;
@@ -277,48 +279,6 @@ fn a_sync_after_one_that_failed_writes_all_anew() {
     drop(spool);
     let (_, mut abandoned) = open(&root, 2);
     assert_eq!(payloads(&mut abandoned[0]), [&b"one"[..], b"two", b"three"]);
-}
-
-#[test]
-fn what_is_written_to_a_segment_that_was_removed_is_not_safe() {
-    let root = TempDir::new().unwrap();
-    let (mut spool, _) = open(&root, 1);
-    spool.append(b"one").unwrap();
-    spool.sync().unwrap();
-    fs::remove_file(segments(&root, 1).remove(0)).unwrap();
-    let lost = spool.append(b"two").unwrap();
-    assert!(matches!(spool.sync(), Err(SpoolError::Removed(_))));
-    assert!(spool.read(&lost).unwrap_err().is_lost());
-    spool.append(b"two").unwrap();
-    spool.sync().unwrap();
-    let folder = root.path().join(boot(1).to_string());
-    fs::remove_dir_all(&folder).unwrap();
-    spool.append(b"three").unwrap();
-    assert!(matches!(spool.sync(), Err(SpoolError::Removed(_))));
-    let error = spool.append(b"three").unwrap_err();
-    assert!(error.to_string().starts_with("cannot create "), "{error}");
-}
-
-#[test]
-fn a_folder_that_is_away_is_read_once_it_is_back() {
-    let root = TempDir::new().unwrap();
-    let (mut spool, _) = open(&root, 1);
-    let place = spool.append(b"one").unwrap();
-    spool.sync().unwrap();
-    let [folder, elsewhere] =
-        [boot(1).to_string(), "away".to_owned()].map(|name| root.path().join(name));
-    let away = |error: &SpoolError| matches!(error, SpoolError::Away(_)) && !error.is_lost();
-    fs::rename(&folder, &elsewhere).unwrap();
-    assert!(away(&spool.read(&place).unwrap_err()));
-    fs::rename(&elsewhere, &folder).unwrap();
-    assert_eq!(spool.read(&place).unwrap(), b"one");
-    drop(spool);
-    let (_, mut abandoned) = open(&root, 2);
-    fs::rename(&folder, &elsewhere).unwrap();
-    assert!(away(&abandoned[0].next_record().unwrap_err()));
-    fs::rename(&elsewhere, &folder).unwrap();
-    assert_eq!(payloads(&mut abandoned[0]), [b"one".to_vec()]);
-    assert_eq!(abandoned[0].damage, Damage::default());
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! The whole way of batches, by schedules that a seed draws: what this module keeps, a spool on the disk, and models of Redis and of workers. Calls
-//! are carried out late or answered by nobody, Redis goes back to what it was a while ago, workers die between any two steps, and the disk fails.
+//! are carried out late or answered by nobody, Redis goes back to what it was a while ago, workers die between any two steps, and the disk fails or is
+//! away.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use fastrand::Rng;
 use futures_util::FutureExt as _;
@@ -47,6 +49,9 @@ struct Sim {
     random: Rng,
     uncommitted: Uncommitted,
     spool: Spool,
+    /// The spool's folder, and where it is while it is away.
+    folders: [PathBuf; 2],
+    is_away: bool,
     disk_fails: bool,
     next: u64,
     made: BTreeMap<u64, Numbers>,
@@ -64,7 +69,8 @@ struct Sim {
 
 impl Sim {
     fn new(seed: u64, folder: &std::path::Path) -> Sim {
-        let (spool, _) = Spool::open(folder, 8 << 20, Uuid::from_bytes([7; 16])).unwrap();
+        let boot = Uuid::from_bytes([7; 16]);
+        let (spool, _) = Spool::open(folder, 8 << 20, boot).unwrap();
         Sim {
             random: Rng::with_seed(seed),
             uncommitted: Uncommitted {
@@ -72,6 +78,8 @@ impl Sim {
                 ..Uncommitted::default()
             },
             spool,
+            folders: [boot.to_string(), "away".to_owned()].map(|name| folder.join(name)),
+            is_away: false,
             disk_fails: false,
             next: 1,
             made: BTreeMap::new(),
@@ -98,9 +106,17 @@ impl Sim {
             .push(numbers, bytes.into(), None, vec![duty], clock::now());
     }
 
+    fn move_spool(&mut self) {
+        let [from, to] = &mut self.folders;
+        std::fs::rename(&*from, &*to).unwrap();
+        std::mem::swap(from, to);
+        self.is_away ^= true;
+    }
+
     /// As `ship` does once the disk has synced, or has not.
     fn persist(&mut self) {
-        if !self.disk_fails {
+        let fails = self.disk_fails || self.is_away;
+        if !fails {
             for (first, bytes) in self.uncommitted.at_risk() {
                 let place = self.spool.append(&bytes).unwrap();
                 match self.uncommitted.spooled(first, place, 20_000) {
@@ -109,7 +125,7 @@ impl Sim {
                 }
             }
         }
-        self.uncommitted.spool_first = !self.disk_fails;
+        self.uncommitted.spool_first = !fails;
     }
 
     fn send(&mut self) {
@@ -118,7 +134,14 @@ impl Sim {
         };
         if matches!(source, Source::Spool) {
             let place = self.uncommitted.place(first).unwrap();
-            self.spool.read(place).unwrap();
+            let read = self.spool.read(place);
+            assert_eq!(read.is_err(), self.is_away);
+            if let Err(error) = read {
+                assert!(!error.is_lost(), "{error}");
+                self.uncommitted.again(first, clock::now());
+                self.uncommitted.set_aside();
+                return;
+            }
         }
         self.adds.push((first, true));
     }
@@ -198,6 +221,7 @@ impl Sim {
 
     /// A step of `learn`.
     fn learn(&mut self) {
+        self.uncommitted.bring_back();
         match std::mem::replace(&mut self.look, Look::Rests) {
             Look::Rests => {
                 let (waiting, _) = self
@@ -265,7 +289,8 @@ impl Sim {
                     heard => self.work(index, heard > 1),
                 }
             }
-            88..95 => self.learn(),
+            88..94 => self.learn(),
+            94 => self.move_spool(),
             95 => self.disk_fails ^= true,
             96 | 97 => self.replica = self.redis.clone(),
             98 => self.redis = self.replica.clone(),
@@ -288,6 +313,10 @@ impl Sim {
     /// Nothing fails any more.
     fn settle(&mut self) {
         self.disk_fails = false;
+        if self.is_away {
+            self.move_spool();
+        }
+        self.uncommitted.bring_back();
         self.works.clear();
         while !self.adds.is_empty() {
             self.add(0);
