@@ -169,7 +169,7 @@ impl Checker {
                 if other.is_some_and(|other| other != rules) {
                     let message =
                         format!("another override is for the same clients, {key}: keep one");
-                    self.say(&place, message);
+                    self.say_of_file(&place, message);
                 }
             }
         }
