@@ -285,10 +285,7 @@ impl Checker {
             match rule(&text, algorithm, burst) {
                 Ok(Rule::Window(window)) => windows.push(window),
                 Ok(Rule::Slots(slots)) => return Some(Rules::Slots(slots)),
-                Err(message) => {
-                    let message = self.as_written(&at.place, &text, message);
-                    self.say(&at.place.named(&place.path), message);
-                }
+                Err(message) => self.say(&at.place.named(&place.path), message),
             }
         }
         let mut windows = windows.into_iter();

@@ -108,6 +108,18 @@ fn what_follows_from_another_mistake_is_not_said() {
     }
 }
 
+/// What is written without a space behind the colon may be a password.
+#[test]
+fn a_value_within_a_key_is_not_told_where_names_are() {
+    let said = mistakes(
+        "listen: 0.0.0.0:1\nupstream: http://x\nsessions: {w:s3cret}\nroutes: [{upstream: upstream, session: {use: web}}]\n",
+    );
+    assert!(
+        said.len() == 2 && !format!("{said:?}").contains("s3cret"),
+        "{said:#?}"
+    );
+}
+
 /// Each value of a file: where it is as a JSON pointer (RFC 6901), and as a mistake's path.
 fn places(value: &Value, at: &str, path: &str, found: &mut Vec<(String, String)>) {
     let mut add = |name: &str, path: String, of: &Value| {
