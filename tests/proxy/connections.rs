@@ -803,6 +803,25 @@ fn who_has_asked_ahead_is_heard_out_behind_the_last_answer() {
     }
 }
 
+/// As Tomcat answers. Some clients take a line without one for malformed.
+#[test]
+fn a_status_without_a_reason_gets_its_usual_one() {
+    for (line, told) in [
+        ("404 ", "404 Not Found"),
+        ("404", "404 Not Found"),
+        ("404 Gone Fishing", "404 Gone Fishing"),
+        ("599 ", "599 "),
+    ] {
+        let upstream =
+            Upstream::replying(move |_| format!("HTTP/1.1 {line}\r\nContent-Length: 0\r\n\r\n"));
+        let lane = lane(&upstream, "");
+        let request = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        let reply = raw::send(lane.address, request);
+        let expected = format!("HTTP/1.1 {told}\r\n");
+        assert!(reply.text.starts_with(&expected), "{line:?}: {reply:?}");
+    }
+}
+
 /// nginx refuses an empty Host.
 #[test]
 fn a_request_without_a_host_is_for_its_endpoint() {
