@@ -162,8 +162,8 @@ pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 /// In values, `${NAME}` and `${NAME:-default}` become what `lookup` gives and `${file:/path}` becomes that file's text
 /// without its last line end; what comes in so is never read as YAML. `$${` is `${` itself.
 ///
-/// A message shows of what came in so, which may be secret, no more than a number, a length of time, a size or three bytes in a row. Beside them
-/// the places of it, by which whoever goes on with the `T` can tell its mistakes so, too.
+/// A message about a value shows of what came in so, which may be secret, no more than a quantity, an address or three bytes in a row. Beside
+/// them the places of it, by which whoever goes on with the `T` can tell its mistakes so, too.
 pub fn parse<T: DeserializeOwned>(
     text: &str,
     lookup: Lookup<'_>,
