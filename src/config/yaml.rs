@@ -4,6 +4,7 @@
 //! The text becomes a tree of nodes with places (`tree`); a serde deserializer over it (`cursor`) notes what is wrong and goes on. A
 //! field wrapped in [`At`] never fails: its mistake is noted and its value left out, so that the rest can be judged, too.
 
+mod brought_in;
 mod cursor;
 mod one_or_many;
 mod tree;
@@ -18,12 +19,13 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
 
 use cursor::Cursor;
-use tree::{Node, brought_in, expand, tree};
+use tree::{Node, expand, places, tree};
 
+pub use brought_in::BroughtIn;
 pub use one_or_many::OneOrMany;
 pub use tree::named_files;
-pub use words::did_you_mean;
 use words::{NO_BREAK_SPACE, in_our_words};
+pub use words::{did_you_mean, without_value};
 
 /// Where a value stands in a file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -133,8 +135,23 @@ impl<T: JsonSchema> JsonSchema for At<T> {
     }
 }
 
-/// What is written where values stand, by line and column.
-pub type Places = BTreeMap<(u64, u64), String>;
+/// What was brought into values, by line and column.
+#[derive(Debug, Default)]
+pub struct Places(BTreeMap<(u64, u64), BroughtIn>);
+
+impl Places {
+    pub fn has(&self, place: &Position) -> bool {
+        self.0.contains_key(&(place.line, place.column))
+    }
+
+    /// The message, which is about what stands there, without what was brought in.
+    pub fn told(&self, place: &Position, message: String) -> String {
+        match self.0.get(&(place.line, place.column)) {
+            Some(brought_in) => brought_in.told(&message),
+            None => message,
+        }
+    }
+}
 
 /// An environment variable's value.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -143,9 +160,10 @@ pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 /// none at all where that is neither within an [`At`] nor a list or a map, of which what is none is read as empty.
 ///
 /// In values, `${NAME}` and `${NAME:-default}` become what `lookup` gives and `${file:/path}` becomes that file's text
-/// without its last line end; what comes in so is never read as YAML, and no message shows it. `$${` is `${` itself.
+/// without its last line end; what comes in so is never read as YAML. `$${` is `${` itself.
 ///
-/// Beside them the places of what came in so: it may be secret.
+/// A message about a value shows of what came in so, which may be secret, no more than a quantity, an address or three bytes in a row. Beside
+/// them the places of it, by which whoever goes on with the `T` can tell its mistakes so, too.
 pub fn parse<T: DeserializeOwned>(
     text: &str,
     lookup: Lookup<'_>,
@@ -166,7 +184,7 @@ pub fn parse<T: DeserializeOwned>(
                 place: Position { path, line, column },
                 message: in_our_words(&error.to_string(), begins_line) + &hint,
             };
-            return (None, vec![mistake], Places::new());
+            return (None, vec![mistake], Places::default());
         }
     };
     let mistakes = RefCell::new(Vec::new());
@@ -179,7 +197,12 @@ pub fn parse<T: DeserializeOwned>(
     let value = T::deserialize(cursor).map_err(|error| cursor.note(error));
     let mut mistakes = mistakes.into_inner();
     Mistake::sort(&mut mistakes);
-    (value.ok(), mistakes, brought_in(&node))
+    let places = Places(places(node));
+    for mistake in &mut mistakes {
+        let message = std::mem::take(&mut mistake.message);
+        mistake.message = places.told(&mistake.place, message);
+    }
+    (value.ok(), mistakes, places)
 }
 
 /// What may be behind it that the parser stops in `line`.

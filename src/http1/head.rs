@@ -186,6 +186,13 @@ pub fn parse_request(bytes: &[u8], limits: HeadLimits) -> Result<Option<RequestH
         Ok(httparse::Status::Complete(len)) if len <= limits.max_bytes => len,
         Ok(httparse::Status::Partial) if bytes.len() < limits.max_bytes => return Ok(None),
         Ok(_) => return Err(too_large(bytes, limits)),
+        // What is wrong with the line shows at its end.
+        Err(httparse::Error::Version) if !bytes.contains(&b'\n') => {
+            return match bytes.len() < limits.max_bytes {
+                true => Ok(None),
+                false => Err(too_large(bytes, limits)),
+            };
+        }
         Err(httparse::Error::Version) if has_space_in_target(bytes) => {
             return Err(HeadError::RequestLine);
         }
@@ -613,6 +620,30 @@ mod tests {
         let fields = format!("GET / HTTP/1.1\r\nHost: x\r\nA: {}", "a".repeat(100));
         assert_eq!(status(&fields), Err(431));
         assert_eq!(status(&format!("{fields}\r\n\r\n")), Err(431));
+    }
+
+    /// However it comes in pieces.
+    #[test]
+    fn what_stands_for_the_version_is_judged_once_the_line_is_whole() {
+        for (line, refused) in [
+            ("GET /a b HTTP/1.1", HeadError::RequestLine),
+            ("GET /a HTTP/2.0", HeadError::Version),
+        ] {
+            let head = format!("{line}\r\nHost: x\r\n\r\n");
+            let parsed = |end: usize, limits: HeadLimits| {
+                parse_request(&head.as_bytes()[..end], limits).map(|_| ())
+            };
+            let whole = line.len() + "\r\n".len();
+            for end in 1..head.len() {
+                let expected = if end < whole { Ok(()) } else { Err(refused) };
+                assert_eq!(parsed(end, HeadLimits::default()), expected, "{line} {end}");
+            }
+            let limits = HeadLimits {
+                max_bytes: line.len(),
+                ..HeadLimits::default()
+            };
+            assert_eq!(parsed(line.len(), limits), Err(HeadError::LineTooLong));
+        }
     }
 
     #[test]

@@ -181,8 +181,9 @@ fn from_httparse(error: httparse::Error, limits: HeadLimits) -> BadResponse {
 /// section 4), but there are clients that take a response without for none.
 pub fn reason(status: u16) -> &'static str {
     match status {
-        // The `http` crate has the name of RFC 7231.
+        // The `http` crate has the names of RFC 7231 and RFC 4918.
         413 => "Content Too Large",
+        422 => "Unprocessable Content",
         status => {
             let known = StatusCode::from_u16(status).ok();
             known.and_then(|it| it.canonical_reason()).unwrap_or("")
@@ -300,6 +301,18 @@ mod tests {
                 .unwrap()
                 .unwrap();
             assert_eq!(&bytes[head.reason], reason.as_bytes(), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_reason_is_that_of_rfc_9110() {
+        for (status, words) in [
+            (200, "OK"),
+            (413, "Content Too Large"),
+            (422, "Unprocessable Content"),
+            (599, ""),
+        ] {
+            assert_eq!(reason(status), words);
         }
     }
 

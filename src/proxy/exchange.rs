@@ -36,6 +36,8 @@ pub(super) enum Next {
     Close,
     /// As `Close`, once what the client may still be sending was read away for a while.
     Linger,
+    /// As `Close`, at once: what was to be said was not, and must not look whole.
+    Cut,
 }
 
 impl Next {
@@ -52,7 +54,7 @@ impl Next {
     pub(super) fn lives(self) -> bool {
         match self {
             Next::KeepAlive | Next::Skip(_) => true,
-            Next::Close | Next::Linger => false,
+            Next::Close | Next::Linger | Next::Cut => false,
         }
     }
 }

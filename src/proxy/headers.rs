@@ -18,7 +18,7 @@ use crate::http1::head::{BodyLength, Fields, RequestHead, values};
 use crate::http1::hygiene::{
     FORWARDED, OF_CLIENTS, begins_folded, connection_options, is_folded, is_hop_by_hop,
 };
-use crate::http1::response::ResponseHead;
+use crate::http1::response::{ResponseHead, reason};
 use crate::http1::trailers::{self, may_follow_a_body};
 use crate::http1::websocket::WEBSOCKET;
 use crate::plan::Plan;
@@ -509,7 +509,12 @@ fn put_status_line(out: &mut Vec<u8>, answer: &[u8], response: &ResponseHead) {
     out.extend_from_slice(b"HTTP/1.1 ");
     out.extend_from_slice(itoa::Buffer::new().format(response.status).as_bytes());
     out.push(b' ');
-    out.extend_from_slice(&answer[response.reason.clone()]);
+    // Some clients take a line without one for malformed.
+    let reason = match response.reason.is_empty() {
+        true => reason(response.status).as_bytes(),
+        false => &answer[response.reason.clone()],
+    };
+    out.extend_from_slice(reason);
     out.extend_from_slice(b"\r\n");
 }
 

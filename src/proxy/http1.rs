@@ -109,7 +109,7 @@ pub(super) fn connection(
                     let within = within.min(SKIPPED_WITHIN);
                     Box::pin(skip(lane, listener_index, ends, unread, within)).await
                 }
-                Next::Close => return,
+                Next::Close | Next::Cut => return,
                 Next::Linger => false,
             };
             if !lives {
@@ -162,8 +162,6 @@ async fn serve(
             Err(rejection.into())
         }
     };
-    // What is cut off must not look whole.
-    let mut is_cut = false;
     let next = match served {
         Ok(next) => next,
         Err(
@@ -172,9 +170,8 @@ async fn serve(
             | Failure::NotPersisted
             | Failure::CutShort(_)),
         ) => {
-            is_cut = true;
             record.note_aborted(failure.reason());
-            Next::Close
+            Next::Cut
         }
         Err(Failure::Reply(rejection, next)) => {
             let rejection = on_record(&conn, &view, rejection, !by_head, record).await;
@@ -187,7 +184,7 @@ async fn serve(
         }
     };
     // What is spoken behind a switch of protocols has ended by itself.
-    let is_over = next == Next::Close && !is_cut && ongoing.record.status != 101;
+    let is_over = next == Next::Close && ongoing.record.status != 101;
     ongoing.ended = true;
     drop(ongoing);
     // Old clients put an empty line behind a body, and others have sent their next request ahead: to close on that would reset the
@@ -195,7 +192,7 @@ async fn serve(
     if is_over && !(ends.buffer.is_empty() && ends.client.is_silent(false)) {
         return Next::Linger;
     }
-    if next == Next::Close && !is_cut {
+    if next == Next::Close {
         ends.client.say_all_was_said();
     }
     next
@@ -220,7 +217,7 @@ async fn give(conn: &Conn<'_>, ends: &mut Ends<'_>, out: &[u8], next: Next) -> N
     match ends.write(out, conn.listener.stream_idle).await {
         Ok(()) if next.lives() => next,
         Ok(()) => Next::Linger,
-        Err(_) => Next::Close,
+        Err(_) => Next::Cut,
     }
 }
 

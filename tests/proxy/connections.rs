@@ -803,6 +803,43 @@ fn who_has_asked_ahead_is_heard_out_behind_the_last_answer() {
     }
 }
 
+/// The answer has failed: there is nothing of it that a reset could take away.
+#[test]
+fn who_asks_ahead_and_never_reads_is_closed_on_at_once() {
+    let body = "x".repeat(8 << 20);
+    let lane = Lane::start(&format!(
+        "listeners: [{{address: '127.0.0.1:0', timeouts: {{stream_idle: 300ms}}}}]\n\
+         routes: [{{match: {{path: /long}}, reply: {{body: {body}}}}}]\n"
+    ));
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    socket.connect(&lane.address.into()).unwrap();
+    let mut deaf = TcpStream::from(socket);
+    let asked = "GET /long HTTP/1.1\r\nHost: x\r\n\r\n".repeat(2);
+    deaf.write_all(asked.as_bytes()).unwrap();
+    // One that is heard out may go on writing for as long.
+    eventually_within(Duration::from_secs(3), || deaf.write_all(b"x").is_err());
+}
+
+/// As Tomcat answers. Some clients take a line without one for malformed.
+#[test]
+fn a_status_without_a_reason_gets_its_usual_one() {
+    for (line, told) in [
+        ("404 ", "404 Not Found"),
+        ("404", "404 Not Found"),
+        ("404 Gone Fishing", "404 Gone Fishing"),
+        ("599 ", "599 "),
+    ] {
+        let upstream =
+            Upstream::replying(move |_| format!("HTTP/1.1 {line}\r\nContent-Length: 0\r\n\r\n"));
+        let lane = lane(&upstream, "");
+        let request = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        let reply = raw::send(lane.address, request);
+        let expected = format!("HTTP/1.1 {told}\r\n");
+        assert!(reply.text.starts_with(&expected), "{line:?}: {reply:?}");
+    }
+}
+
 /// nginx refuses an empty Host.
 #[test]
 fn a_request_without_a_host_is_for_its_endpoint() {

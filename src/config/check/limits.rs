@@ -169,7 +169,7 @@ impl Checker {
                 if other.is_some_and(|other| other != rules) {
                     let message =
                         format!("another override is for the same clients, {key}: keep one");
-                    self.say(&place, message);
+                    self.say_of_file(&place, message);
                 }
             }
         }
@@ -285,10 +285,7 @@ impl Checker {
             match rule(&text, algorithm, burst) {
                 Ok(Rule::Window(window)) => windows.push(window),
                 Ok(Rule::Slots(slots)) => return Some(Rules::Slots(slots)),
-                Err(message) => {
-                    let message = self.as_written(&at.place, &text, message);
-                    self.say(&at.place.named(&place.path), message);
-                }
+                Err(message) => self.say(&at.place.named(&place.path), message),
             }
         }
         let mut windows = windows.into_iter();

@@ -29,11 +29,15 @@ impl Checker {
         }
         for (index, at) in told(long).unwrap_or_default().into_iter().enumerate() {
             let Some(mut raw) = at.value else { continue };
-            let name = told(raw.name.take()).unwrap_or_else(|| format!("listener-{index}"));
+            let (name, name_at) = raw
+                .name
+                .take()
+                .and_then(At::told)
+                .unwrap_or_else(|| (format!("listener-{index}"), at.place.child("name")));
             if listeners.iter().any(|other: &Listener| other.name == name) {
                 let message =
                     format!("name \"{name}\" is taken by an earlier listener: use another");
-                self.say(&at.place.child("name"), message);
+                self.say(&name_at, message);
             }
             listeners.push(self.listener(name, raw));
         }

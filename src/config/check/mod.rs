@@ -114,7 +114,7 @@ fn help(text: &str, mistakes: &mut [Mistake]) {
 struct Checker {
     /// What the file's reader could not read, by place: left out of what is checked.
     of_form: Vec<Mistake>,
-    /// What is written where values stand that variables and files brought in.
+    /// What variables and files brought in: it is not shown.
     brought_in: Places,
     /// The fields of a route whose values are not shown, once they are read.
     hidden: BTreeSet<String>,
@@ -275,9 +275,10 @@ impl Checker {
     }
 
     fn warn(&mut self, place: &Position, message: impl Into<String>) {
+        let message = self.brought_in.told(place, message.into());
         self.warnings.push(Mistake {
             place: place.clone(),
-            message: message.into(),
+            message,
         });
     }
 
@@ -316,15 +317,15 @@ impl Checker {
             _ => yaml::did_you_mean(name, &Vec::from_iter(known)),
         };
         let message = format!("unknown {kind} \"{name}\"; {mend}");
-        let message = self.as_written(place, name, message);
         self.refuse(place, message);
     }
 
     /// Says what is wrong with a value by itself.
     fn refuse(&mut self, place: &Position, message: impl Into<String>) {
+        let message = self.brought_in.told(place, message.into());
         self.mistakes.push(Mistake {
             place: place.clone(),
-            message: message.into(),
+            message,
         });
     }
 }

@@ -198,7 +198,13 @@ impl Checker {
                 named_once(self, name, &at);
             }
             let identity = self.identity_fields.clone();
-            remove.extend(self.read(at, |text| changeable(text, of, &identity)));
+            remove.extend(self.read(at, |text| {
+                // It passes as it came, and only announces others.
+                match is_folded(text.as_bytes(), b"trailer") {
+                    true => Ok(text.to_owned()),
+                    false => changeable(text, of, &identity),
+                }
+            }));
         }
         HeaderChanges::new(set, add, remove)
     }
@@ -382,7 +388,6 @@ mod tests {
             "Transfer-Encoding",
             "connection",
             "TE",
-            "trailer",
             "upgrade",
             "X-Weir-Session-Start",
         ] {
@@ -418,6 +423,17 @@ mod tests {
                 "upstream: app, response_headers: {{remove: [{name}]}}"
             ));
             assert!(said.is_ok(), "{name}");
+        }
+        // It passes as it came, so that it can be kept from doing so.
+        for key in ["request_headers", "response_headers"] {
+            for (change, is_read) in [
+                ("{set: {trailer: x}}", false),
+                ("{add: {Trailer: x}}", false),
+                ("{remove: [Trailer]}", true),
+            ] {
+                let said = read(&format!("upstream: app, {key}: {change}"));
+                assert_eq!(said.is_ok(), is_read, "{key} {change}: {said:?}");
+            }
         }
         let said = read("reply: {headers: {content-length: 5}}").unwrap_err();
         assert!(

@@ -76,11 +76,12 @@ impl Checker {
             let matches = raw.matches.and_then(|at| self.matches(at));
             let timeout = raw.timeout;
             let timeout = timeout.map(|at| self.timeout(Some(at), 5 * SECOND));
+            let asks_session = raw.session.is_some();
             let session = self.route_session(raw.session, raw.revalidate_every);
             let mut limits = on_every_route.to_vec();
             limits.extend(self.limits_named(raw.rate_limits));
             let limits_at = at.place.child("rate_limits");
-            let (limits, session_limits) = self.part_limits(&limits_at, limits, session.is_some());
+            let (limits, session_limits) = self.part_limits(&limits_at, limits, asks_session);
             let (audit, audit_sample) = self.route_audit(raw.audit);
             checked.push(Route {
                 audit,

@@ -260,7 +260,7 @@ impl Checker {
                 "limit \"{}\" counts by the session, and this route has none: add \"session: {{use: NAME}}\"",
                 self.of_session[limit]
             );
-            self.say(place, message);
+            self.say_of_file(place, message);
         }
         (others, of_session)
     }

@@ -58,6 +58,11 @@ fn what_a_variable_brings_in_is_told_as_it_is_written() {
     let lookup = |name: &str| match name {
         "A" => Some("s3cret value".to_owned()),
         "B" => Some("s3cret//x".to_owned()),
+        "U" => Some("https://hooks.example.com/services/T0/s3cret".to_owned()),
+        "L" => Some("s3cret by client.ip".to_owned()),
+        "N" => Some("x-s3cret".to_owned()),
+        "R" => Some("redis://s3cret.example".to_owned()),
+        "E" => Some("%73%33%63%72%65%74".to_owned()),
         _ => None,
     };
     for text in [
@@ -70,6 +75,13 @@ fn what_a_variable_brings_in_is_told_as_it_is_written() {
         "listen: 127.0.0.1:1\nupstream: http://x\nrate_limits: {a: {limit: '${A}', by: '${A}', overrides: {a: '${A}'}}}\n",
         "listen: 127.0.0.1:1\nroutes: [{upstream: '${A}', session: {use: '${A}'}, rate_limits: ['${A}'], match: {path: '/${A}', methods: ['${A}']}, redirect: {host: '${A}'}}]\n",
         "listen: 127.0.0.1:1\nupstream: http://x\ntelemetry: {traces: {otlp: '${A}'}}\n",
+        "listen: 127.0.0.1:1\nupstream: ${U}\nrate_limit: ${L}\n",
+        "listen: 127.0.0.1:1\nupstreams: {a: {endpoints: ['${U}']}}\ncircuit_breakers: {b: {failure_on: ['grpc:${A}']}}\nrate_limits: {a: {limit: 1/s, by: 'header:${A}'}}\n",
+        "listen: 127.0.0.1:1\nupstream: http://x\nroutes: [{upstream: upstream, request_headers: {remove: ['${N}', '${N}']}}]\n",
+        "listeners: [{name: '${N}', address: '127.0.0.1:1'}, {name: '${N}', address: '127.0.0.1:2'}]\nupstream: http://x\n",
+        "listen: 127.0.0.1:1\nupstream: http://x\nredis: {mode: cluster, urls: ['${R}', '${R}']}\n",
+        "listen: 127.0.0.1:1\nupstream: http://x\nrate_limits: {x-s3cret: {limit: 1/s, by: path}}\nroutes: [{upstream: upstream, rate_limits: ['${N}', '${N}']}]\n",
+        "listen: 127.0.0.1:1\nroutes: [{match: {path: '/${E}'}, reply: {}}, {redirect: {path: '/${E}'}}]\n",
     ] {
         let said = parse(text, &lookup).unwrap_err();
         let shown = said.iter().map(ToString::to_string).collect::<Vec<_>>();

@@ -10,7 +10,7 @@ use super::upstreams::SHORT_UPSTREAM;
 use crate::config::audit::Level;
 use crate::config::matches::Match;
 use crate::config::rewrite::{Scheme, To};
-use crate::config::yaml::{At, Position};
+use crate::config::yaml::{self, At, Position};
 use crate::config::{Config, Route};
 
 /// What has a name by which others use it.
@@ -50,10 +50,14 @@ pub(super) struct RouteAt {
 impl Checker {
     /// Notes where the entries of a section stand.
     pub(super) fn name<T>(&mut self, kind: Kind, section: &BTreeMap<String, At<T>>) {
-        self.named.extend(section.iter().map(|(name, at)| Named {
-            kind,
-            name: name.clone(),
-            place: at.place.clone(),
+        self.named.extend(section.iter().map(|(key, at)| {
+            // What would be its value is not shown.
+            let name = yaml::without_value(key).filter(|_| at.value.is_none());
+            Named {
+                kind,
+                name: name.unwrap_or(key).to_owned(),
+                place: at.place.clone(),
+            }
         }));
     }
 

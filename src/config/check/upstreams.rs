@@ -212,7 +212,6 @@ impl Checker {
                         "ring_hash" => "ring_hash needs a key: use, for example, {ring_hash: {by: client.ip}}".to_owned(),
                         other => format!("\"{other}\" is not a way to balance; {}", yaml::did_you_mean(other, &known)),
                     };
-                        let message = self.as_written(&at.place, other, message);
                         self.say(&at.place, message);
                         None
                     }

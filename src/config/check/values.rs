@@ -18,9 +18,7 @@ pub(super) const MASKED: &str =
 impl Checker {
     /// Whether the file itself has the value, which no variable or file brought in.
     pub(super) fn is_spelt<T>(&self, at: &At<T>) -> bool {
-        !self
-            .brought_in
-            .contains_key(&(at.place.line, at.place.column))
+        !self.brought_in.has(&at.place)
     }
 
     pub(super) fn networks(&mut self, list: Vec<At<String>>) -> Vec<IpNet> {
@@ -126,27 +124,8 @@ impl Checker {
     ) -> Option<T> {
         let text = at.value?;
         read(&text)
-            .map_err(|message| {
-                let message = self.as_written(&at.place, &text, message);
-                self.refuse(&at.place, message);
-            })
+            .map_err(|message| self.refuse(&at.place, message))
             .ok()
-    }
-
-    /// What is said of `text`, which stands there; of one that a variable or a file brought in with what is written in its place, since it
-    /// may be secret.
-    pub(super) fn as_written(&self, place: &Position, text: &str, message: String) -> String {
-        let Some(written) = self.brought_in.get(&(place.line, place.column)) else {
-            return message;
-        };
-        let mut said = message.replace(&format!("\"{text}\""), &format!("\"{written}\""));
-        // A mend that is made of it would show it, too: its normal form, or itself behind a "/".
-        let made_of_it = [": use \"", ": use its normal form"];
-        let end = made_of_it.into_iter().filter_map(|part| said.find(part));
-        if let Some(end) = end.min() {
-            said.truncate(end);
-        }
-        said
     }
 
     /// What is right of a list.

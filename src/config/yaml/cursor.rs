@@ -17,7 +17,7 @@ use super::words::{
     NOTHING, misplaced, missing, nearest, no_colon, no_name, told_apart, unexpected, unknown_key,
     unknown_name, without_value,
 };
-use super::{At, Mistake, Path, Position};
+use super::{At, BroughtIn, Mistake, Path, Position};
 
 /// An error on its way to the nearest [`At`]; it takes the place of the innermost node that it passes.
 #[derive(Debug)]
@@ -178,15 +178,7 @@ impl<'de> SeqAccess<'de> for AtParts<'_> {
                 .map(Some),
             _ => Ok(seed
                 .deserialize(self.cursor)
-                .map_err(|error| {
-                    // Types that read a text by themselves show it.
-                    let error = if let Value::Expanded { value, written } = &node.value {
-                        hide(error, value, written)
-                    } else {
-                        error
-                    };
-                    self.cursor.note(error);
-                })
+                .map_err(|error| self.cursor.note(error))
                 .ok()),
         }
     }
@@ -196,7 +188,7 @@ impl<'de> SeqAccess<'de> for AtParts<'_> {
 macro_rules! expanded_number {
     ($($method:ident)*) => {$(
         fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-            let Value::Expanded { value, .. } = &self.node.value else {
+            let Value::Expanded(BroughtIn { value, .. }) = &self.node.value else {
                 return self.deserialize_any(visitor);
             };
             if let Ok(number) = value.parse() {
@@ -230,9 +222,7 @@ impl<'de> Deserializer<'de> for Cursor<'_> {
             Value::Signed(value) => visitor.visit_i64(*value),
             Value::Float(value) => visitor.visit_f64(*value),
             Value::Text(value) => visitor.visit_str(value),
-            Value::Expanded { value, written } => visitor
-                .visit_str(value)
-                .map_err(|error: Error| hide(error, value, written)),
+            Value::Expanded(brought_in) => visitor.visit_str(&brought_in.value),
             Value::List(items) => self.list(items, visitor),
             Value::Map(entries) => visitor.visit_map(Entries::all(self, entries)),
         }
@@ -312,9 +302,9 @@ impl<'de> Deserializer<'de> for Cursor<'_> {
     ) -> Result<V::Value, Error> {
         match &self.node.value {
             Value::Text(text) => visitor.visit_enum(text.as_str().into_deserializer()),
-            Value::Expanded { value, written } => visitor
-                .visit_enum(value.as_str().into_deserializer())
-                .map_err(|error: Error| hide(error, value, written)),
+            Value::Expanded(brought_in) => {
+                visitor.visit_enum(brought_in.value.as_str().into_deserializer())
+            }
             Value::Unknown => return self.deserialize_any(visitor),
             other => Err(de::Error::custom(no_name(other, variants))),
         }
@@ -385,20 +375,6 @@ impl<'de> Deserializer<'de> for Cursor<'_> {
     serde::forward_to_deserialize_any! {
         i8 i16 i128 u128 f32 char bytes byte_buf unit unit_struct tuple tuple_struct
         identifier ignored_any
-    }
-}
-
-/// The error without the expanded text, which stands there in quotes.
-fn hide(error: Error, value: &str, written: &str) -> Error {
-    let quoted = |text: &str| [format!("\"{text}\""), format!("`{text}`")];
-    let [said, named] = quoted(value);
-    let [instead, by_name] = quoted(written);
-    Error {
-        message: error
-            .message
-            .replace(&said, &instead)
-            .replace(&named, &by_name),
-        ..error
     }
 }
 

@@ -1,14 +1,14 @@
 //! A file's text as a tree of nodes with places, and what `${…}` in it stands for. Must not know what a value is for.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{Budget, Spanned};
 
-use super::{Lookup, Mistake, Path, Places, Position};
+use super::{BroughtIn, Lookup, Mistake, Path, Position};
 
 /// YAML 1.2, in which `no` and `on` are texts: a country or a state, and no boolean.
 pub(super) fn tree(text: &str) -> Result<Node, serde_saphyr::Error> {
@@ -44,7 +44,7 @@ pub fn named_files(text: &str) -> BTreeSet<PathBuf> {
             }
             Value::List(items) => nodes.extend(items),
             Value::Map(entries) => nodes.extend(entries.into_iter().map(|(_, item)| item)),
-            Value::Expanded { .. }
+            Value::Expanded(_)
             | Value::Unknown
             | Value::Null
             | Value::Bool(_)
@@ -82,10 +82,7 @@ pub(super) enum Value {
     Float(f64),
     Text(String),
     /// A text with what `${…}` stood for; its mistakes are told without it, since it may be a secret.
-    Expanded {
-        value: String,
-        written: String,
-    },
+    Expanded(BroughtIn),
     /// A text of which a `${…}` stands for nothing, as a mistake says already.
     Unknown,
     List(Vec<Node>),
@@ -172,12 +169,7 @@ pub(super) fn expand(
 ) {
     match &mut node.value {
         Value::Text(text) if text.contains("${") => match expanded(text, lookup) {
-            Ok(value) => {
-                node.value = Value::Expanded {
-                    value,
-                    written: std::mem::take(text),
-                }
-            }
+            Ok(brought_in) => node.value = Value::Expanded(brought_in),
             Err(message) => {
                 node.value = Value::Unknown;
                 let place = node.place(path);
@@ -195,7 +187,7 @@ pub(super) fn expand(
             }
         }
         Value::Text(_)
-        | Value::Expanded { .. }
+        | Value::Expanded(_)
         | Value::Unknown
         | Value::Null
         | Value::Bool(_)
@@ -205,20 +197,20 @@ pub(super) fn expand(
     }
 }
 
-/// Where values stand that [`expand`] made of variables and files.
-pub(super) fn brought_in(node: &Node) -> Places {
-    let mut places = Places::new();
+/// Where values stand that [`expand`] made of variables and files, by line and column.
+pub(super) fn places(node: Node) -> BTreeMap<(u64, u64), BroughtIn> {
+    let mut places = BTreeMap::new();
     let mut nodes = vec![node];
     while let Some(node) = nodes.pop() {
-        match &node.value {
+        match node.value {
             // `$${` alone brings nothing in.
-            Value::Expanded { written, .. } if written.replace("$${", "").contains("${") => {
-                places.insert((node.line, node.column), written.clone());
+            Value::Expanded(brought_in) if brought_in.written.replace("$${", "").contains("${") => {
+                places.insert((node.line, node.column), brought_in);
             }
             Value::List(items) => nodes.extend(items),
-            Value::Map(entries) => nodes.extend(entries.iter().map(|(_, item)| item)),
+            Value::Map(entries) => nodes.extend(entries.into_iter().map(|(_, item)| item)),
             Value::Text(_)
-            | Value::Expanded { .. }
+            | Value::Expanded(_)
             | Value::Unknown
             | Value::Null
             | Value::Bool(_)
@@ -230,8 +222,9 @@ pub(super) fn brought_in(node: &Node) -> Places {
     places
 }
 
-fn expanded(text: &str, lookup: Lookup<'_>) -> Result<String, String> {
+fn expanded(text: &str, lookup: Lookup<'_>) -> Result<BroughtIn, String> {
     let mut out = String::new();
+    let mut texts = Vec::new();
     let mut rest = text;
     while let Some((before, behind)) = rest.split_once("${") {
         // As Docker Compose has it.
@@ -256,10 +249,11 @@ fn expanded(text: &str, lookup: Lookup<'_>) -> Result<String, String> {
         if let Some(path) = name.strip_prefix("file:") {
             let read = std::fs::read_to_string(path)
                 .map_err(|error| format!("cannot read {path}: {error}"))?;
-            out.push_str(
-                read.strip_suffix('\n')
-                    .map_or(&*read, |line| line.strip_suffix('\r').unwrap_or(line)),
-            );
+            let read = read
+                .strip_suffix('\n')
+                .map_or(&*read, |line| line.strip_suffix('\r').unwrap_or(line));
+            out.push_str(read);
+            texts.push(read.to_owned());
         } else {
             let (name, default) = match name.split_once(":-") {
                 Some((name, default)) => (name, Some(default)),
@@ -277,7 +271,10 @@ fn expanded(text: &str, lookup: Lookup<'_>) -> Result<String, String> {
                 });
             }
             match (lookup(name).filter(|value| !value.is_empty()), default) {
-                (Some(value), _) => out.push_str(&value),
+                (Some(value), _) => {
+                    out.push_str(&value);
+                    texts.push(value);
+                }
                 (None, Some(default)) => out.push_str(default),
                 (None, None) => {
                     return Err(format!(
@@ -289,5 +286,9 @@ fn expanded(text: &str, lookup: Lookup<'_>) -> Result<String, String> {
         rest = after;
     }
     out.push_str(rest);
-    Ok(out)
+    Ok(BroughtIn {
+        written: text.to_owned(),
+        value: out,
+        texts,
+    })
 }

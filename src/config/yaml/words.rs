@@ -203,7 +203,7 @@ pub(super) fn told(value: &Value) -> String {
         Value::Signed(number) => format!("the number {number}"),
         Value::Float(number) => format!("the number {number}"),
         Value::Text(text) => format!("\"{text}\""),
-        Value::Expanded { written, .. } => format!("\"{written}\""),
+        Value::Expanded(brought_in) => format!("\"{}\"", brought_in.written),
         Value::List(_) => "a list".to_owned(),
         Value::Map(_) => "a map".to_owned(),
     }
@@ -219,7 +219,7 @@ pub(super) fn told_apart(value: &Value) -> String {
         | Value::Unsigned(_)
         | Value::Signed(_)
         | Value::Float(_)
-        | Value::Expanded { .. }
+        | Value::Expanded(_)
         | Value::List(_)
         | Value::Map(_) => told(value),
     }
@@ -235,7 +235,7 @@ pub(super) fn no_name(value: &Value, names: &[&str]) -> String {
         | Value::Bool(_)
         | Value::Signed(_)
         | Value::Text(_)
-        | Value::Expanded { .. }
+        | Value::Expanded(_)
         | Value::List(_)
         | Value::Map(_) => None,
     };
@@ -252,7 +252,7 @@ pub(super) fn unknown_key(key: &str, fields: &[&str]) -> String {
 }
 
 /// The key of one that has its value in it, as `token:abc` and `token=abc` have: YAML parts them at a colon with a space behind it.
-pub(super) fn without_value(key: &str) -> Option<&str> {
+pub fn without_value(key: &str) -> Option<&str> {
     let (name, _) = key.split_once([':', '='])?;
     Some(name.trim_end())
 }

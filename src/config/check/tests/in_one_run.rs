@@ -79,6 +79,47 @@ fn what_may_be_under_a_misspelt_key_is_not_said_to_lack() {
     }
 }
 
+#[test]
+fn what_follows_from_another_mistake_is_not_said() {
+    let by_session = "rate_limits: {u: {limit: 1/s, by: session.user}}\n";
+    let by_client = "rate_limits: {c: {limit: 1/s, by: client.ip, overrides: {'2001:db8::1': 5/s, '2001:db8::2': 6/s}}}\n";
+    let route = "upstream: http://x\nroutes: [{upstream: upstream, session: {use: web}, rate_limits: [u]}]\n";
+    for (text, alone) in [
+        (
+            format!("listen: 0.0.0.0:1\nsesions: {{web: {{}}}}\n{by_session}{route}"),
+            "sesions",
+        ),
+        (
+            format!("listen: 0.0.0.0:1\nsessions: {{wbe: {{}}}}\n{by_session}{route}"),
+            "routes[0].session.use",
+        ),
+        (
+            format!(
+                "listen: 0.0.0.0:1\nlistners: [{{address: '0.0.0.0:2', client_ip: {{ipv6_prefix: 128}}}}]\nupstream: http://x\n{by_client}"
+            ),
+            "listners",
+        ),
+    ] {
+        let said = mistakes(&text);
+        assert!(
+            said.len() == 1 && said[0].place.path == alone,
+            "{alone}: {said:#?}"
+        );
+    }
+}
+
+/// What is written without a space behind the colon may be a password.
+#[test]
+fn a_value_within_a_key_is_not_told_where_names_are() {
+    let said = mistakes(
+        "listen: 0.0.0.0:1\nupstream: http://x\nsessions: {w:s3cret}\nroutes: [{upstream: upstream, session: {use: web}}]\n",
+    );
+    assert!(
+        said.len() == 2 && !format!("{said:?}").contains("s3cret"),
+        "{said:#?}"
+    );
+}
+
 /// Each value of a file: where it is as a JSON pointer (RFC 6901), and as a mistake's path.
 fn places(value: &Value, at: &str, path: &str, found: &mut Vec<(String, String)>) {
     let mut add = |name: &str, path: String, of: &Value| {
