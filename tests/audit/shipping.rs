@@ -255,73 +255,51 @@ fn guaranteed_events_are_safe_without_redis_and_are_adopted() {
     assert_eq!(boots(), 0);
 }
 
+/// Moved as it is, or copied, as `mv` from disk to disk does.
 #[test]
 fn what_a_spool_has_that_is_away_is_sent_once_it_is_back_and_holds_up_no_other() {
-    let (server, prefix) = (Server::single(), key_prefix());
-    let folder = tempfile::tempdir().unwrap();
-    let with = With {
-        memory: 4_000,
-        ..With::guaranteed(&prefix, folder.path(), 1 << 24)
-    };
-    let process = Process::start(&server, &with);
-    server.kill();
-    for _ in 0..100 {
-        process.record(10);
+    for is_copied in [false, true] {
+        let (server, prefix) = (Server::single(), key_prefix());
+        let folder = tempfile::tempdir().unwrap();
+        let with = With {
+            memory: 4_000,
+            ..With::guaranteed(&prefix, folder.path(), 1 << 24)
+        };
+        let process = Process::start(&server, &with);
+        server.kill();
+        for _ in 0..100 {
+            process.record(10);
+        }
+        let counts = || process.recorder.counts();
+        eventually(|| counts().spool.unwrap().batches == 100);
+        let [spool, elsewhere] =
+            [process.boot.to_string(), "away".to_owned()].map(|name| folder.path().join(name));
+        let segment = spool.join("00000001.seg");
+        let bytes = fs::read(&segment).unwrap();
+        fs::rename(&spool, &elsewhere).unwrap();
+        if is_copied {
+            fs::remove_dir_all(&elsewhere).unwrap();
+            fs::create_dir(&spool).unwrap();
+            fs::write(spool.join("lock"), b"").unwrap();
+            fs::write(&segment, &bytes[..bytes.len() / 4]).unwrap();
+        }
+        server.restart();
+        // What memory has gets there.
+        eventually_within(4 * harness::DEADLINE, || !process.seqs(&server).is_empty());
+        // Redis takes all now: it is the spool that is tried again.
+        let before = counts().errors;
+        eventually(|| counts().errors > before);
+        assert!(process.seqs(&server).len() < 1_000);
+        assert_eq!((counts().dropped, counts().underway), (0, 1_000));
+        match is_copied {
+            true => fs::write(&segment, &bytes).unwrap(),
+            false => fs::rename(&elsewhere, &spool).unwrap(),
+        }
+        eventually_within(4 * harness::DEADLINE, || {
+            process.seqs(&server) == numbers(1_000)
+        });
+        assert_eq!(counts().dropped, 0);
     }
-    let counts = || process.recorder.counts();
-    eventually(|| counts().spool.unwrap().batches == 100);
-    let [spool, elsewhere] =
-        [process.boot.to_string(), "away".to_owned()].map(|name| folder.path().join(name));
-    fs::rename(&spool, &elsewhere).unwrap();
-    server.restart();
-    // What memory has gets there.
-    eventually_within(4 * harness::DEADLINE, || !process.seqs(&server).is_empty());
-    // Redis takes all now: it is the spool that is tried again.
-    let before = counts().errors;
-    eventually(|| counts().errors > before);
-    assert!(process.seqs(&server).len() < 1_000);
-    assert_eq!((counts().dropped, counts().underway), (0, 1_000));
-    fs::rename(&elsewhere, &spool).unwrap();
-    eventually_within(4 * harness::DEADLINE, || {
-        process.seqs(&server) == numbers(1_000)
-    });
-    assert_eq!(counts().dropped, 0);
-}
-
-/// As `mv` from disk to disk does.
-#[test]
-fn what_a_spool_has_that_is_copied_is_sent_once_it_is_back() {
-    let (server, prefix) = (Server::single(), key_prefix());
-    let folder = tempfile::tempdir().unwrap();
-    let with = With {
-        memory: 4_000,
-        ..With::guaranteed(&prefix, folder.path(), 1 << 24)
-    };
-    let process = Process::start(&server, &with);
-    server.kill();
-    for _ in 0..100 {
-        process.record(10);
-    }
-    let counts = || process.recorder.counts();
-    eventually(|| counts().spool.unwrap().batches == 100);
-    let spool = folder.path().join(process.boot.to_string());
-    let segment = spool.join("00000001.seg");
-    let bytes = fs::read(&segment).unwrap();
-    fs::remove_dir_all(&spool).unwrap();
-    fs::create_dir(&spool).unwrap();
-    fs::write(spool.join("lock"), b"").unwrap();
-    fs::write(&segment, &bytes[..bytes.len() / 4]).unwrap();
-    server.restart();
-    eventually_within(4 * harness::DEADLINE, || !process.seqs(&server).is_empty());
-    let before = counts().errors;
-    eventually(|| counts().errors > before);
-    assert!(process.seqs(&server).len() < 1_000);
-    assert_eq!((counts().dropped, counts().underway), (0, 1_000));
-    fs::write(&segment, &bytes).unwrap();
-    eventually_within(4 * harness::DEADLINE, || {
-        process.seqs(&server) == numbers(1_000)
-    });
-    assert_eq!(counts().dropped, 0);
 }
 
 #[test]
