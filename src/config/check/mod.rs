@@ -316,8 +316,7 @@ impl Checker {
             }
             _ => yaml::did_you_mean(name, &Vec::from_iter(known)),
         };
-        let message = format!("unknown {kind} \"{name}\"; {mend}");
-        self.refuse(place, message);
+        self.refuse(place, format!("unknown {kind} \"{name}\"; {mend}"));
     }
 
     /// Says what is wrong with a value by itself.

@@ -185,6 +185,7 @@ impl Streams {
             (Some(first), Some(last)) => self.deliveries(stream, consumer, first, last).await?,
             _ => HashMap::new(),
         };
+        // By the count that they come to have: a call sets one for all that it names.
         let mut given: BTreeMap<u64, Vec<&str>> = BTreeMap::new();
         for id in &ids {
             if let Some(before) = before.get(id) {
