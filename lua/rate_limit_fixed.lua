@@ -1,9 +1,8 @@
 -- Fixed windows of one limit for one key: debits tokens of all its rules, or of none.
 --
 -- KEYS    one window a rule; all in one slot by their hash tag
--- ARGV    1 to 6 as in rate_limit_bucket.lua
---         then for each rule: the limit; the start, the end and the next end (µs since the Unix epoch) of the window that the caller
---         thinks it is in
+-- ARGV    1 doubles as in rate_limit_bucket.lua, then for each rule: the limit; the start, the end and the next end (µs since the Unix
+--         epoch) of the window that the caller thinks it is in
 -- reply   as rate_limit_bucket.lua, the last of each rule being µs until the window ends; or -1 and now, when the caller's clock
 --         is so far off that none of its windows is the present one: ask again
 --
@@ -12,14 +11,12 @@
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local first, need, want = ARGV[1] + 0, ARGV[2] + 0, ARGV[3] + 0
-local share, back, taken_at = ARGV[4] + 0, ARGV[5] + 0, ARGV[6] + 0
+local pack, unpack = struct.pack, struct.unpack
+local first, need, want, share, back, taken_at = unpack('<dddddd', ARGV[1])
 
 local ends, used, held, free = {}, {}, {}, math.huge
 for i = 1, #KEYS do
-  local at = 3 + 4 * i
-  local limit, from = ARGV[at] + 0, ARGV[at + 1] + 0
-  local this, following = ARGV[at + 2] + 0, ARGV[at + 3] + 0
+  local limit, from, this, following = unpack('<dddd', ARGV[1], 17 + 32 * i)
   local stored = redis.call('GET', KEYS[i])
   if stored then
     local stored_end, stored_used = string.match(stored, '^(%d+):(%d+)$')
@@ -29,7 +26,7 @@ for i = 1, #KEYS do
     end
   end
   if not ends[i] then
-    if now < from or now >= following then return { -1, now } end
+    if now < from or now >= following then return pack('<dd', -1, now) end
     ends[i], used[i] = now < this and this or following, 0
   end
   -- Tokens of a window before this one were never of this one.
@@ -48,9 +45,9 @@ end
 local lacking = 0
 if granted < need then lacking = granted == 0 and first > 1 and first or 1 end
 
-local reply = { granted, now }
+local reply = pack('<dd', granted, now)
 for i = 1, #KEYS do
-  local limit = ARGV[3 + 4 * i] + 0
+  local limit = unpack('<d', ARGV[1], 17 + 32 * i)
   local left = math.ceil(ends[i] - now)
   used[i] = used[i] + granted
   local wait = 0
@@ -58,9 +55,7 @@ for i = 1, #KEYS do
   if used[i] ~= (held[i] or 0) then
     redis.call('SET', KEYS[i], string.format('%.0f:%.0f', ends[i], used[i]), 'PX', math.ceil(left / 1000) + 1)
   end
-  reply[#reply + 1] = math.max(0, limit - used[i])
-  reply[#reply + 1] = left
-  reply[#reply + 1] = wait
-  reply[#reply + 1] = left
+  local remaining = math.max(0, limit - used[i])
+  reply = reply .. pack('<dddd', remaining, left, wait, left)
 end
 return reply

@@ -1,8 +1,7 @@
 -- Sliding windows of one limit for one key: debits tokens of all its rules, or of none.
 --
 -- KEYS    one window a rule; all in one slot by their hash tag
--- ARGV    1 to 6 as in rate_limit_bucket.lua
---         then for each rule: the limit, and the length of its window in µs
+-- ARGV    1 doubles as in rate_limit_bucket.lua, then for each rule: the limit, and the length of its window in µs
 -- reply   as rate_limit_bucket.lua
 --
 -- A window is its number since the Unix epoch, what it has granted and what the one before it had: `NUMBER:USED:BEFORE`. What the one
@@ -12,13 +11,13 @@
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local first, need, want = ARGV[1] + 0, ARGV[2] + 0, ARGV[3] + 0
-local share, back, taken_at = ARGV[4] + 0, ARGV[5] + 0, ARGV[6] + 0
+local pack, unpack = struct.pack, struct.unpack
+local first, need, want, share, back, taken_at = unpack('<dddddd', ARGV[1])
 
 local number, used, before, into, held, free = { 0 }, { 0 }, { 0 }, { 0 }, { 0 }, math.huge
 local moved = { false }
 for i = 1, #KEYS do
-  local limit, length = ARGV[5 + 2 * i] + 0, ARGV[6 + 2 * i] + 0
+  local limit, length = unpack('<dd', ARGV[1], 33 + 16 * i)
   number[i], into[i] = math.floor(now / length), now % length
   used[i], before[i] = 0, 0
   held[i] = redis.call('GET', KEYS[i])
@@ -56,9 +55,9 @@ end
 local lacking = 0
 if granted < need then lacking = granted == 0 and first > 1 and first or 1 end
 
-local reply = { granted, now }
+local reply = pack('<dd', granted, now)
 for i = 1, #KEYS do
-  local limit, length = ARGV[5 + 2 * i] + 0, ARGV[6 + 2 * i] + 0
+  local limit, length = unpack('<dd', ARGV[1], 33 + 16 * i)
   used[i] = used[i] + granted
   local estimate = before[i] * (length - into[i]) / length + used[i]
   local wait = 0
@@ -79,9 +78,7 @@ for i = 1, #KEYS do
   end
   local reset = 0
   if used[i] > 0 then reset = 2 * length - into[i] elseif before[i] > 0 then reset = length - into[i] end
-  reply[#reply + 1] = math.max(0, math.floor(limit - estimate + 0.000001))
-  reply[#reply + 1] = math.ceil(reset)
-  reply[#reply + 1] = wait
-  reply[#reply + 1] = 0
+  local remaining = math.max(0, math.floor(limit - estimate + 0.000001))
+  reply = reply .. pack('<dddd', remaining, math.ceil(reset), wait, 0)
 end
 return reply

@@ -112,7 +112,7 @@ impl Keys {
     }
 
     /// The counter of a limit's rule, which has this number among those of its kind.
-    pub fn counter(&self, tag: KeyTag, number: usize, kind: &str) -> String {
+    pub fn counter(&self, tag: KeyTag, number: usize, kind: impl fmt::Display) -> String {
         format!("{}:l:{{{}}}:{number}{kind}", self.prefix, tag.as_str())
     }
 

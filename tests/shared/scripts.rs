@@ -11,7 +11,7 @@ use super::harness::redis::{Server, key_prefix};
 use fastrand::Rng;
 use weir::config::limits::{Period, Rule, Window};
 use weir::policy::limit::{self, Now, State};
-use weir::store::redis::{Arg, Connections, Script, Value};
+use weir::store::redis::{Arg, Connections, Doubles, Script, Value};
 
 /// Limits of each kind.
 const LIMITS: usize = 120;
@@ -106,40 +106,31 @@ impl<'a> Counter<'a> {
     async fn ask(&self, request: Request) -> Reply {
         loop {
             let keys: Vec<_> = self.keys.iter().map(String::as_str).collect();
-            let mut args = vec![
-                Arg::Int(request.first),
-                Arg::Int(request.need),
-                Arg::Int(request.want),
-                Arg::Float(request.share),
-                Arg::Int(request.back),
-                Arg::Int(request.taken_at),
-            ];
+            let mut args = Doubles::default();
+            args.extend([request.first, request.need, request.want].map(|it| it as f64));
+            args.push(request.share);
+            args.extend([request.back, request.taken_at].map(|it| it as f64));
             for rule in &self.rules {
                 match *rule {
                     // As `store::limits::grants` asks.
-                    Rule::Window(Window::Bucket { count: 0, .. }) => {
-                        args.extend([Arg::Float(1.0), Arg::Int(0)])
+                    Rule::Window(Window::Bucket { count: 0, .. }) => args.extend([1.0, 0.0]),
+                    Rule::Window(Window::Bucket { count, per, burst }) => {
+                        args.extend([per.as_nanos() as f64 / 1000.0 / count as f64, burst as f64])
                     }
-                    Rule::Window(Window::Bucket { count, per, burst }) => args.extend([
-                        Arg::Float(per.as_nanos() as f64 / 1000.0 / count as f64),
-                        Arg::Int(burst),
-                    ]),
                     Rule::Window(Window::Sliding { limit, window }) => {
-                        args.extend([limit, micros(window)].map(Arg::Int));
+                        args.extend([limit, micros(window)].map(|it| it as f64));
                     }
                     Rule::Window(Window::Fixed { limit, period }) => {
-                        args.push(Arg::Int(limit));
+                        args.push(limit as f64);
                         let window = limit::window_at(period, weir::clock::wall());
-                        args.extend(window.map(|time| Arg::Int(micros(time))));
+                        args.extend(window.map(|time| micros(time) as f64));
                     }
                     Rule::Slots(_) => unreachable!("no such kind"),
                 }
             }
+            let args = [args.as_arg()];
             let reply = self.redis.run(&self.script, &keys, &args).await.unwrap();
-            let Value::Array(reply) = reply else {
-                panic!("{reply:?}")
-            };
-            let numbers: Vec<_> = reply.iter().map(int).collect();
+            let numbers = whole_numbers(&reply);
             // It came in another window than it was sent for.
             let Ok(granted) = u64::try_from(numbers[0]) else {
                 continue;
@@ -154,6 +145,16 @@ impl<'a> Counter<'a> {
             };
         }
     }
+}
+
+/// The doubles of a reply, of which none has a fraction.
+pub(super) fn whole_numbers(reply: &Value) -> Vec<i64> {
+    let numbers = Doubles::of(reply).unwrap_or_else(|| panic!("{reply:?}"));
+    let whole = |number: f64| {
+        assert_eq!(number.fract(), 0.0, "{reply:?}");
+        number as i64
+    };
+    numbers.map(whole).collect()
 }
 
 fn int(value: &Value) -> i64 {
@@ -544,11 +545,11 @@ fn buckets_of_several_bursts_admit_no_more_together_than_the_largest() {
                     };
                     admitted += counter.ask(request).await.granted;
                     if call % 20 == 19 {
-                        // As a script reads it that knows of one burst alone.
-                        let value = server.cli(&["GET", &counter.keys[0]]);
-                        let (full, interval) = value.text().split_once(':').unwrap();
-                        let numbers = [full, interval].map(|text| text.parse::<f64>().unwrap());
-                        assert!(numbers.iter().all(|number| *number > 0.0), "{value:?}");
+                        let key = counter.keys[0].as_str();
+                        let words = ["GET", key].map(Arg::Text);
+                        let value = redis.command(DEADLINE, key, &words).await.unwrap();
+                        let numbers: Vec<_> = Doubles::of(&value).unwrap().collect();
+                        assert!(numbers.iter().all(|number| *number > 0.0), "{numbers:?}");
                     }
                 }
                 let rate = |rule: &Rule| match rule {
@@ -735,8 +736,12 @@ fn a_server_whose_clock_is_set_back_stays_in_its_window() {
                 });
                 let counter = Counter::new(&redis, Kind::Bucket, vec![bucket]);
                 let full = (later - Duration::from_secs(1_735_689_600)).as_micros();
-                let value = format!("{full}:{}", micros(hour / 10));
-                server.cli(&["SET", &counter.keys[0], &value, "PX", "50000"]);
+                let mut value = Doubles::default();
+                value.extend([full as f64, micros(hour / 10) as f64]);
+                let key = counter.keys[0].as_str();
+                let [set, key_word, px, lives] = ["SET", key, "PX", "50000"].map(Arg::Text);
+                let words = [set, key_word, value.as_arg(), px, lives];
+                redis.command(DEADLINE, key, &words).await.unwrap();
                 let reply = counter.ask(probe).await;
                 assert!(reply.granted == 0 && reply.rules[0][2] >= 0, "{reply:?}");
 

@@ -10,12 +10,13 @@ mod model;
 use super::harness::DEADLINE;
 use super::harness::calls::on_a_lane;
 use super::harness::redis::{Server, key_prefix};
+use super::scripts::whole_numbers;
 use fastrand::Rng;
 use smallvec::SmallVec;
 use weir::config::limits::Period;
 use weir::policy::lease::{Answer, Batch, Grant, Lease, Refusal, Request, Round, RuleState, Terms};
 use weir::policy::limit;
-use weir::store::redis::{Arg, Connections, Script, Value};
+use weir::store::redis::{Arg, Connections, Doubles, Script, Value};
 
 const MS: Duration = Duration::from_millis(1);
 const TTL: Duration = Duration::from_millis(50);
@@ -240,37 +241,36 @@ impl<'a> Sim<'a> {
         let server_now = self.now - self.behind;
         let grant = loop {
             let request = &question.request;
-            let mut args = vec![
-                Arg::Int(request.first),
-                Arg::Int(request.need),
-                Arg::Int(request.want),
-                Arg::Float(request.share),
-                Arg::Int(request.back.tokens),
-                Arg::Int(request.back.taken_at),
-            ];
+            let mut args = Doubles::default();
+            args.extend([request.first, request.need, request.want].map(|it| it as f64));
+            args.push(request.share);
+            args.extend([request.back.tokens, request.back.taken_at].map(|it| it as f64));
             let script = match self.limit {
                 Limit::Bucket { count, burst } => {
-                    args.extend([Arg::Float(1e6 / count as f64), Arg::Int(burst)]);
+                    args.extend([1e6 / count as f64, burst as f64]);
                     &self.scripts.bucket
                 }
                 Limit::Sliding { limit, window } => {
-                    args.extend([limit, micros(window)].map(Arg::Int));
+                    args.extend([limit, micros(window)].map(|it| it as f64));
                     &self.scripts.sliding
                 }
                 Limit::Fixed { limit, window } => {
-                    args.push(Arg::Int(limit));
+                    args.push(limit as f64);
                     // Some have another day in mind.
                     let guess = match self.random.u8(..8) {
                         0 => server_now - 86_400 * Duration::from_secs(1),
                         _ => server_now,
                     };
                     let window = limit::window_at(Period::Fixed(window), guess);
-                    args.extend(window.map(|time| Arg::Int(micros(time))));
+                    args.extend(window.map(|time| micros(time) as f64));
                     &self.scripts.fixed
                 }
             };
-            args.push(Arg::Int(server_now.as_secs()));
-            args.push(Arg::Int(u64::from(server_now.subsec_micros())));
+            let args = [
+                args.as_arg(),
+                Arg::Int(server_now.as_secs()),
+                Arg::Int(u64::from(server_now.subsec_micros())),
+            ];
             let answer = self.redis.run(script, &[&self.key], &args).await.unwrap();
             if let Some(grant) = self.grant(&answer) {
                 break grant;
@@ -283,16 +283,7 @@ impl<'a> Sim<'a> {
 
     /// As `store::limits::grants` reads it.
     fn grant(&self, answer: &Value) -> Option<Grant> {
-        let Value::Array(answer) = answer else {
-            panic!("{answer:?}");
-        };
-        let numbers: Vec<_> = answer
-            .iter()
-            .map(|value| match value {
-                Value::Int(number) => *number,
-                other => panic!("{other:?}"),
-            })
-            .collect();
+        let numbers = whole_numbers(answer);
         let tokens = u64::try_from(numbers[0]).ok()?;
         let time = |at: usize| Duration::from_micros(u64::try_from(numbers[at]).unwrap());
         let rule = RuleState {

@@ -1,21 +1,24 @@
 //! How a limit is asked of Redis: keys and arguments of the scripts, and what they answer. Owns the guess at Redis's clock
 //! that picks a calendar window. Must not know who waits for the answer.
 
+use std::fmt;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
 use crate::clock;
-use crate::config::limits::{MAX_RULES, Period, Window, Windows};
+use crate::config::limits::{MAX_RULES, Window, Windows};
 use crate::event::Micros;
 use crate::keys::{KeyTag, Keys};
 use crate::policy::lease::{Grant, Refusal, Request, RuleState};
 use crate::policy::limit;
-use crate::store::redis::{Arg, CallError, Connections, Script, Value};
+use crate::store::redis::{CallError, Connections, Doubles, Script, Value};
 
 /// What a script says of a rule that can never grant what is asked.
-const NEVER: i64 = -1;
+const NEVER: f64 = -1.0;
+/// What it grants when Redis's clock is in none of the windows it was told of.
+const WRONG_WINDOW: f64 = -1.0;
 
 /// More than this a script cannot count one by one: a limit above it counts as this, and a window in microseconds as well.
 const MOST: u64 = 1 << 53;
@@ -86,33 +89,32 @@ impl Grants {
     ) -> Result<Answer, CallError> {
         let keys = self.counters(tag, windows);
         let keys: SmallVec<[&str; 4]> = keys.iter().map(String::as_str).collect();
-        let mut args = SmallVec::<[Arg<'_>; 14]>::new();
+        let mut args = Doubles::default();
         args.extend([
-            Arg::Int(request.first),
-            Arg::Int(request.need),
-            Arg::Int(request.want),
-            Arg::Float(request.share),
-            Arg::Int(request.back.tokens),
-            Arg::Int(request.back.taken_at),
+            request.first as f64,
+            request.need as f64,
+            request.want as f64,
+            request.share,
+            request.back.tokens as f64,
+            request.back.taken_at as f64,
         ]);
         let now = self.redis_now();
         for window in windows.iter() {
             match *window {
                 // Nothing ever comes back to a bucket without a rate: it is as one without a burst.
-                Window::Bucket { count: 0, .. } => args.extend([Arg::Float(1.0), Arg::Int(0)]),
+                Window::Bucket { count: 0, .. } => args.extend([1.0, 0.0]),
                 Window::Bucket { count, per, burst } => {
                     let interval = per.as_nanos() as f64 / 1000.0 / count as f64;
-                    args.extend([Arg::Float(interval), Arg::Int(burst.min(MOST))]);
+                    args.extend([interval, burst.min(MOST) as f64]);
                 }
                 Window::Sliding { limit, window } => {
                     let window = Micros::from(window).0.clamp(1, MOST / 2);
-                    args.extend([Arg::Int(limit.min(MOST)), Arg::Int(window)]);
+                    args.extend([limit.min(MOST) as f64, window as f64]);
                 }
                 Window::Fixed { limit, period } => {
-                    let window = limit::window_at(period, now)
-                        .map(|window| Arg::Int(Micros::from(window).0));
-                    args.push(Arg::Int(limit.min(MOST)));
-                    args.extend(window);
+                    args.push(limit.min(MOST) as f64);
+                    let window = limit::window_at(period, now);
+                    args.extend(window.map(|time| Micros::from(time).0 as f64));
                 }
             }
         }
@@ -122,7 +124,9 @@ impl Grants {
             Window::Fixed { .. } => &self.fixed,
         };
         let budget = deadline.saturating_duration_since(clock::now());
-        let answer = redis.run_within(budget, script, &keys, &args).await?;
+        let answer = redis
+            .run_within(budget, script, &keys, &[args.as_arg()])
+            .await?;
         let answer = read(&answer, windows).ok_or(CallError::Nonsense)?;
         let (at, answer) = answer;
         let ahead = i128::from(at) - i128::from(Micros::from(clock::wall()).0);
@@ -133,7 +137,7 @@ impl Grants {
 
     fn counters(&self, tag: KeyTag, windows: &Windows) -> SmallVec<[String; 1]> {
         let numbered = windows.numbered().take(MAX_RULES);
-        let counter = |(number, window)| self.keys.counter(tag, number, &kind(window));
+        let counter = |(number, window)| self.keys.counter(tag, number, Kind(window));
         numbered.map(counter).collect()
     }
 
@@ -152,63 +156,120 @@ enum Answer {
 }
 
 /// Rules of other kinds, or with windows of other lengths, share no counter: what one means is nonsense to the other.
-fn kind(window: &Window) -> String {
-    match window {
-        Window::Bucket { per, .. } => format!("b{}", Period::Fixed(*per)),
-        Window::Sliding { window, .. } => format!("s{}", Micros::from(*window).0),
-        Window::Fixed { period, .. } => format!("f{period}"),
+struct Kind<'a>(&'a Window);
+
+impl fmt::Display for Kind<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Window::Bucket { per, .. } => write!(f, "t{}", Micros::from(*per).0),
+            Window::Sliding { window, .. } => write!(f, "s{}", Micros::from(*window).0),
+            Window::Fixed { period, .. } => write!(f, "f{period}"),
+        }
     }
 }
 
-/// `[granted, now, remaining, reset, wait, void, …]`, the last four for each rule; what it says and when, in microseconds
+/// `granted, now, remaining, reset, wait, void, …`, the last four for each rule; what it says and when, in microseconds
 /// since the Unix epoch.
 fn read(answer: &Value, windows: &Windows) -> Option<(u64, Answer)> {
-    let Value::Array(answer) = answer else {
-        return None;
-    };
-    let [granted, now, of_rules @ ..] = answer.as_slice() else {
-        return None;
-    };
-    let now = u64::try_from(integer(now)?).ok()?;
-    let Ok(tokens) = u64::try_from(integer(granted)?) else {
+    let mut numbers = Doubles::of(answer)?;
+    let granted = numbers.next()?;
+    let now = whole(numbers.next()?)?;
+    if granted == WRONG_WINDOW {
         return Some((now, Answer::WrongWindow));
-    };
-    if of_rules.len() != 4 * windows.count() {
-        return None;
     }
-    let state = |(of_rule, window): (&[Value], &Window)| {
-        let [remaining, reset, wait, void] = of_rule else {
-            return None;
-        };
-        let time = |value| Some(Duration::from_micros(u64::try_from(integer(value)?).ok()?));
-        let refusal = match integer(wait)? {
+    let time = |number| whole(number).map(Duration::from_micros);
+    let mut state = |window: &Window| {
+        let remaining = whole(numbers.next()?)?;
+        let reset = time(numbers.next()?)?;
+        let refusal = match numbers.next()? {
             NEVER => Some(Refusal::Ever),
-            0 => None,
-            _ => Some(Refusal::For(time(wait)?)),
+            0.0 => None,
+            wait => Some(Refusal::For(time(wait)?)),
         };
-        let void = matches!(window, Window::Fixed { .. }).then(|| time(void));
+        let void = time(numbers.next()?)?;
         Some(RuleState {
-            remaining: u64::try_from(integer(remaining)?).ok()?,
-            reset: time(reset)?,
+            remaining,
+            reset,
             refusal,
-            void_after: match void {
-                Some(void) => Some(void?),
-                None => None,
-            },
+            void_after: matches!(window, Window::Fixed { .. }).then_some(void),
         })
     };
-    let rules = of_rules.chunks(4).zip(windows.iter()).map(state);
+    let rules = windows.iter().map(&mut state).collect::<Option<_>>()?;
     let grant = Grant {
-        tokens,
+        tokens: whole(granted)?,
         at: now,
-        rules: rules.collect::<Option<_>>()?,
+        rules,
     };
-    Some((now, Answer::Granted(grant)))
+    numbers
+        .next()
+        .is_none()
+        .then_some((now, Answer::Granted(grant)))
 }
 
-fn integer(value: &Value) -> Option<i64> {
-    match value {
-        Value::Int(number) => Some(*number),
-        _ => None,
+fn whole(number: f64) -> Option<u64> {
+    let is_whole = number.fract() == 0.0 && (0.0..=MOST as f64).contains(&number);
+    is_whole.then_some(number as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reply(numbers: &[f64]) -> Value {
+        let bytes = numbers.iter().flat_map(|number| number.to_le_bytes());
+        Value::BulkString(bytes.collect())
+    }
+
+    #[test]
+    fn a_reply_says_what_its_script_promises_or_nothing() {
+        let bucket = Window::Bucket {
+            count: 1,
+            per: Duration::from_secs(1),
+            burst: 5,
+        };
+        let windows = Windows {
+            first: bucket,
+            more: Vec::new(),
+        };
+        let read = |numbers: &[f64]| read(&reply(numbers), &windows);
+        let at = 1.7e15;
+        let Some((_, Answer::Granted(grant))) = read(&[2.0, at, 3.0, 7.0, 0.0, 0.0]) else {
+            panic!("it is whole");
+        };
+        assert_eq!((grant.tokens, grant.at), (2, at as u64));
+        let state = RuleState {
+            remaining: 3,
+            reset: Duration::from_micros(7),
+            refusal: None,
+            void_after: None,
+        };
+        assert_eq!(grant.rules[..], [state]);
+        let refusal = |wait| match read(&[0.0, at, 0.0, 7.0, wait, 0.0]) {
+            Some((_, Answer::Granted(grant))) => grant.rules[0].refusal,
+            _ => None,
+        };
+        assert_eq!(refusal(NEVER), Some(Refusal::Ever));
+        assert_eq!(refusal(9.0), Some(Refusal::For(Duration::from_micros(9))));
+        assert!(matches!(
+            read(&[WRONG_WINDOW, at]),
+            Some((_, Answer::WrongWindow))
+        ));
+        for nonsense in [
+            &[][..],
+            &[2.0],
+            &[2.0, at],
+            &[2.0, at, 3.0, 7.0, 0.0],
+            &[2.0, at, 3.0, 7.0, 0.0, 0.0, 1.0],
+            &[2.5, at, 3.0, 7.0, 0.0, 0.0],
+            &[2.0, -1.0, 3.0, 7.0, 0.0, 0.0],
+            &[2.0, at, f64::NAN, 7.0, 0.0, 0.0],
+            &[2.0, at, 3.0, f64::INFINITY, 0.0, 0.0],
+            &[2.0, at, 3.0, 7.0, -2.0, 0.0],
+            &[1e16, at, 3.0, 7.0, 0.0, 0.0],
+        ] {
+            assert!(read(nonsense).is_none(), "{nonsense:?}");
+        }
+        assert!(super::read(&Value::BulkString(vec![0; 47]), &windows).is_none());
+        assert!(super::read(&Value::Int(1), &windows).is_none());
     }
 }

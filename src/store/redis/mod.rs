@@ -34,7 +34,7 @@ pub use node::NodeHealth;
 pub use push::Heard;
 pub use redis::Value;
 pub use scan::ScanCursor;
-pub use script::{Arg, Script};
+pub use script::{Arg, Doubles, Script};
 pub use topology::Address;
 
 use crate::clock;

@@ -1,6 +1,7 @@
 //! Scripts as commands: by their hash, or whole where a node does not know it.
 
-use redis::Cmd;
+use redis::{Cmd, Value};
+use smallvec::SmallVec;
 
 /// A script of `lua/`.
 #[derive(Debug)]
@@ -17,6 +18,36 @@ pub enum Arg<'a> {
     Float(f64),
     Text(&'a str),
     Bytes(&'a [u8]),
+}
+
+/// Numbers as one argument, or one reply: doubles of 8 bytes, little-endian, as `struct.pack('<d…')` of a script makes them.
+#[derive(Debug, Default)]
+pub struct Doubles(SmallVec<[u8; 128]>);
+
+impl Doubles {
+    pub fn push(&mut self, number: f64) {
+        self.0.extend_from_slice(&number.to_le_bytes());
+    }
+
+    pub fn as_arg(&self) -> Arg<'_> {
+        Arg::Bytes(&self.0)
+    }
+
+    /// Those of a reply; none where it is no such text.
+    pub fn of(reply: &Value) -> Option<impl Iterator<Item = f64>> {
+        let Value::BulkString(bytes) = reply else {
+            return None;
+        };
+        let (doubles, rest) = bytes.as_chunks();
+        rest.is_empty()
+            .then(|| doubles.iter().copied().map(f64::from_le_bytes))
+    }
+}
+
+impl Extend<f64> for Doubles {
+    fn extend<I: IntoIterator<Item = f64>>(&mut self, numbers: I) {
+        numbers.into_iter().for_each(|number| self.push(number));
+    }
 }
 
 impl Script {
