@@ -89,10 +89,14 @@ fn hop_address(hop: &str) -> Option<IpAddr> {
 pub(super) fn expects_continue(buffer: &[u8], head: &RequestHead) -> Result<bool, Rejection> {
     let mut expects = false;
     for value in head.values(buffer, "expect") {
-        if !value.eq_ignore_ascii_case(b"100-continue") {
-            return Err(Rejection::Expectation);
+        // A list, of which empty members say nothing (RFC 9110 sections 5.6.1 and 10.1.1).
+        let members = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+        for member in members.filter(|member| !member.is_empty()) {
+            if !member.eq_ignore_ascii_case(b"100-continue") {
+                return Err(Rejection::Expectation);
+            }
+            expects = head.body != BodyLength::None && head.minor_version == 1;
         }
-        expects = head.body != BodyLength::None && head.minor_version == 1;
     }
     Ok(expects)
 }

@@ -270,6 +270,21 @@ fn a_client_is_what_trusted_proxies_say_and_no_one_else() {
     check("", "10.0.0.1:5", "10.0.0.1", true);
 }
 
+#[test]
+fn an_empty_member_of_expect_expects_nothing() {
+    let check = |fields: &str, expected| {
+        let bytes = format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n{fields}\r\n");
+        let head = parse_request(bytes.as_bytes(), HeadLimits::default());
+        let expects = expects_continue(bytes.as_bytes(), &head.unwrap().unwrap());
+        assert_eq!(expects.map_err(|_| "refused"), expected, "{fields}");
+    };
+    check("Expect:\r\n", Ok(false));
+    check("Expect: , ,\r\n", Ok(false));
+    check("Expect: , 100-Continue\r\n", Ok(true));
+    check("Expect: 100-continue\r\nExpect:\r\n", Ok(true));
+    check("Expect: 100-continue, 200-ok\r\n", Err("refused"));
+}
+
 /// Names and values that mean something to a proxy, and others.
 fn field() -> impl Strategy<Value = String> {
     let name = "(Connection|connection|X-Forwarded-For|X_FORWARDED_FOR|Upgrade|TE|Forwarded|X-Request-Id|Expect|X-A|Keep-Alive|[a-zA-Z!#_-]{1,8})";
