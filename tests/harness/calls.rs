@@ -304,7 +304,9 @@ impl Tally {
                 Ok(_) => &mut tally.answered,
                 Err(CallError::Timeout) => &mut tally.timed_out,
                 Err(CallError::Down) => &mut tally.down,
-                Err(CallError::Refused(_) | CallError::Nonsense) => &mut tally.refused,
+                Err(CallError::Refused(_) | CallError::CrossSlot | CallError::Nonsense) => {
+                    &mut tally.refused
+                }
             } += 1;
             tally.worst = tally.worst.max(call.took);
             let ours = call.took.saturating_sub(call.held_up);

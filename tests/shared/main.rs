@@ -13,6 +13,7 @@ mod breaker_model;
 mod breaker_script;
 mod breakers;
 mod fleet;
+mod joined;
 mod limits;
 mod scripts;
 mod sessions;

@@ -147,8 +147,14 @@ impl<'a> Counter<'a> {
     }
 }
 
-/// The doubles of a reply, of which none has a fraction.
+/// The doubles of the one part of a reply, of which none has a fraction.
 pub(super) fn whole_numbers(reply: &Value) -> Vec<i64> {
+    let Value::Array(parts) = reply else {
+        panic!("{reply:?}");
+    };
+    let [reply] = &parts[..] else {
+        panic!("{parts:?}");
+    };
     let numbers = Doubles::of(reply).unwrap_or_else(|| panic!("{reply:?}"));
     let whole = |number: f64| {
         assert_eq!(number.fract(), 0.0, "{reply:?}");

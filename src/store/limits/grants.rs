@@ -2,6 +2,7 @@
 //! that picks a calendar window. Must not know who waits for the answer.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -27,9 +28,9 @@ const MOST: u64 = 1 << 53;
 #[derive(Debug)]
 pub struct Grants {
     keys: Keys,
-    bucket: Script,
-    sliding: Script,
-    fixed: Script,
+    bucket: Arc<Script>,
+    sliding: Arc<Script>,
+    fixed: Arc<Script>,
     /// How far Redis's clock is ahead of this process's, in microseconds, as it was last seen. Which window it is is decided by
     /// Redis; this only spares a second question.
     ahead: AtomicI64,
@@ -37,11 +38,12 @@ pub struct Grants {
 
 impl Grants {
     pub fn new(keys: Keys) -> Grants {
+        let script = |code| Arc::new(Script::new(code));
         Grants {
             keys,
-            bucket: Script::new(include_str!("../../../lua/rate_limit_bucket.lua")),
-            sliding: Script::new(include_str!("../../../lua/rate_limit_sliding.lua")),
-            fixed: Script::new(include_str!("../../../lua/rate_limit_fixed.lua")),
+            bucket: script(include_str!("../../../lua/rate_limit_bucket.lua")),
+            sliding: script(include_str!("../../../lua/rate_limit_sliding.lua")),
+            fixed: script(include_str!("../../../lua/rate_limit_fixed.lua")),
             ahead: AtomicI64::new(0),
         }
     }
@@ -49,7 +51,7 @@ impl Grants {
     /// Asks for tokens of all windows of a limit, for the key of `tag`; the answer is waited for until `deadline`.
     pub async fn ask(
         &self,
-        redis: &Connections,
+        redis: &Arc<Connections>,
         tag: KeyTag,
         windows: &Windows,
         request: &Request,
@@ -81,14 +83,12 @@ impl Grants {
 
     async fn ask_once(
         &self,
-        redis: &Connections,
+        redis: &Arc<Connections>,
         tag: KeyTag,
         windows: &Windows,
         request: &Request,
         deadline: Instant,
     ) -> Result<Answer, CallError> {
-        let keys = self.counters(tag, windows);
-        let keys: SmallVec<[&str; 4]> = keys.iter().map(String::as_str).collect();
         let mut args = Doubles::default();
         args.extend([
             request.first as f64,
@@ -123,10 +123,8 @@ impl Grants {
             Window::Sliding { .. } => &self.sliding,
             Window::Fixed { .. } => &self.fixed,
         };
-        let budget = deadline.saturating_duration_since(clock::now());
-        let answer = redis
-            .run_within(budget, script, &keys, &[args.as_arg()])
-            .await?;
+        let keys = self.counters(tag, windows);
+        let answer = redis.run_joined(script, keys, args, deadline).await?;
         let answer = read(&answer, windows).ok_or(CallError::Nonsense)?;
         let (at, answer) = answer;
         let ahead = i128::from(at) - i128::from(Micros::from(clock::wall()).0);

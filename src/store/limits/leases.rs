@@ -135,7 +135,7 @@ impl Leases {
     }
 
     /// Decides, by asking Redis or by waiting for what others ask, for at most the patience of the terms.
-    pub async fn ask(&self, redis: &Connections, ask: &Ask<'_>) -> Decided {
+    pub async fn ask(&self, redis: &Arc<Connections>, ask: &Ask<'_>) -> Decided {
         let deadline = clock::now() + ask.terms.patience;
         let part = self.part(ask.key);
         let mut waiting = Waiting {
@@ -224,7 +224,7 @@ impl Leases {
     }
 
     /// Asks Redis what a request of no cost would be told. Changes nothing.
-    pub async fn peek(&self, redis: &Connections, ask: &Ask<'_>) -> Result<Views, CallError> {
+    pub async fn peek(&self, redis: &Arc<Connections>, ask: &Ask<'_>) -> Result<Views, CallError> {
         let now = clock::mono();
         let mut lease = Lease::default();
         let request = lease.ask(0, &ask.terms, now);

@@ -6,6 +6,7 @@
 //! that a call crosses no thread.
 
 mod dial;
+mod joined;
 mod node;
 mod push;
 mod refusals;
@@ -16,6 +17,7 @@ mod topology;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -63,6 +65,8 @@ pub enum CallError {
     /// What the server said.
     #[error("redis refused the call: {0}")]
     Refused(String),
+    #[error("the keys of the call lie in several slots")]
+    CrossSlot,
     #[error("redis answered in another shape than its script promises")]
     Nonsense,
 }
@@ -163,7 +167,9 @@ impl Redis {
             Ok(_) => &self.metrics.answered,
             Err(CallError::Timeout) => &self.metrics.timed_out,
             Err(CallError::Down) => &self.metrics.down,
-            Err(CallError::Refused(_) | CallError::Nonsense) => &self.metrics.refused,
+            Err(CallError::Refused(_) | CallError::CrossSlot | CallError::Nonsense) => {
+                &self.metrics.refused
+            }
         };
         result.inc();
         self.metrics.observe(took);
@@ -217,6 +223,10 @@ pub struct Connections {
     routing: Arc<Mutex<Routing>>,
     connected: Arc<Notify>,
     following: tokio::task::JoinHandle<()>,
+    /// Calls that are to go as one.
+    waiting: Mutex<Vec<joined::Call>>,
+    /// Whether its one address has keys in slots all the same, as a proxy in front of a cluster does.
+    parts_keys: AtomicBool,
 }
 
 /// Who has which slot, as connections.
@@ -256,6 +266,8 @@ impl Connections {
             routing,
             connected,
             following: tokio::spawn(follow),
+            waiting: Mutex::default(),
+            parts_keys: AtomicBool::new(false),
         }
     }
 
@@ -388,6 +400,7 @@ impl Connections {
                     redirected = Some((to, !moved));
                 }
                 ErrorKind::Server(ServerErrorKind::TryAgain) => sleep(TRY_AGAIN).await,
+                ErrorKind::Server(ServerErrorKind::CrossSlot) => return Err(CallError::CrossSlot),
                 _ => {
                     let is_replica = is_read_only(&error);
                     if is_replica {
