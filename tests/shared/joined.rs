@@ -76,7 +76,14 @@ fn what_is_asked_within_one_turn_is_a_few_calls() {
 #[test]
 fn a_server_that_parts_keys_by_slots_is_asked_one_by_one() {
     let server = Server::with(|_, _| "cluster-enabled yes\n".to_owned());
-    server.cli(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
+    let slots: Vec<_> = (0..16384).map(|slot| slot.to_string()).collect();
+    let slots = slots.iter().map(String::as_str);
+    server.cli(
+        &["CLUSTER", "ADDSLOTS"]
+            .into_iter()
+            .chain(slots)
+            .collect::<Vec<_>>(),
+    );
     super::harness::eventually(|| server.says(&["CLUSTER", "INFO"], "cluster_state", "ok"));
     on_a_lane(&yaml(&server), async |redis| {
         assert!(redis.ready(DEADLINE).await);
