@@ -265,6 +265,23 @@ fn each_tampering_in_postgres_is_named_with_its_events() {
 }
 
 /// One of a killed process by its heir, while what the killed one had sent last was still on its way.
+/// End marks have no events, by whose number a worker bounds what it stores at once.
+#[test]
+fn more_boots_than_a_worker_remembers_are_stored_at_once() {
+    let kept = Kept::new(Kind::Postgres);
+    let mut writer = write::Writer::new(kept.pools().clone(), RETENTION);
+    let end = |_| {
+        let id = clock::uuid(noon());
+        let boot = Boot::new("a".into(), id, noon().into(), Hasher::new(Some(KEY)));
+        { boot }.end(noon().into(), 0).1
+    };
+    let ends: Vec<_> = (0..10_001).map(end).collect();
+    let packed: Vec<_> = ends.iter().map(AsRef::as_ref).collect();
+    kept.store(&mut writer, &packed);
+    kept.append(&mut kept.process("b"), 1..=5, noon());
+    assert_eq!(kept.faults(), []);
+}
+
 #[test]
 fn an_end_mark_that_came_too_early_is_no_fault() {
     let kept = Kept::new(Kind::Postgres);

@@ -32,7 +32,7 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 const LONG: Duration = Duration::from_secs(10);
 /// Rows go to the connection in pieces of about this many bytes.
 const PIECE: usize = 128 << 10;
-/// Boots that are remembered, at most.
+/// Boots that are remembered from one transaction to the next, at most.
 const BOOTS: usize = 10_000;
 
 /// What a transaction begins with. A claim waits for another's transaction, but not long: its batches can be left to it. A
@@ -272,6 +272,9 @@ impl Writer {
         connection: &Client,
         batches: &[&Batch],
     ) -> Result<(), PostgresError> {
+        if self.boots.len() > BOOTS {
+            self.boots.clear();
+        }
         let headers = batches.iter().map(|batch| &batch.header);
         let mut new: Vec<_> = headers
             .filter(|header| !self.boots.contains_key(&Uuid::from_bytes(header.boot)))
@@ -292,11 +295,6 @@ impl Writer {
         connection
             .execute(BOOTS_ADD, &[&uuids, &instances, &started, &checks])
             .await?;
-        if self.boots.len() + uuids.len() > BOOTS {
-            // Those of the batches at hand are found again.
-            self.boots.clear();
-            return Box::pin(self.find_boots(connection, batches)).await;
-        }
         for row in connection.query(BOOTS_FIND, &[&uuids]).await? {
             self.boots.insert(row.try_get(0)?, row.try_get(1)?);
         }
