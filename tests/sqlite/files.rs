@@ -600,6 +600,27 @@ fn the_verdict_is_the_exit_code_and_names_the_rows() {
     assert_eq!(weir(&audit, &["verify"]).0, Some(1));
 }
 
+/// As `${file:…}` reads it, by which events are written.
+#[test]
+fn a_key_is_all_of_its_file_but_one_line_end() {
+    let audit = Audit::empty();
+    let file = audit.path.with_extension("key");
+    for (key, line_end) in [("a key \n", "\n"), ("a key\t", "\r\n"), ("  a key ", "")] {
+        let path = audit.path.with_file_name(format!("{}.db", key.len()));
+        let mut writer = Writer::open(&path, "a", Some(key.as_bytes()), NOW).unwrap();
+        writer.append(&mut events(1..=5), NOW).unwrap();
+        std::fs::write(&file, format!("{key}{line_end}")).unwrap();
+        let of_key = Audit {
+            directory: tempfile::tempdir().unwrap(),
+            path,
+        };
+        let verify = ["verify", "--key-file", file.to_str().unwrap()];
+        let (code, said) = weir(&of_key, &verify);
+        assert_eq!(code, Some(0), "{key:?}: {said}");
+        assert!(said.contains("5 events"), "{said}");
+    }
+}
+
 #[test]
 fn a_tail_shows_what_arrives_on_this_day_and_the_next_and_ends_well_when_its_reader_leaves() {
     let audit = Audit::empty();

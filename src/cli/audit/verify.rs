@@ -26,18 +26,15 @@ pub(super) async fn run(
 ) -> anyhow::Result<ExitCode> {
     let mut keys = Vec::new();
     for file in &key_files {
-        let key = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-        keys.push(key);
-        ensure!(
-            !trimmed(&keys).any(<[u8]>::is_empty),
-            "the key file {} is empty",
-            file.display()
-        );
+        let read = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let key = without_line_end(&read);
+        ensure!(!key.is_empty(), "the key file {} is empty", file.display());
+        keys.push(key.to_vec());
     }
     if key_files.is_empty() {
         keys.extend(configured.map(|key| key.0.into_bytes()));
     }
-    let keys = Keys::new(&Vec::from_iter(trimmed(&keys)));
+    let keys = Keys::new(&Vec::from_iter(keys.iter().map(Vec::as_slice)));
     let report = store.verify(&keys).await?;
     let kept_in = match store {
         Events::Sqlite(_) => FILES,
@@ -54,9 +51,10 @@ pub(super) async fn run(
     }
 }
 
-/// A key is all of its file but the line end that editors leave.
-fn trimmed(keys: &[Vec<u8>]) -> impl Iterator<Item = &[u8]> {
-    keys.iter().map(|key| key.trim_ascii_end())
+/// A key is all of its file but the line end that editors leave, as `${file:…}` reads it.
+fn without_line_end(key: &[u8]) -> &[u8] {
+    let line = key.strip_suffix(b"\n");
+    line.map_or(key, |line| line.strip_suffix(b"\r").unwrap_or(line))
 }
 
 fn said(report: &Report, kept_in: &str) -> String {
