@@ -121,7 +121,7 @@ impl Keys {
         format!("{}:c:{{{}}}", self.prefix, tag.as_str())
     }
 
-    /// The processes that live, and when each was last heard of.
+    /// The processes that live, and when each is given up.
     pub fn processes(&self) -> String {
         format!("{}:p:{{live}}", self.prefix)
     }

@@ -41,7 +41,7 @@ const WITHIN: Duration = Duration::from_secs(5);
 /// Between two who fail to take over.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// What was taken over. Dropped before [`Taken::serves`], it is as if nobody had asked.
+/// What was taken over. Dropped before [`Taken::say_serving`], it is as if nobody had asked.
 #[derive(Debug, Default)]
 pub(super) struct Taken {
     sockets: Vec<Socket>,

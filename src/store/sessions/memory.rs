@@ -148,9 +148,6 @@ impl Sessions {
 
     /// Starts a session. The user's maximum is kept whatever other lanes do at the same time: expired sessions do not count
     /// for it, and one that was lowered since evicts down to itself.
-    ///
-    /// The token is always a new one, never one that a client brought: that is what keeps a session from being fixed (OWASP
-    /// Session Management, "Renew the Session ID After Any Privilege Level Change"). A caller ends the old session itself.
     pub fn create(
         &self,
         settings: &Settings,

@@ -255,7 +255,7 @@ fn place(day: Day, arrival: i64) -> Cursor {
     }
 }
 
-/// The events of one file that arrived behind `after` and ahead of `before` and pass by what has a column; [`Filter::passes`] asks
+/// The events of one file that arrived behind `after` and ahead of `before` and pass by what has a column; [`Filter::admits_traits`] asks
 /// for the rest.
 pub(super) fn select(
     filter: &Filter,

@@ -430,7 +430,6 @@ impl Streams {
     }
 }
 
-/// Of several streams: the oldest entry of any, and the sums.
 impl Lag {
     /// As it is after that time, where nothing was stored meanwhile.
     pub fn aged(self, by: Duration) -> Lag {
@@ -441,6 +440,7 @@ impl Lag {
     }
 }
 
+/// Of several streams: the oldest entry of any, and the sums.
 impl Sum for Lag {
     fn sum<I: Iterator<Item = Lag>>(lags: I) -> Lag {
         lags.fold(Lag::default(), |all, one| Lag {

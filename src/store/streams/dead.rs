@@ -7,6 +7,7 @@ use super::consume::{Shard, Streams, list, named, number};
 use crate::event::Micros;
 use crate::store::redis::{Arg, CallError};
 
+/// For a call, which whoever has typed the command waits for.
 const BUDGET: Duration = Duration::from_secs(5);
 
 /// A batch that could not be stored.
