@@ -22,7 +22,8 @@ const CLIENT_LEFT: u16 = 499;
 /// Recorded for a request without an answer that a panic or the end of a drain cut off.
 const CUT_OFF: u16 = 503;
 
-/// Why a response broke off.
+/// Why an exchange broke off.
+pub(super) const CLIENT_GONE: &str = "client_left";
 pub(super) const UPSTREAM_LEFT: &str = "upstream_aborted";
 const CUT_SHORT: &str = "cut_off";
 
@@ -215,7 +216,9 @@ impl Record {
     }
 
     fn is_logged(&self, log: &AccessLog) -> bool {
-        let is_error = self.status >= 500 || matches!(self.reason, Some(UPSTREAM_LEFT | CUT_SHORT));
+        // A client that leaves breaks nothing off but its own part.
+        let broke_off = !self.rejected && self.reason.is_some_and(|reason| reason != CLIENT_GONE);
+        let is_error = self.status >= 500 || broke_off;
         (log.errors && is_error)
             || (log.rejected && self.rejected)
             || log.sample >= 1.0

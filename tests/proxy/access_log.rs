@@ -360,6 +360,33 @@ fn a_response_that_breaks_off_is_an_error() {
     assert!(weir.child.wait().unwrap().success());
 }
 
+/// So is one that weir breaks off, since the rest of the request is at fault.
+#[test]
+fn a_response_that_weir_breaks_off_is_an_error() {
+    let upstream = scripted(|mut stream| {
+        if read_head(&mut stream).is_some() {
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf");
+            let _ = stream.read_to_end(&mut Vec::new());
+        }
+    });
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nupstream: http://{upstream}\n\
+         telemetry: {{access_log: {{format: json, sample: 0%, always: [errors]}}}}\n"
+    ));
+    let mut weir = Running::start(config.path());
+    let lines = weir.output();
+    let mut client = weir.connect();
+    let head = "POST /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n";
+    client.write_all(head.as_bytes()).unwrap();
+    read_head(&mut client).unwrap();
+    client.write_all(b"zz\r\n").unwrap();
+    let line = next(&lines);
+    assert_eq!(
+        (&line["status"], &line["label"]),
+        (&200.into(), &"bad_body".into())
+    );
+}
+
 /// What waits to be written is bounded by the number of its lines.
 #[test]
 fn a_text_is_told_up_to_4_kib_of_it() {
