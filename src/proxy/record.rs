@@ -54,6 +54,8 @@ pub(super) struct Record {
     pub sent: Option<Duration>,
     /// When its response's head was here.
     pub answered: Option<Duration>,
+    /// When it was known that the exchange had failed.
+    failed: Option<Duration>,
     /// Where it is a probe of a half-open breaker.
     pub probe: Option<Rc<Probe>>,
     /// How often it was tried again at the upstream.
@@ -101,6 +103,7 @@ impl Record {
             forwarded: None,
             sent: None,
             answered: None,
+            failed: None,
             probe: None,
             tried_again: 0,
             before: Vec::new(),
@@ -149,7 +152,8 @@ impl Record {
     /// The upstream's part of the time: from the end of the request to the head of the response, or to now. How fast the
     /// client sends and reads has no part in it.
     pub(super) fn waited(&self) -> Option<Duration> {
-        let until = self.answered.unwrap_or_else(clock::mono);
+        let until = self.answered.or(self.failed);
+        let until = until.unwrap_or_else(clock::mono);
         self.sent.map(|sent| until.saturating_sub(sent))
     }
 
@@ -201,6 +205,7 @@ impl Record {
 
     /// The client was told so by weir, in a `body` too.
     pub(super) fn note_refused(&mut self, rejection: &Rejection, body: bool) {
+        self.failed.get_or_insert_with(clock::mono);
         self.status = rejection.status();
         self.bytes_out = if body { rejection.body_len() } else { 0 };
         self.reason = Some(rejection.reason());
@@ -209,6 +214,7 @@ impl Record {
 
     /// The exchange broke off, for the client's part or the upstream's.
     pub(super) fn note_aborted(&mut self, reason: &'static str) {
+        self.failed.get_or_insert_with(clock::mono);
         if self.status == 0 {
             (self.status, self.untold) = (CLIENT_LEFT, true);
         }

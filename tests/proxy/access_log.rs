@@ -5,7 +5,7 @@ use std::process::{Child, Command};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use super::harness::process::{Running, file, signal};
+use super::harness::process::{Running, audited, file, signal};
 use super::harness::raw::{read_head, scripted};
 use super::harness::{Client, DEADLINE, Upstream, eventually, metrics};
 use serde_json::Value;
@@ -385,6 +385,27 @@ fn a_response_that_weir_breaks_off_is_an_error() {
         (&line["status"], &line["label"]),
         (&200.into(), &"bad_body".into())
     );
+}
+
+/// How long the upstream took is known once it has failed: what it takes to put that on record is no part of it.
+#[test]
+fn a_line_and_an_event_say_the_same_of_an_upstream_that_failed() {
+    let upstream = scripted(|mut stream| drop(read_head(&mut stream)));
+    let folder = tempfile::tempdir().unwrap();
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nupstream: http://{upstream}\n\
+         telemetry: {{access_log: {{format: json}}}}\n\
+         audit: {{delivery: guaranteed, sqlite: {{path: {}}}}}\n",
+        folder.path().join("audit.db").display()
+    ));
+    let mut weir = Running::start(config.path());
+    let lines = weir.output();
+    assert_eq!(weir.client().get("/x").status, 502);
+    let line = next(&lines);
+    let events = audited(config.path(), &[]);
+    let took = "upstream_duration_us";
+    assert!(line[took].is_u64(), "{line}");
+    assert_eq!(line[took], events[0][took], "{line} {events:?}");
 }
 
 /// What waits to be written is bounded by the number of its lines.
