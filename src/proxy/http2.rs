@@ -373,8 +373,9 @@ async fn one(
 ) -> Result<(), Failure> {
     let mut buffer = conn.lane.buffers.take();
     let read = read_head(conn, &mut buffer, parts, client.body.is_end_stream());
-    let (head, websocket_key) = read.inspect_err(|_| {
-        draft::begin_unrouted(&view.plan, conn, &buffer, None, record);
+    let (head, websocket_key) = read.map_err(|(rejection, head)| {
+        draft::begin_unrouted(&view.plan, conn, &buffer, head.as_ref(), record);
+        rejection
     })?;
     let way = admit::admit(&view.plan, conn, &buffer, &head, now, record).await?;
     let admitted = match way {
@@ -396,27 +397,36 @@ async fn one(
     Ok(())
 }
 
-/// Writes the request's head into `buffer` as one of HTTP/1.1; with the key of the WebSocket that it asks for, if it does.
+/// Writes the request's head into `buffer` as one of HTTP/1.1; with the key of the WebSocket that it asks for, if it does. One that asks for another
+/// protocol is refused, with its head where that is in order.
 fn read_head(
     conn: &Conn<'_>,
     buffer: &mut Vec<u8>,
     mut parts: Parts,
     ended: bool,
-) -> Result<(RequestHead, Option<String>), Rejection> {
-    let websocket_key = match parts.extensions.remove::<Protocol>() {
-        None => None,
+) -> Result<(RequestHead, Option<String>), (Rejection, Option<RequestHead>)> {
+    let protocol = parts.extensions.remove::<Protocol>();
+    // What follows the head of a CONNECT is no body.
+    let has_body = protocol.is_none() && !ended;
+    let (websocket_key, is_refused) = match protocol {
+        None => (None, false),
         Some(protocol) if protocol.as_str().as_bytes().eq_ignore_ascii_case(WEBSOCKET) => {
-            Some(websocket::key(fastrand::u128(..)))
+            (Some(websocket::key(fastrand::u128(..))), false)
         }
-        Some(_) => return Err(Rejection::OtherProtocol),
+        Some(_) => (None, true),
     };
     if let Some(key) = &websocket_key {
         websocket_request(&mut parts, key);
     }
-    // What follows the head of a CONNECT is no body.
-    let has_body = websocket_key.is_none() && !ended;
-    let head = downgrade_request(buffer, &parts, has_body, conn.listener.head_limits);
-    Ok((head.map_err(Rejection::BadHead)?, websocket_key))
+    if is_refused {
+        // It is told as a WebSocket is.
+        parts.method = http::Method::GET;
+    }
+    match downgrade_request(buffer, &parts, has_body, conn.listener.head_limits) {
+        head if is_refused => Err((Rejection::OtherProtocol, head.ok())),
+        Ok(head) => Ok((head, websocket_key)),
+        Err(error) => Err((Rejection::BadHead(error), None)),
+    }
 }
 
 /// Gives the answer that the route has by itself.
