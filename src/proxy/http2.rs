@@ -11,6 +11,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use h2::ext::Protocol;
 use h2::server::{self, SendResponse};
 use h2::{Ping, PingPong, Reason, RecvStream};
@@ -290,6 +291,18 @@ async fn serve(
     served
 }
 
+/// Whether `h2` itself has reset the request's stream, for a body that is not as long as its head says or breaks another rule: else that looks as
+/// though the client had.
+fn is_malformed(body: &mut RecvStream) -> bool {
+    loop {
+        match body.data().now_or_never() {
+            Some(Some(Ok(_))) => {}
+            Some(Some(Err(error))) => return error.is_library() && error.is_reset(),
+            Some(None) | None => return false,
+        }
+    }
+}
+
 /// Reads away what still comes behind an answer.
 async fn read_away(body: &mut RecvStream) {
     let rest = async {
@@ -337,7 +350,7 @@ async fn answer(
     let record = &mut ongoing.record;
     // Apart, since what a task is made of is moved several times until it runs.
     let client = Http2Client {
-        body,
+        body: &mut *body,
         respond: &mut *respond,
         window,
     };
@@ -352,7 +365,10 @@ async fn answer(
             Served::Answered
         }
         Err(failure) => {
-            record.note_aborted(failure.reason());
+            match failure {
+                Failure::ClientGone if is_malformed(body) => record.note_malformed(),
+                _ => record.note_aborted(failure.reason()),
+            }
             match failure {
                 Failure::ClientGone if record.elapsed() < SOON => Served::TakenBack,
                 _ => Served::BrokenOff,

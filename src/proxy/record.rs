@@ -149,8 +149,8 @@ impl Record {
         }
     }
 
-    /// The upstream's part of the time: from the end of the request to the head of the response, or to now. How fast the
-    /// client sends and reads has no part in it.
+    /// The upstream's part of the time: from the end of the request to the head of the response, to the failure in place of one, or to now. How
+    /// fast the client sends and reads has no part in it, nor what it takes to put the failure on record.
     pub(super) fn waited(&self) -> Option<Duration> {
         let until = self.answered.or(self.failed);
         let until = until.unwrap_or_else(clock::mono);
@@ -219,6 +219,17 @@ impl Record {
             (self.status, self.untold) = (CLIENT_LEFT, true);
         }
         self.reason = Some(reason);
+    }
+
+    /// The client's body was malformed, for which its stream is reset: by HTTP/2, which tells no status.
+    pub(super) fn note_malformed(&mut self) {
+        match self.status {
+            0 => {
+                self.note_refused(&Rejection::BadBody, false);
+                self.untold = true;
+            }
+            _ => self.note_aborted(Rejection::BadBody.reason()),
+        }
     }
 
     fn is_logged(&self, log: &AccessLog) -> bool {
