@@ -293,13 +293,25 @@ fn an_upstream_that_does_not_answer_the_key_opens_nothing() {
 
 #[test]
 fn another_protocol_by_connect_is_not_implemented() {
-    let world = World::new("", "");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("audit.db");
+    let audit = format!(", audit: {{sqlite: {{path: '{}'}}}}", file.display());
+    let world = World::new("", &audit);
     let mut client = Peer::start("ws_client.py", &[]);
     let address = &world.weir.address;
     let answer = client.ask(&json!({"do": "open", "address": address, "by": "http2", "path": "/echo", "protocol": "connect-udp"}));
     assert_eq!(answer["status"], 501, "{answer}");
     let refused = r#"weir_rejections_total{reason="other_protocol"}"#;
     assert_eq!(world.weir.metric(refused), 1);
+    // On record as what it asked for.
+    let mut events = Vec::new();
+    eventually(|| {
+        events = audited(world._config.path(), &[]);
+        !events.is_empty()
+    });
+    let told = ["method", "host", "path", "status", "label"].map(|key| events[0][key].clone());
+    let expected = json!(["GET", address, "/echo", 501, "other_protocol"]);
+    assert_eq!(json!(told), expected, "{events:?}");
 
     // One that does not say that it takes them.
     let upstream = echo_by_http2(false);

@@ -11,7 +11,7 @@ use super::following::LaneView;
 use super::headers;
 use super::lane::Lane;
 use super::outbox::Outbox;
-use super::record::{Record, UPSTREAM_LEFT};
+use super::record::{CLIENT_GONE, Record, UPSTREAM_LEFT};
 use super::reply::Rejection;
 use super::wire::{Deadlines, Elapsed, write};
 use crate::config::Listener;
@@ -78,7 +78,7 @@ impl Failure {
     pub(super) fn reason(&self) -> &'static str {
         match self {
             Failure::Reply(rejection, _) => rejection.reason(),
-            Failure::ClientGone => "client_left",
+            Failure::ClientGone => CLIENT_GONE,
             Failure::UpstreamGone => UPSTREAM_LEFT,
             Failure::NotPersisted => Rejection::AuditUnavailable.reason(),
             Failure::CutShort(reason) => reason,

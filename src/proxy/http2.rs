@@ -11,6 +11,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use h2::ext::Protocol;
 use h2::server::{self, SendResponse};
 use h2::{Ping, PingPong, Reason, RecvStream};
@@ -290,6 +291,18 @@ async fn serve(
     served
 }
 
+/// Whether `h2` itself has reset the request's stream, for a body that is not as long as its head says or breaks another rule: else that looks as
+/// though the client had.
+fn is_malformed(body: &mut RecvStream) -> bool {
+    loop {
+        match body.data().now_or_never() {
+            Some(Some(Ok(_))) => {}
+            Some(Some(Err(error))) => return error.is_library() && error.is_reset(),
+            Some(None) | None => return false,
+        }
+    }
+}
+
 /// Reads away what still comes behind an answer.
 async fn read_away(body: &mut RecvStream) {
     let rest = async {
@@ -337,7 +350,7 @@ async fn answer(
     let record = &mut ongoing.record;
     // Apart, since what a task is made of is moved several times until it runs.
     let client = Http2Client {
-        body,
+        body: &mut *body,
         respond: &mut *respond,
         window,
     };
@@ -352,7 +365,10 @@ async fn answer(
             Served::Answered
         }
         Err(failure) => {
-            record.note_aborted(failure.reason());
+            match failure {
+                Failure::ClientGone if is_malformed(body) => record.note_malformed(),
+                _ => record.note_aborted(failure.reason()),
+            }
             match failure {
                 Failure::ClientGone if record.elapsed() < SOON => Served::TakenBack,
                 _ => Served::BrokenOff,
@@ -373,8 +389,9 @@ async fn one(
 ) -> Result<(), Failure> {
     let mut buffer = conn.lane.buffers.take();
     let read = read_head(conn, &mut buffer, parts, client.body.is_end_stream());
-    let (head, websocket_key) = read.inspect_err(|_| {
-        draft::begin_unrouted(&view.plan, conn, &buffer, None, record);
+    let (head, websocket_key) = read.map_err(|(rejection, head)| {
+        draft::begin_unrouted(&view.plan, conn, &buffer, head.as_ref(), record);
+        rejection
     })?;
     let way = admit::admit(&view.plan, conn, &buffer, &head, now, record).await?;
     let admitted = match way {
@@ -396,27 +413,36 @@ async fn one(
     Ok(())
 }
 
-/// Writes the request's head into `buffer` as one of HTTP/1.1; with the key of the WebSocket that it asks for, if it does.
+/// Writes the request's head into `buffer` as one of HTTP/1.1; with the key of the WebSocket that it asks for, if it does. One that asks for another
+/// protocol is refused, with its head where that is in order.
 fn read_head(
     conn: &Conn<'_>,
     buffer: &mut Vec<u8>,
     mut parts: Parts,
     ended: bool,
-) -> Result<(RequestHead, Option<String>), Rejection> {
-    let websocket_key = match parts.extensions.remove::<Protocol>() {
-        None => None,
+) -> Result<(RequestHead, Option<String>), (Rejection, Option<RequestHead>)> {
+    let protocol = parts.extensions.remove::<Protocol>();
+    // What follows the head of a CONNECT is no body.
+    let has_body = protocol.is_none() && !ended;
+    let (websocket_key, is_refused) = match protocol {
+        None => (None, false),
         Some(protocol) if protocol.as_str().as_bytes().eq_ignore_ascii_case(WEBSOCKET) => {
-            Some(websocket::key(fastrand::u128(..)))
+            (Some(websocket::key(fastrand::u128(..))), false)
         }
-        Some(_) => return Err(Rejection::OtherProtocol),
+        Some(_) => (None, true),
     };
     if let Some(key) = &websocket_key {
         websocket_request(&mut parts, key);
     }
-    // What follows the head of a CONNECT is no body.
-    let has_body = websocket_key.is_none() && !ended;
-    let head = downgrade_request(buffer, &parts, has_body, conn.listener.head_limits);
-    Ok((head.map_err(Rejection::BadHead)?, websocket_key))
+    if is_refused {
+        // It is told as a WebSocket is.
+        parts.method = http::Method::GET;
+    }
+    match downgrade_request(buffer, &parts, has_body, conn.listener.head_limits) {
+        head if is_refused => Err((Rejection::OtherProtocol, head.ok())),
+        Ok(head) => Ok((head, websocket_key)),
+        Err(error) => Err((Rejection::BadHead(error), None)),
+    }
 }
 
 /// Gives the answer that the route has by itself.

@@ -22,7 +22,8 @@ const CLIENT_LEFT: u16 = 499;
 /// Recorded for a request without an answer that a panic or the end of a drain cut off.
 const CUT_OFF: u16 = 503;
 
-/// Why a response broke off.
+/// Why an exchange broke off.
+pub(super) const CLIENT_GONE: &str = "client_left";
 pub(super) const UPSTREAM_LEFT: &str = "upstream_aborted";
 const CUT_SHORT: &str = "cut_off";
 
@@ -53,6 +54,8 @@ pub(super) struct Record {
     pub sent: Option<Duration>,
     /// When its response's head was here.
     pub answered: Option<Duration>,
+    /// When it was known that the exchange had failed.
+    failed: Option<Duration>,
     /// Where it is a probe of a half-open breaker.
     pub probe: Option<Rc<Probe>>,
     /// How often it was tried again at the upstream.
@@ -100,6 +103,7 @@ impl Record {
             forwarded: None,
             sent: None,
             answered: None,
+            failed: None,
             probe: None,
             tried_again: 0,
             before: Vec::new(),
@@ -145,10 +149,11 @@ impl Record {
         }
     }
 
-    /// The upstream's part of the time: from the end of the request to the head of the response, or to now. How fast the
-    /// client sends and reads has no part in it.
+    /// The upstream's part of the time: from the end of the request to the head of the response, to the failure in place of one, or to now. How
+    /// fast the client sends and reads has no part in it, nor what it takes to put the failure on record.
     pub(super) fn waited(&self) -> Option<Duration> {
-        let until = self.answered.unwrap_or_else(clock::mono);
+        let until = self.answered.or(self.failed);
+        let until = until.unwrap_or_else(clock::mono);
         self.sent.map(|sent| until.saturating_sub(sent))
     }
 
@@ -200,6 +205,7 @@ impl Record {
 
     /// The client was told so by weir, in a `body` too.
     pub(super) fn note_refused(&mut self, rejection: &Rejection, body: bool) {
+        self.failed.get_or_insert_with(clock::mono);
         self.status = rejection.status();
         self.bytes_out = if body { rejection.body_len() } else { 0 };
         self.reason = Some(rejection.reason());
@@ -208,14 +214,28 @@ impl Record {
 
     /// The exchange broke off, for the client's part or the upstream's.
     pub(super) fn note_aborted(&mut self, reason: &'static str) {
+        self.failed.get_or_insert_with(clock::mono);
         if self.status == 0 {
             (self.status, self.untold) = (CLIENT_LEFT, true);
         }
         self.reason = Some(reason);
     }
 
+    /// The client's body was malformed, for which its stream is reset: by HTTP/2, which tells no status.
+    pub(super) fn note_malformed(&mut self) {
+        match self.status {
+            0 => {
+                self.note_refused(&Rejection::BadBody, false);
+                self.untold = true;
+            }
+            _ => self.note_aborted(Rejection::BadBody.reason()),
+        }
+    }
+
     fn is_logged(&self, log: &AccessLog) -> bool {
-        let is_error = self.status >= 500 || matches!(self.reason, Some(UPSTREAM_LEFT | CUT_SHORT));
+        // A client that leaves breaks nothing off but its own part.
+        let broke_off = !self.rejected && self.reason.is_some_and(|reason| reason != CLIENT_GONE);
+        let is_error = self.status >= 500 || broke_off;
         (log.errors && is_error)
             || (log.rejected && self.rejected)
             || log.sample >= 1.0

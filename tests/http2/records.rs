@@ -1,13 +1,16 @@
 //! What is on record of requests by HTTP/2: events, metrics, and answers held back until their event is safe.
 
+use std::io::{Read as _, Write as _};
 use std::sync::{Mutex, mpsc};
 
 use serde_json::{Value, json};
 
-use super::harness::frames::{self, DATA, END_HEADERS, END_STREAM, HEADERS, Raw};
+use super::harness::frames::{
+    self, CANCEL, DATA, END_HEADERS, END_STREAM, HEADERS, PROTOCOL_ERROR, Raw,
+};
 use super::harness::held::{Locked, lock, on_record, start};
 use super::harness::process::{Running, audited, file};
-use super::harness::raw::scripted;
+use super::harness::raw::{read_head, scripted};
 use super::harness::versions::{Client, Length, Origin, Outgoing, PAIRINGS, Version, run, soon};
 use super::harness::{Upstream, eventually};
 
@@ -180,6 +183,58 @@ async fn count(asks: Version, serves: Version, delivery: &str) {
         json!(["/cut/beside", "cut_off", 5]),
     ];
     assert_eq!(said, expected);
+}
+
+/// The stream is reset for it, and not by its client; what has been answered by then stays so.
+#[test]
+fn a_malformed_body_is_on_record_as_one() {
+    let upstream = scripted(|mut stream| {
+        if let Some(head) = read_head(&mut stream) {
+            if head.starts_with("POST /early") {
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf");
+            }
+            let _ = stream.read_to_end(&mut Vec::new());
+        }
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nupstream: http://{upstream}\n\
+         audit: {{sqlite: {{path: {}}}}}\n",
+        folder.path().join("audit.db").display(),
+    ));
+    let weir = Running::start(config.path());
+    let length = [("content-length", "6")];
+    let data = |flags, data: &[u8]| frames::frame(DATA, flags, 1, data);
+    let mut raw = Raw::client(weir.address.parse().unwrap(), &[]);
+    raw.send(&frames::request(1, 0, "POST", "/late", &length));
+    raw.send(&data(END_STREAM, b"abc"));
+    assert_eq!(raw.answer(1).reset, Some(PROTOCOL_ERROR));
+    let mut raw = Raw::client(weir.address.parse().unwrap(), &[]);
+    raw.send(&frames::request(1, 0, "POST", "/early", &length));
+    raw.send(&data(0, b"abc"));
+    raw.until(|frame| frame.kind == DATA);
+    raw.send(&data(END_STREAM, b"d"));
+    assert_eq!(raw.answer(1).reset, Some(PROTOCOL_ERROR));
+    // One whose client takes it back is another matter.
+    let mut raw = Raw::client(weir.address.parse().unwrap(), &[]);
+    raw.send(&frames::request(1, 0, "POST", "/late", &length));
+    raw.send(&frames::reset(1, CANCEL));
+    let ended = |reason| weir.metric(&format!("weir_rejections_total{{reason=\"{reason}\"}}"));
+    eventually(|| (ended("bad_body"), ended("client_left")) == (2, 1));
+    let mut events = Vec::new();
+    eventually(|| {
+        events = audited(config.path(), &[]);
+        events.len() == 3
+    });
+    let told = |event: &Value| json!([event["path"], event["status"], event["label"]]);
+    let mut told: Vec<_> = events.iter().map(|event| told(event).to_string()).collect();
+    told.sort();
+    let expected = [
+        json!(["/early", 200, "bad_body"]).to_string(),
+        json!(["/late", 400, "bad_body"]).to_string(),
+        json!(["/late", 499, "client_left"]).to_string(),
+    ];
+    assert_eq!(told, expected);
 }
 
 /// A stream's task goes behind its connection's.

@@ -5,7 +5,7 @@ use std::process::{Child, Command};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use super::harness::process::{Running, file, signal};
+use super::harness::process::{Running, audited, file, signal};
 use super::harness::raw::{read_head, scripted};
 use super::harness::{Client, DEADLINE, Upstream, eventually, metrics};
 use serde_json::Value;
@@ -358,6 +358,54 @@ fn a_response_that_breaks_off_is_an_error() {
     weir.signal("TERM");
     assert_eq!(told(next(&lines)), (200.into(), "cut_off".into()));
     assert!(weir.child.wait().unwrap().success());
+}
+
+/// So is one that weir breaks off, since the rest of the request is at fault.
+#[test]
+fn a_response_that_weir_breaks_off_is_an_error() {
+    let upstream = scripted(|mut stream| {
+        if read_head(&mut stream).is_some() {
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf");
+            let _ = stream.read_to_end(&mut Vec::new());
+        }
+    });
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nupstream: http://{upstream}\n\
+         telemetry: {{access_log: {{format: json, sample: 0%, always: [errors]}}}}\n"
+    ));
+    let mut weir = Running::start(config.path());
+    let lines = weir.output();
+    let mut client = weir.connect();
+    let head = "POST /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n";
+    client.write_all(head.as_bytes()).unwrap();
+    read_head(&mut client).unwrap();
+    client.write_all(b"zz\r\n").unwrap();
+    let line = next(&lines);
+    assert_eq!(
+        (&line["status"], &line["label"]),
+        (&200.into(), &"bad_body".into())
+    );
+}
+
+/// How long the upstream took is known once it has failed: what it takes to put that on record is no part of it.
+#[test]
+fn a_line_and_an_event_say_the_same_of_an_upstream_that_failed() {
+    let upstream = scripted(|mut stream| drop(read_head(&mut stream)));
+    let folder = tempfile::tempdir().unwrap();
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nupstream: http://{upstream}\n\
+         telemetry: {{access_log: {{format: json}}}}\n\
+         audit: {{delivery: guaranteed, sqlite: {{path: {}}}}}\n",
+        folder.path().join("audit.db").display()
+    ));
+    let mut weir = Running::start(config.path());
+    let lines = weir.output();
+    assert_eq!(weir.client().get("/x").status, 502);
+    let line = next(&lines);
+    let events = audited(config.path(), &[]);
+    let took = "upstream_duration_us";
+    assert!(line[took].is_u64(), "{line}");
+    assert_eq!(line[took], events[0][took], "{line} {events:?}");
 }
 
 /// What waits to be written is bounded by the number of its lines.
