@@ -301,15 +301,19 @@ impl LiveUpstream {
         changed
     }
 
-    /// What is known of a name, whatever is said of how it is looked up.
+    /// What is known of a name, whatever is said of how it is looked up; by other servers it is looked up at once.
     fn kept(&self, source: &Source) -> Option<(Vec<SocketAddr>, Look)> {
         let Source::Dns(name) = source else {
             return None;
         };
         let mut names = names(self);
-        let (index, _) = names.find(|(_, it)| it.name == name.name && it.port == name.port)?;
+        let (index, old) = names.find(|(_, it)| it.name == name.name && it.port == name.port)?;
         let found = self.members.lock().found[index].clone();
-        Some((found, Look::like(&self.looks[index])))
+        let within = match old.servers == name.servers {
+            true => name.refresh,
+            false => Duration::ZERO,
+        };
+        Some((found, Look::like(&self.looks[index], within)))
     }
 
     /// Notes the result of an active check: that it passed, or why not.
