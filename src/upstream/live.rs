@@ -98,8 +98,7 @@ impl LiveUpstream {
         old: Option<&LiveUpstream>,
         metrics: UpstreamMetrics,
     ) -> Arc<LiveUpstream> {
-        let named = settings.endpoints.iter().any(is_name);
-        let is_lone = settings.endpoints.len() == 1 && !named && settings.health.is_none();
+        let is_lone = is_lone(&settings);
         let kept = old.and_then(|old| {
             let same = old.settings.concurrency == settings.concurrency;
             same.then(|| old.caps.clone()).flatten()
@@ -159,7 +158,7 @@ impl LiveUpstream {
             if settings.health.is_none() || self.settings.health.is_none() {
                 member.checks = Checks::default();
             }
-            if settings.outlier_detection.is_none() || self.settings.outlier_detection.is_none() {
+            if !ejects(settings) || !self.ejects() {
                 member.ejections = Ejections::default();
             }
         }
@@ -217,9 +216,9 @@ impl LiveUpstream {
         names || self.settings.health.is_some() || self.ejects()
     }
 
-    /// Whether endpoints are ejected. A lone one is not: there is no other to take its requests.
+    /// Whether endpoints are ejected.
     pub fn ejects(&self) -> bool {
-        self.settings.outlier_detection.is_some() && !self.is_lone
+        ejects(&self.settings)
     }
 
     /// Changes whenever there are other endpoints.
@@ -302,15 +301,19 @@ impl LiveUpstream {
         changed
     }
 
-    /// What is known of a name, whatever is said of how it is looked up.
+    /// What is known of a name, whatever is said of how it is looked up; by other servers it is looked up at once.
     fn kept(&self, source: &Source) -> Option<(Vec<SocketAddr>, Look)> {
         let Source::Dns(name) = source else {
             return None;
         };
         let mut names = names(self);
-        let (index, _) = names.find(|(_, it)| it.name == name.name && it.port == name.port)?;
+        let (index, old) = names.find(|(_, it)| it.name == name.name && it.port == name.port)?;
         let found = self.members.lock().found[index].clone();
-        Some((found, Look::like(&self.looks[index])))
+        let within = match old.servers == name.servers {
+            true => name.refresh,
+            false => Duration::ZERO,
+        };
+        Some((found, Look::like(&self.looks[index], within)))
     }
 
     /// Notes the result of an active check: that it passed, or why not.
@@ -517,6 +520,16 @@ fn is_name(source: &Source) -> bool {
     }
 }
 
+fn is_lone(settings: &Upstream) -> bool {
+    let named = settings.endpoints.iter().any(is_name);
+    settings.endpoints.len() == 1 && !named && settings.health.is_none()
+}
+
+/// A lone endpoint is not ejected: there is no other to take its requests.
+fn ejects(settings: &Upstream) -> bool {
+    settings.outlier_detection.is_some() && !is_lone(settings)
+}
+
 /// The settings without those that do not touch endpoints.
 fn of_endpoints(upstream: &Upstream) -> Upstream {
     Upstream {
@@ -554,5 +567,36 @@ mod tests {
         live.readmit(clock::mono() + Duration::from_secs(2));
         assert_eq!(live.counts().ejected, 0);
         assert_eq!([fail(2), fail(1)], [0, 1]);
+    }
+
+    /// Nobody would take it back: a lone one is not judged.
+    #[test]
+    fn what_a_reload_leaves_alone_is_not_ejected_any_more() {
+        let settings = |endpoints: &str| {
+            let text = format!(
+                "listen: 127.0.0.1:0\nupstreams: {{app: {{endpoints: [{endpoints}], panic_threshold: 0%, \
+                 outlier_detection: {{consecutive_5xx: 1, base_ejection_time: 1s}}}}}}\nroutes: [{{upstream: app}}]\n"
+            );
+            check::parse(&text, &|_| None).unwrap().upstreams.remove(0)
+        };
+        let metrics = Metrics::default().upstreams.of("app");
+        let (one, both) = (
+            "'http://127.0.0.1:1'",
+            "'http://127.0.0.1:1', 'http://127.0.0.1:2'",
+        );
+        let of_both = LiveUpstream::new(settings(both), None, None, metrics.clone());
+        let alone = LiveUpstream::new(settings(one), None, Some(&of_both), metrics.clone());
+        // While names were looked up.
+        let endpoint = of_both.list().remove(0);
+        of_both.tell(&endpoint, EndpointOutcome::Failed(Fault::Status(500)));
+        assert_eq!(of_both.counts().ejected, 1);
+        alone.go_on_from(&of_both);
+        assert_eq!((alone.counts().up, alone.counts().ejected), (1, 0));
+        let alone = LiveUpstream::new(settings(one), None, Some(&of_both), metrics.clone());
+        assert_eq!((alone.counts().up, alone.counts().ejected), (1, 0));
+        assert_eq!(alone.endpoint_states(clock::mono())[0].name, "up");
+        // Others stay ejected.
+        let again = LiveUpstream::new(settings(both), None, Some(&of_both), metrics);
+        assert_eq!(again.counts().ejected, 1);
     }
 }

@@ -32,11 +32,12 @@ impl Look {
         self.due.load(Ordering::Acquire) > 0
     }
 
-    /// As `old`, for a name that stays.
-    pub(super) fn like(old: &Look) -> Look {
+    /// As `old`, for a name that stays; due within this time at the latest.
+    pub(super) fn like(old: &Look, within: Duration) -> Look {
         let relaxed = Ordering::Relaxed;
+        let latest = clock::millis(clock::mono() + within);
         Look {
-            due: AtomicU64::new(old.due.load(relaxed)),
+            due: AtomicU64::new(old.due.load(relaxed).min(latest)),
             failures: AtomicU32::new(old.failures.load(relaxed)),
             nowhere: AtomicU32::new(old.nowhere.load(relaxed)),
         }

@@ -755,6 +755,34 @@ fn a_reload_keeps_the_addresses_of_a_name_that_stays() {
     assert!(servers.iter().all(|server| server.connections() == 1));
 }
 
+/// Else a shorter `refresh`, or another server, would be heeded once the last answer's time is over alone.
+#[test]
+fn a_name_is_looked_up_when_and_where_a_reload_says() {
+    let server = Server::start();
+    let names = [(); 2].map(|()| NameServer::start());
+    let port = server.address.port();
+    for names in &names {
+        names.says("app.test", &[server.ip()], 3_600);
+    }
+    let asked = |index: usize| names[index].asked.load(Ordering::Relaxed);
+    let config = |refresh: &str, index: usize| {
+        let at = names[index].address;
+        let endpoints =
+            format!("{{dns: 'app.test:{port}', refresh: {refresh}, servers: ['{at}']}}");
+        of_endpoints(&endpoints, "")
+    };
+    let lane = Lane::start(&config("1h", 0));
+    let mut client = lane.connect();
+    assert_eq!(client.get("/").status, 200);
+    let before = asked(0);
+    lane.reload(&config("100ms", 0));
+    eventually(|| asked(0) > before);
+    lane.reload(&config("2h", 1));
+    eventually(|| asked(1) > 0);
+    assert_eq!(client.get("/").status, 200);
+    assert_eq!(server.connections(), 1);
+}
+
 /// An upstream whose connections tell when they end.
 fn telling_of_ends() -> (SocketAddr, Receiver<()>) {
     let (ended, ends) = mpsc::channel();
