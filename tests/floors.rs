@@ -23,7 +23,7 @@ const FLOORS: [&[&str]; 4] = [
         "redirect",
         "telemetry",
     ],
-    &["clock", "heartbeat", "inject", "net", "policy"],
+    &["blocking", "clock", "heartbeat", "inject", "net", "policy"],
     &["admin", "audit", "plan", "store", "upstream"],
     &["background", "cli", "proxy"],
 ];

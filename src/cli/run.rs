@@ -14,7 +14,8 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
+use parking_lot::Mutex;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
@@ -35,6 +36,7 @@ use crate::admin::{Admin, Refusals};
 use crate::audit;
 use crate::background;
 use crate::background::supervise::{GaveUp, Supervisor};
+use crate::blocking;
 use crate::config::Config;
 use crate::config::check::Checked;
 use crate::config::yaml::Mistake;
@@ -56,6 +58,9 @@ const AUDIT_WITHIN: Duration = Duration::from_secs(5);
 
 /// For the last lines of the access log, and then for the last spans.
 const TELLING_WITHIN: Duration = Duration::from_secs(1);
+
+/// Before a thread that could not be begun is tried again.
+const AGAIN: Duration = Duration::from_millis(10);
 
 /// For the last answers of the admin port, where another process takes it over.
 const ANSWERS_WITHIN: Duration = Duration::from_millis(250);
@@ -398,8 +403,7 @@ impl Running {
         }
         let begin = |phase: &mut Phase| *phase = Phase::Draining.max(*phase);
         self.phases.send_modify(begin);
-        let (lanes, audit, last) = (self.lanes, self.audit, plan.clone());
-        let ended = tokio::task::spawn_blocking(move || end_threads(lanes, audit, &last)).await?;
+        let ended = wait_for_threads((self.lanes, self.audit, plan.clone())).await;
         if let Some(redis) = &self.redis {
             tokio::join!(
                 background::sessions::write_last_uses(&plan, &redis.sessions),
@@ -419,6 +423,37 @@ impl Running {
         }
         ended
     }
+}
+
+/// What is waited for at the end: lanes, what writes the audit, and the plan that has the rest.
+type Last = (
+    Vec<JoinHandle<io::Result<()>>>,
+    Option<audit::Writers>,
+    Arc<Plan>,
+);
+
+/// As [`end_threads`], on a thread of its own. Where none can be begun there may be one once the lanes' have ended.
+async fn wait_for_threads(last: Last) -> anyhow::Result<()> {
+    let last = Arc::new(Mutex::new(Some(last)));
+    loop {
+        let handed = last.clone();
+        if let Ok(ended) = blocking::hand_on(move || end_taken(&handed)) {
+            return ended.await.context("what waits for the lanes panicked")?;
+        }
+        let have_ended = |(lanes, ..): &Last| lanes.iter().all(JoinHandle::is_finished);
+        if last.lock().as_ref().is_some_and(have_ended) {
+            // Here, since it does not take long any more.
+            return end_taken(&last);
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+fn end_taken(last: &Mutex<Option<Last>>) -> anyhow::Result<()> {
+    let taken = last.lock().take();
+    taken.map_or(Ok(()), |(lanes, audit, plan)| {
+        end_threads(lanes, audit, &plan)
+    })
 }
 
 /// Waits for the lanes, and then for what is still to be written of their requests; the error is that of a lane.

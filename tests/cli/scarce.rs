@@ -4,13 +4,96 @@ use std::fs;
 use std::process::Command;
 
 use super::harness::process::{Running, file};
-use super::harness::eventually;
+use super::harness::{Upstream, eventually};
 
 /// Sets this bound of the process, as prlimit(1) writes it.
 fn bound(running: &Running, limit: &str) {
     let pid = format!("--pid={}", running.child.id());
     let set = Command::new("prlimit").args([&pid, limit]).status();
     assert!(set.unwrap().success());
+}
+
+/// No stack for one more thread, but all that is small. Who may have no more threads meets the same error.
+fn no_thread(running: &Running) {
+    let most = (running.memory("VmSize") + 1_024) * 1_024;
+    bound(running, &format!("--as={most}:unlimited"));
+}
+
+fn threads_again(running: &Running) {
+    bound(running, "--as=unlimited:unlimited");
+}
+
+#[test]
+fn an_end_without_a_thread_to_spare_answers_what_was_begun() {
+    let upstream = Upstream::held();
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nruntime: {{lanes: 1}}\nupstream: {}\n",
+        upstream.url()
+    ));
+    let mut running = Running::start(config.path());
+    let mut client = running.client();
+    client.begin("GET", "/", &[], "");
+    upstream.wait_for_request();
+    no_thread(&running);
+    running.signal("TERM");
+    running.log_until("draining");
+    upstream.answer("whole");
+    assert_eq!(client.finish().body, "whole");
+    assert!(running.child.wait().unwrap().success());
+}
+
+#[test]
+fn the_admin_port_answers_without_a_thread_to_spare() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0, token: secret}}\nruntime: {{lanes: 1}}\n\
+         routes: [{{reply: {{status: 200}}}}]\nworker: {{health: {{cache: 1ms}}}}\naudit: {{sqlite: {{path: {}}}}}\n",
+        folder.path().join("audit.db").display()
+    ));
+    let running = Running::start(config.path());
+    no_thread(&running);
+    let disk = |body: &str| {
+        let health: serde_json::Value = serde_json::from_str(body).unwrap();
+        health["checks"]["disk"].clone()
+    };
+    // The stack of a thread that has ended may be left for one.
+    eventually(|| {
+        assert_eq!(running.admin().get("/metrics").status, 200);
+        disk(&running.admin().get("/health").body)["error"]
+            .as_str()
+            .is_some_and(|error| error.starts_with("no thread can be begun"))
+    });
+    let query = || {
+        let token = ["Authorization: Bearer secret"];
+        running.admin().send("GET", "/v1/audit", &token, "")
+    };
+    let refused = query();
+    assert_eq!(refused.status, 503);
+    assert!(refused.body.contains("no thread can be begun"));
+    assert_eq!(running.metric("weir_panics_total"), 0);
+    threads_again(&running);
+    eventually(|| disk(&running.admin().get("/health").body)["disks"][0]["free_bytes"].is_u64());
+    assert_eq!(query().status, 200);
+}
+
+#[test]
+fn the_access_log_begins_once_there_is_a_thread_for_it() {
+    let config = file(
+        "listen: 127.0.0.1:0\nadmin: {address: 127.0.0.1:0}\nruntime: {lanes: 1}\n\
+         routes: [{reply: {status: 200}}]\ntelemetry: {access_log: {format: json}}\n",
+    );
+    let mut running = Running::start(config.path());
+    let lines = running.output();
+    no_thread(&running);
+    assert_eq!(running.client().get("/early").status, 200);
+    running.log_until("the access log has no thread");
+    threads_again(&running);
+    eventually(|| {
+        assert_eq!(running.client().get("/late").status, 200);
+        lines.try_recv().is_ok_and(|line| line.contains("/early"))
+    });
+    let lost = running.metric("weir_access_log_lines_total{result=\"dropped\"}");
+    assert_eq!(lost, 0);
 }
 
 #[test]
