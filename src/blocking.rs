@@ -2,16 +2,16 @@
 //!
 //! Not tokio's `spawn_blocking`: that panics, in whoever calls it, where the process may have no more threads.
 
-use std::io;
-use std::thread::{self, JoinHandle};
+use std::io::{self, ErrorKind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use tokio::sync::oneshot::{self, Receiver};
 
-/// Begins a thread. An error says what bounds threads.
-pub fn begin(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
-    let thread = thread::Builder::new().name(name.to_owned());
-    thread.spawn(work).map_err(none)
-}
+/// Threads at a time: a mount whose server is gone keeps them all.
+const MOST: usize = 512;
+
+static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
 
 /// Why there is no thread, and the mend.
 pub fn none(error: io::Error) -> io::Error {
@@ -26,15 +26,40 @@ pub fn hand_on<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<Receiver<T>> {
     let (done, result) = oneshot::channel();
-    // Whoever asked may be gone.
-    begin("blocking", move || drop(done.send(work())))?;
-    Ok(result)
+    let counted = Counted::one_more().ok_or_else(|| {
+        let said = format!("{MOST} threads wait for disks already");
+        io::Error::new(ErrorKind::WouldBlock, said)
+    })?;
+    let thread = thread::Builder::new().name("blocking".to_owned());
+    let begun = thread.spawn(move || {
+        let _counted = counted;
+        // Whoever asked may be gone.
+        let _ = done.send(work());
+    });
+    begun.map(|_| result).map_err(none)
 }
 
 /// What `work` gives; an error where no thread can be begun, and where it panics.
 pub async fn done<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
     let result = hand_on(work)?.await;
     result.map_err(|_| io::Error::other("the thread for it panicked"))
+}
+
+/// One of [`MOST`].
+struct Counted;
+
+impl Counted {
+    fn one_more() -> Option<Counted> {
+        let more = |under_way| (under_way < MOST).then_some(under_way + 1);
+        let counted = UNDER_WAY.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        counted.is_ok().then_some(Counted)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        UNDER_WAY.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::companion::Runs;
 use super::control::{self, Tasks};
@@ -137,7 +137,7 @@ async fn supervise(
         // At once, where no process is replaced.
         biased;
         served = ports.serve(accepting) => {
-            served?;
+            let accepting = served?;
             let offer = offered.and_then(|(admin, sockets)| {
                 let offer = Offer::new(admin, sockets);
                 let warned = offer.inspect_err(|error| {
@@ -146,7 +146,7 @@ async fn supervise(
                 warned.ok()
             });
             let reloads = reload::on_change(files, tls_files, load_and_warn, plan, hangup);
-            until_the_end(&mut signals, reloads, &mut running.tasks, offer).await?
+            until_the_end(&mut signals, reloads, &mut running.tasks, offer, accepting).await?
         }
         stopped = signals.stopped() => {
             stopped?;
@@ -158,6 +158,7 @@ async fn supervise(
     running.end(&why, &mut signals).await?;
     match why {
         Why::GaveUp(gave_up) => Err(gave_up.into()),
+        Why::NoLane => bail!("a lane ended before its time"),
         Why::Asked | Why::Replaced | Why::Aborted => Ok(()),
     }
 }
@@ -337,6 +338,8 @@ enum Why {
     /// By a signal, before the process that was to be replaced heard that this one serves: that one goes on.
     Aborted,
     GaveUp(GaveUp),
+    /// A lane could not begin: clients that the kernel gives to its sockets would wait for nobody.
+    NoLane,
 }
 
 /// Whichever comes first. All that is passed by value ends with it: the file is not read again, and the sockets that are offered are
@@ -346,13 +349,26 @@ async fn until_the_end(
     reloads: impl Future<Output = Infallible>,
     tasks: &mut Tasks,
     offer: Option<Offer>,
+    accepting: Vec<oneshot::Receiver<()>>,
 ) -> anyhow::Result<Why> {
     tokio::select! {
         stopped = signals.stopped() => stopped.map(|()| Why::Asked),
         never = reloads => match never {},
         gave_up = tasks.gave_up() => Ok(Why::GaveUp(gave_up)),
         () = take_over::taken(offer) => Ok(Why::Replaced),
+        () = no_lane(accepting) => Ok(Why::NoLane),
     }
+}
+
+/// Waits until one of the lanes has ended before it accepts connections; for ever where all do.
+async fn no_lane(accepting: Vec<oneshot::Receiver<()>>) {
+    for lane in accepting {
+        if lane.await.is_err() {
+            error!("a lane cannot begin: weir ends");
+            return;
+        }
+    }
+    pending().await
 }
 
 /// What is to be ended, in this order.
@@ -476,7 +492,7 @@ fn end_threads(
 fn join(threads: Vec<JoinHandle<std::io::Result<()>>>) -> anyhow::Result<()> {
     for thread in threads {
         match thread.join() {
-            Ok(ended) => ended?,
+            Ok(ended) => ended.context("a lane cannot serve")?,
             Err(_) => bail!("a lane panicked"),
         }
     }

@@ -141,3 +141,16 @@ fn a_change_that_came_while_no_file_could_be_opened_is_taken_up_later() {
     let failed = "weir_config_reloads_total{result=\"refused\"}";
     assert_eq!(running.metric(failed), 1);
 }
+
+#[test]
+fn a_process_with_too_few_files_for_its_lanes_ends_and_says_why() {
+    let config = file(
+        "listen: 127.0.0.1:0\nadmin: {address: 127.0.0.1:0}\nruntime: {lanes: 64}\n\
+         routes: [{reply: {status: 200}}]\n",
+    );
+    // Enough for all sockets, and not for what each lane waits by.
+    let mut running = Running::start_after("ulimit -n 120", config.path(), &[]);
+    running.log_until("a lane cannot begin");
+    running.log_until("a lane cannot serve: Too many open files");
+    assert_eq!(running.child.wait().unwrap().code(), Some(1));
+}
