@@ -1,8 +1,10 @@
 //! What a process does whose machine has no more of something for it, and that it goes on by itself once there is enough again.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
+use super::harness::collector::Collector;
 use super::harness::process::{Running, file};
 use super::harness::{Upstream, eventually};
 
@@ -13,9 +15,14 @@ fn bound(running: &Running, limit: &str) {
     assert!(set.unwrap().success());
 }
 
-/// No stack for one more thread, but all that is small. Who may have no more threads meets the same error.
+/// One whose threads each want a large stack, so that there can be room for all but that.
+fn with_large_stacks(config: &Path) -> Running {
+    Running::start_in(config, &[("RUST_MIN_STACK", "67108864")])
+}
+
+/// No stack for one more thread. Who may have no more threads meets the same error.
 fn no_thread(running: &Running) {
-    let most = (running.memory("VmSize") + 1_024) * 1_024;
+    let most = (running.memory("VmSize") + 32 * 1_024) * 1_024;
     bound(running, &format!("--as={most}:unlimited"));
 }
 
@@ -30,7 +37,7 @@ fn an_end_without_a_thread_to_spare_answers_what_was_begun() {
         "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nruntime: {{lanes: 1}}\nupstream: {}\n",
         upstream.url()
     ));
-    let mut running = Running::start(config.path());
+    let mut running = with_large_stacks(config.path());
     let mut client = running.client();
     client.begin("GET", "/", &[], "");
     upstream.wait_for_request();
@@ -50,14 +57,14 @@ fn the_admin_port_answers_without_a_thread_to_spare() {
          routes: [{{reply: {{status: 200}}}}]\nworker: {{health: {{cache: 1ms}}}}\naudit: {{sqlite: {{path: {}}}}}\n",
         folder.path().join("audit.db").display()
     ));
-    let running = Running::start(config.path());
-    no_thread(&running);
+    let running = with_large_stacks(config.path());
     let disk = |body: &str| {
         let health: serde_json::Value = serde_json::from_str(body).unwrap();
         health["checks"]["disk"].clone()
     };
-    // The stack of a thread that has ended may be left for one.
     eventually(|| {
+        // One that was under way then may have ended.
+        no_thread(&running);
         assert_eq!(running.admin().get("/metrics").status, 200);
         disk(&running.admin().get("/health").body)["error"]
             .as_str()
@@ -82,7 +89,7 @@ fn the_access_log_begins_once_there_is_a_thread_for_it() {
         "listen: 127.0.0.1:0\nadmin: {address: 127.0.0.1:0}\nruntime: {lanes: 1}\n\
          routes: [{reply: {status: 200}}]\ntelemetry: {access_log: {format: json}}\n",
     );
-    let mut running = Running::start(config.path());
+    let mut running = with_large_stacks(config.path());
     let lines = running.output();
     no_thread(&running);
     assert_eq!(running.client().get("/early").status, 200);
@@ -153,4 +160,23 @@ fn a_process_with_too_few_files_for_its_lanes_ends_and_says_why() {
     running.log_until("a lane cannot begin");
     running.log_until("a lane cannot serve: Too many open files");
     assert_eq!(running.child.wait().unwrap().code(), Some(1));
+}
+
+#[test]
+fn spans_go_out_once_there_is_a_thread_to_look_the_collector_up() {
+    let collector = Collector::start(None);
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nruntime: {{lanes: 1}}\nroutes: [{{reply: {{status: 200}}}}]\n\
+         telemetry: {{traces: {{otlp: 'http://localhost:{}', sample: 100%}}}}\n",
+        collector.port
+    ));
+    let running = with_large_stacks(config.path());
+    no_thread(&running);
+    assert_eq!(running.client().get("/").status, 200);
+    running.log_until("the collector takes no spans");
+    threads_again(&running);
+    eventually(|| {
+        running.client().get("/");
+        running.metric("weir_trace_spans_total{result=\"exported\"}") > 0
+    });
 }
