@@ -8,6 +8,7 @@
 pub mod admin;
 pub mod audit;
 pub mod background;
+pub mod blocking;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 /// From the ground up. A module imports from its own floor and those below, and never in a circle.
 const FLOORS: [&[&str]; 4] = [
     &[
+        "blocking",
         "config",
         "event",
         "http1",

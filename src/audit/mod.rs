@@ -23,6 +23,7 @@ use tracing::error;
 
 use self::receipt::Duty;
 use self::tray::{Slot, Tray};
+use crate::blocking;
 use crate::clock;
 use crate::config::audit::Delivery;
 use crate::event::Encoded;
@@ -247,7 +248,7 @@ fn begin(
 ) -> io::Result<JoinHandle<()>> {
     let shared = shared.clone();
     let thread = thread::Builder::new().name(name.to_owned());
-    thread.spawn(move || {
+    let begun = thread.spawn(move || {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
             let said =
                 "a thread of the audit has panicked, and events are no longer kept, or no longer sent: restart weir";
@@ -255,7 +256,8 @@ fn begin(
             shared.note_panic();
             resume_unwind(panic);
         }
-    })
+    });
+    begun.map_err(blocking::none)
 }
 
 impl Shared {

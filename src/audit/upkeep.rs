@@ -1,6 +1,7 @@
 //! What becomes of SQLite's days beside the writing: those that are over are closed, and old ones removed, on a thread that tries until it
 //! is done. Must not write events.
 
+use std::mem::replace;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use tracing::{error, info};
 
 use super::{Shared, Troubles};
+use crate::blocking;
 use crate::clock;
 use crate::policy::retry::Pauses;
 use crate::store::audit::StoreError;
@@ -31,6 +33,8 @@ pub(super) struct Daily {
     upkeep: Upkeep,
     /// The thread that does it, and what for.
     begun: Option<(Days, JoinHandle<()>)>,
+    /// Whether the last try to begin it failed, which is told once: one comes with each batch.
+    lacks_thread: bool,
 }
 
 /// The day of the file that is written to, and that of the clock.
@@ -54,6 +58,7 @@ impl Daily {
         Daily {
             upkeep,
             begun: None,
+            lacks_thread: false,
         }
     }
 
@@ -77,9 +82,13 @@ impl Daily {
                     upkeep.tell(|troubles| &mut troubles.upkeep, said.to_owned());
                 }
             });
-        match thread {
+        let lacked = replace(&mut self.lacks_thread, thread.is_err());
+        match thread.map_err(blocking::none) {
             Ok(thread) => self.begun = Some((days, thread)),
-            Err(error) => error!(%error, "no thread to close days of the audit: tried again"),
+            Err(_) if lacked => {}
+            Err(error) => {
+                error!(%error, "days of the audit are not closed or removed; it is tried again");
+            }
         }
     }
 }

@@ -31,7 +31,10 @@ use crate::telemetry::metrics::Metrics;
 pub(super) fn run<T>(main: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     files::raise();
     let runtime = Builder::new_current_thread().enable_all().build()?;
-    let ended = runtime.block_on(main);
+    let ended = runtime.block_on(async {
+        files::outlive_long_ones()?;
+        main.await
+    });
     // Not for a look-up of a name that takes its time.
     runtime.shutdown_background();
     ended

@@ -1,6 +1,10 @@
-//! How many files a process may have open: raised at the start, and warned of where connections could come to more.
+//! How many files a process may have open: raised at the start, and warned of where connections could come to more; and that one which may not grow
+//! ends no process.
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::io;
+
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
 use tracing::warn;
 
 use crate::config::Config;
@@ -15,6 +19,12 @@ pub(super) fn raise() {
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         warn!(%error, "the bound on open files cannot be raised to the hard one");
     }
+}
+
+/// Has what may not grow any more (RLIMIT_FSIZE) fail to be written, as on a full disk, where the kernel would end the process.
+pub(super) fn outlive_long_ones() -> io::Result<()> {
+    // Its handler stays.
+    signal(SignalKind::from_raw(Signal::XFSZ.as_raw())).map(drop)
 }
 
 /// Warns where the listeners' connections need more.

@@ -5,6 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::fs::{self, Metadata};
+use std::io;
+use std::mem::replace;
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -12,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
+use rustix::io::Errno;
 use tokio::signal::unix::Signal;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
@@ -58,12 +61,15 @@ pub(super) async fn on_change(
         load,
         plan,
         refused: false,
+        starved: false,
         replaced_plans: Vec::new(),
     };
     loop {
         let asked_or_changed = tokio::select! {
             _ = hangup.recv() => true,
-            _ = look.tick() => reloads.files.look(clock::wall()),
+            _ = look.tick() => {
+                reloads.files.look(clock::wall()) || (reloads.starved && !reloads.files.are_changing())
+            }
         };
         // A plan takes effect whole, and files are watched on. A panic in what is read is told as a mistake in it: this is of what else there is.
         let done = AssertUnwindSafe(reloads.go_on(asked_or_changed)).catch_unwind();
@@ -81,6 +87,8 @@ struct Reloads<L> {
     plan: watch::Sender<Arc<Plan>>,
     /// Whether the file was, when it was read last.
     refused: bool,
+    /// Whether a file could not be read then since the process has as many open as it may. It is tried again with each look, and told once.
+    starved: bool,
     /// Freed here, once no lane goes by them: of a large one that is the work of many milliseconds, which a lane would miss.
     replaced_plans: Vec<Arc<Plan>>,
 }
@@ -106,6 +114,7 @@ impl<L: Fn(&Path) -> anyhow::Result<Config>> Reloads<L> {
         self.tls_files = self.tls_files.go_on_with(named);
         let Some(loaded) = loaded else {
             let wrong = self.renew().await;
+            self.starved = wrong.iter().any(|error| lacks_files(error));
             self.plan.borrow().metrics.reloads.note(wrong.is_empty());
             tell(&wrong);
             return;
@@ -114,6 +123,8 @@ impl<L: Fn(&Path) -> anyhow::Result<Config>> Reloads<L> {
             .and_then(|config| self.unless_it_panics(|| replaced_by(&self.plan.borrow(), config)));
         let was_refused = self.refused;
         self.refused = replaced.is_err();
+        let is_starved = replaced.as_ref().is_err_and(|error| lacks_files(error));
+        let was_starved = replace(&mut self.starved, is_starved);
         match replaced {
             Ok(new) => {
                 let is_as_before = {
@@ -129,6 +140,8 @@ impl<L: Fn(&Path) -> anyhow::Result<Config>> Reloads<L> {
                 };
                 info!(file = %self.files.path.display(), "{said}");
             }
+            // Told when it began.
+            Err(_) if is_starved && was_starved => {}
             Err(error) => {
                 self.plan.borrow().metrics.reloads.note(false);
                 let file = self.files.path.display();
@@ -188,6 +201,12 @@ impl<L: Fn(&Path) -> anyhow::Result<Config>> Reloads<L> {
     }
 }
 
+/// Whether this is told of a file that could not be opened since too many are.
+fn lacks_files(error: &str) -> bool {
+    let lacks = |errno: Errno| error.contains(&io::Error::from(errno).to_string());
+    lacks(Errno::MFILE) || lacks(Errno::NFILE)
+}
+
 /// Of a renewal, with what was wrong.
 fn tell(wrong: &[String]) {
     for error in wrong {
@@ -205,9 +224,11 @@ pub(super) async fn stores_on_change(plan: Arc<Plan>, mut tls_files: TlsFiles) -
     let mut secured = plan.secured.clone();
     let mut look = interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // As with those of lanes.
+    let mut starved = false;
     loop {
         look.tick().await;
-        if !tls_files.look() {
+        if !tls_files.look() && !starved {
             continue;
         }
         let (renewed, wrong) = secured.renewed(&plan.config);
@@ -217,6 +238,10 @@ pub(super) async fn stores_on_change(plan: Arc<Plan>, mut tls_files: TlsFiles) -
             .tls
             .certificates
             .note_lifetimes(secured.certificates());
+        let is_starved = wrong.iter().any(|error| lacks_files(error));
+        if replace(&mut starved, is_starved) && is_starved {
+            continue;
+        }
         plan.metrics.reloads.note(wrong.is_empty());
         tell(&wrong);
         warn_of_dates(&secured);

@@ -14,12 +14,13 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
+use parking_lot::Mutex;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::companion::Runs;
 use super::control::{self, Tasks};
@@ -35,6 +36,7 @@ use crate::admin::{Admin, Refusals};
 use crate::audit;
 use crate::background;
 use crate::background::supervise::{GaveUp, Supervisor};
+use crate::blocking;
 use crate::config::Config;
 use crate::config::check::Checked;
 use crate::config::yaml::Mistake;
@@ -56,6 +58,9 @@ const AUDIT_WITHIN: Duration = Duration::from_secs(5);
 
 /// For the last lines of the access log, and then for the last spans.
 const TELLING_WITHIN: Duration = Duration::from_secs(1);
+
+/// Before a thread that could not be begun is tried again.
+const AGAIN: Duration = Duration::from_millis(10);
 
 /// For the last answers of the admin port, where another process takes it over.
 const ANSWERS_WITHIN: Duration = Duration::from_millis(250);
@@ -132,7 +137,7 @@ async fn supervise(
         // At once, where no process is replaced.
         biased;
         served = ports.serve(accepting) => {
-            served?;
+            let accepting = served?;
             let offer = offered.and_then(|(admin, sockets)| {
                 let offer = Offer::new(admin, sockets);
                 let warned = offer.inspect_err(|error| {
@@ -141,7 +146,7 @@ async fn supervise(
                 warned.ok()
             });
             let reloads = reload::on_change(files, tls_files, load_and_warn, plan, hangup);
-            until_the_end(&mut signals, reloads, &mut running.tasks, offer).await?
+            until_the_end(&mut signals, reloads, &mut running.tasks, offer, accepting).await?
         }
         stopped = signals.stopped() => {
             stopped?;
@@ -153,6 +158,7 @@ async fn supervise(
     running.end(&why, &mut signals).await?;
     match why {
         Why::GaveUp(gave_up) => Err(gave_up.into()),
+        Why::NoLane => bail!("a lane ended before its time"),
         Why::Asked | Why::Replaced | Why::Aborted => Ok(()),
     }
 }
@@ -332,6 +338,8 @@ enum Why {
     /// By a signal, before the process that was to be replaced heard that this one serves: that one goes on.
     Aborted,
     GaveUp(GaveUp),
+    /// A lane could not begin: clients that the kernel gives to its sockets would wait for nobody.
+    NoLane,
 }
 
 /// Whichever comes first. All that is passed by value ends with it: the file is not read again, and the sockets that are offered are
@@ -341,13 +349,26 @@ async fn until_the_end(
     reloads: impl Future<Output = Infallible>,
     tasks: &mut Tasks,
     offer: Option<Offer>,
+    accepting: Vec<oneshot::Receiver<()>>,
 ) -> anyhow::Result<Why> {
     tokio::select! {
         stopped = signals.stopped() => stopped.map(|()| Why::Asked),
         never = reloads => match never {},
         gave_up = tasks.gave_up() => Ok(Why::GaveUp(gave_up)),
         () = take_over::taken(offer) => Ok(Why::Replaced),
+        () = no_lane(accepting) => Ok(Why::NoLane),
     }
+}
+
+/// Waits until one of the lanes has ended before it accepts connections; for ever where all do.
+async fn no_lane(accepting: Vec<oneshot::Receiver<()>>) {
+    for lane in accepting {
+        if lane.await.is_err() {
+            error!("a lane cannot begin: weir ends");
+            return;
+        }
+    }
+    pending().await
 }
 
 /// What is to be ended, in this order.
@@ -398,8 +419,7 @@ impl Running {
         }
         let begin = |phase: &mut Phase| *phase = Phase::Draining.max(*phase);
         self.phases.send_modify(begin);
-        let (lanes, audit, last) = (self.lanes, self.audit, plan.clone());
-        let ended = tokio::task::spawn_blocking(move || end_threads(lanes, audit, &last)).await?;
+        let ended = wait_for_threads((self.lanes, self.audit, plan.clone())).await;
         if let Some(redis) = &self.redis {
             tokio::join!(
                 background::sessions::write_last_uses(&plan, &redis.sessions),
@@ -419,6 +439,37 @@ impl Running {
         }
         ended
     }
+}
+
+/// What is waited for at the end: lanes, what writes the audit, and the plan that has the rest.
+type Last = (
+    Vec<JoinHandle<io::Result<()>>>,
+    Option<audit::Writers>,
+    Arc<Plan>,
+);
+
+/// As [`end_threads`], on a thread of its own. Where none can be begun there may be one once the lanes' have ended.
+async fn wait_for_threads(last: Last) -> anyhow::Result<()> {
+    let last = Arc::new(Mutex::new(Some(last)));
+    loop {
+        let handed = last.clone();
+        if let Ok(ended) = blocking::hand_on(move || end_taken(&handed)) {
+            return ended.await.context("what waits for the lanes panicked")?;
+        }
+        let have_ended = |(lanes, ..): &Last| lanes.iter().all(JoinHandle::is_finished);
+        if last.lock().as_ref().is_some_and(have_ended) {
+            // Here, since it does not take long any more.
+            return end_taken(&last);
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+fn end_taken(last: &Mutex<Option<Last>>) -> anyhow::Result<()> {
+    let taken = last.lock().take();
+    taken.map_or(Ok(()), |(lanes, audit, plan)| {
+        end_threads(lanes, audit, &plan)
+    })
 }
 
 /// Waits for the lanes, and then for what is still to be written of their requests; the error is that of a lane.
@@ -441,7 +492,7 @@ fn end_threads(
 fn join(threads: Vec<JoinHandle<std::io::Result<()>>>) -> anyhow::Result<()> {
     for thread in threads {
         match thread.join() {
-            Ok(ended) => ended?,
+            Ok(ended) => ended.context("a lane cannot serve")?,
             Err(_) => bail!("a lane panicked"),
         }
     }

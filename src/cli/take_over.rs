@@ -22,8 +22,10 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use crate::clock;
 use crate::config::listeners::Address;
 use crate::net::listen::Bound;
+use crate::telemetry::log::LogRateLimit;
 
 /// What processes of any version begin with.
 const VERSION: u8 = b'1';
@@ -145,12 +147,16 @@ impl Offer {
 
     /// Returns once another process serves at these sockets.
     async fn taken(self) {
+        // One who asks while nobody can be let in is met with each pause.
+        let mut lines = LogRateLimit::new(5);
         let stream = loop {
             match self.give().await {
                 Ok(stream) => break stream,
                 Err(error) => {
-                    let error = format!("{error:#}");
-                    warn!(error, "not taken over, and so going on");
+                    if lines.next(clock::mono()).is_some() {
+                        let error = format!("{error:#}");
+                        warn!(error, "not taken over, and so going on");
+                    }
                     tokio::time::sleep(PAUSE).await;
                 }
             }

@@ -19,7 +19,6 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
-use tokio::task::spawn_blocking;
 use tokio::time::{interval, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
@@ -28,6 +27,7 @@ use super::inject::Sidecar;
 use super::reload::{LOOK_EVERY, TlsFiles};
 use super::run::bind;
 use super::signals::Signals;
+use crate::blocking;
 use crate::clock;
 use crate::config::listeners::ListenerProtocol;
 use crate::config::tls::{Certificate, ClientAuth, ListenerTls, Version};
@@ -292,7 +292,7 @@ impl Webhook {
         let turn = turn.map_err(|_| unavailable("others' reviews take too long"))?;
         // Apart, since a review takes as long as what it reads has it take.
         let webhook = self.clone();
-        let reviewed = spawn_blocking(move || {
+        let reviewed = blocking::done(move || {
             // A caller that goes does not end it.
             let _held = (place, turn);
             let reviewed = webhook.reviewer.review(&body)?;

@@ -20,6 +20,7 @@ use super::outbox::Outbox;
 use super::reply::Date;
 use super::shed::{self, Shedding};
 use super::wire::Buffers;
+use crate::blocking;
 use crate::clock;
 use crate::heartbeat::Heartbeat;
 use crate::net::listen::{Accepting, Bound};
@@ -86,6 +87,7 @@ pub fn spawn(
                 }
             })
         })
+        .map_err(blocking::none)
 }
 
 /// Serves until the drain is over; what it leaves to be handed on, unless it drains before it serves.

@@ -4,11 +4,13 @@ use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd as _;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use serde::{Serialize, Serializer};
 use tracing::{error, warn};
 
@@ -29,42 +31,65 @@ pub struct Line<'a, 't> {
 }
 
 /// Lines on their way out, which have a thread once there are some.
-#[derive(Debug, Default)]
-pub struct AccessLog(OnceLock<Arc<Lines>>);
+#[derive(Debug)]
+pub struct AccessLog {
+    lines: Arc<Lines>,
+    has_thread: AtomicBool,
+    /// Whether it was told that no thread could be begun. Held by who begins one.
+    lacks_thread: Mutex<bool>,
+}
 
-impl AccessLog {
-    /// Hands on whole lines, or drops them where too many wait.
-    pub fn hand_on(&self, batch: &[u8]) {
-        self.0.get_or_init(begin).push(batch);
-    }
-
-    /// What became of the lines so far.
-    pub fn counts(&self) -> Counts {
-        let lines = self.0.get();
-        lines.map(|lines| lines.counts()).unwrap_or_default()
-    }
-
-    /// Waits until all lines are out, for at most `within`.
-    pub fn stop(&self, within: Duration) {
-        if self.0.get().is_some_and(|lines| !lines.flush(within)) {
-            warn!("standard output takes no more: the last lines of the access log are lost");
+impl Default for AccessLog {
+    fn default() -> AccessLog {
+        AccessLog {
+            lines: Arc::new(Lines::new(ROOM)),
+            has_thread: AtomicBool::new(false),
+            lacks_thread: Mutex::new(false),
         }
     }
 }
 
-/// Begins the thread that writes them.
-fn begin() -> Arc<Lines> {
-    let lines = Arc::new(Lines::new(ROOM));
-    let written = lines.clone();
-    // Without the buffer of std, which would write later what is counted as dropped.
-    let out = io::stdout().as_fd().try_clone_to_owned().map(File::from);
-    let thread = thread::Builder::new().name("access-log".to_owned());
-    let begun = out.and_then(|out| thread.spawn(move || write(&written, out)));
-    match begun {
-        Ok(_) => lines,
-        Err(error) => {
-            error!(%error, "the access log has no thread: all of its lines are dropped");
-            Arc::new(Lines::new(0))
+impl AccessLog {
+    /// Hands on whole lines, or drops them where too many wait.
+    pub fn hand_on(&self, batch: &[u8]) {
+        if !self.has_thread.load(Ordering::Relaxed) {
+            self.begin();
+        }
+        self.lines.push(batch);
+    }
+
+    /// What became of the lines so far.
+    pub fn counts(&self) -> Counts {
+        self.lines.counts()
+    }
+
+    /// Waits until all lines are out, for at most `within`.
+    pub fn stop(&self, within: Duration) {
+        if !self.lines.flush(within) {
+            warn!("standard output takes no more: the last lines of the access log are lost");
+        }
+    }
+
+    /// Begins the thread that writes them. Where there is none the next lines try again, and some wait until then.
+    fn begin(&self) {
+        // Another lane is at it.
+        let Some(mut lacks_thread) = self.lacks_thread.try_lock() else {
+            return;
+        };
+        if self.has_thread.load(Ordering::Relaxed) {
+            return;
+        }
+        let lines = self.lines.clone();
+        // Without the buffer of std, which would write later what is counted as dropped.
+        let out = io::stdout().as_fd().try_clone_to_owned().map(File::from);
+        let thread = thread::Builder::new().name("access-log".to_owned());
+        match out.and_then(|out| thread.spawn(move || write(&lines, out))) {
+            Ok(_) => self.has_thread.store(true, Ordering::Relaxed),
+            Err(error) if !*lacks_thread => {
+                *lacks_thread = true;
+                error!(%error, "the access log has no thread: lines wait for one, and those that are too many are dropped");
+            }
+            Err(_) => {}
         }
     }
 }

@@ -20,6 +20,7 @@ use tracing::{error, info, warn};
 
 use super::metrics::outlets::Outlet;
 use super::spans::{self, Traced};
+use crate::blocking;
 
 /// Requests of a batch, at most.
 pub const BATCH: usize = 64;
@@ -207,8 +208,9 @@ async fn send<E: SpanExporter>(
                 }
             }
         }
-        if fails && tokio::time::Instant::now() >= until {
-            // Its connection may lead to a machine that is gone, which the kernel takes a quarter of an hour to say.
+        // Its connection may lead to a machine that is gone, which the kernel takes a quarter of an hour to say. It may have none any more, since no
+        // thread could be begun to look the collector's name up, which ended what connects.
+        if fails && blocking::hand_on(|| ()).is_ok() {
             exporter = anew().unwrap_or(exporter);
         }
         if let Some(done) = stop {

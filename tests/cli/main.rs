@@ -15,3 +15,4 @@ mod pages;
 mod readme;
 mod reference;
 mod reload;
+mod scarce;

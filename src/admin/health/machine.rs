@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use serde_json::json;
 use tokio::sync::Semaphore;
-use tokio::task::spawn_blocking;
 
 use super::check::{Check, Finding, Status};
+use crate::blocking;
 use crate::clock;
 use crate::memory;
 use crate::telemetry::metrics::process::Used;
@@ -40,7 +40,7 @@ fn on_a_thread(name: &str, look: impl Fn() -> Finding + Send + Sync + 'static) -
             let Ok(turn) = turn else {
                 return Finding::error(Status::Degraded, "the last look hangs still");
             };
-            let looked = spawn_blocking(move || {
+            let looked = blocking::done(move || {
                 let _turn = turn;
                 look()
             });
@@ -78,7 +78,8 @@ impl Disk {
         let told = (seen.free.load(relaxed), seen.total.load(relaxed));
         if let Ok(turn) = self.turn.clone().try_acquire_owned() {
             let path = self.path.clone();
-            spawn_blocking(move || {
+            // Where there is no thread for it, the next scrape tries again.
+            let _ = blocking::hand_on(move || {
                 let _turn = turn;
                 if let Ok((free, total)) = space(&path) {
                     seen.free.store(free, relaxed);

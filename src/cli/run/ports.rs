@@ -111,11 +111,14 @@ impl LanePorts {
         addresses.collect::<Vec<_>>().join(", ")
     }
 
-    /// Has the process that is replaced drain, once all lanes accept.
-    pub(super) async fn serve(self, accepting: Vec<oneshot::Receiver<()>>) -> anyhow::Result<()> {
+    /// Has the process that is replaced drain, once all lanes accept. Gives back the lanes where nobody had to wait for them.
+    pub(super) async fn serve(
+        self,
+        mut accepting: Vec<oneshot::Receiver<()>>,
+    ) -> anyhow::Result<Vec<oneshot::Receiver<()>>> {
         if self.taken.is_some() {
             // A lane waits for Redis before it accepts: until then the old process is to serve.
-            for lane in accepting {
+            for lane in accepting.drain(..) {
                 lane.await.context("a lane cannot accept connections")?;
             }
             for (address, mode) in &self.listeners {
@@ -124,7 +127,7 @@ impl LanePorts {
             }
         }
         self.taken.say_serving().await;
-        Ok(())
+        Ok(accepting)
     }
 }
 

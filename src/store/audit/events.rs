@@ -1,13 +1,13 @@
 //! The audit's events wherever they are kept: one face of SQLite's files and of Postgres.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::task::spawn_blocking;
-
 use super::chain::Keys;
 use super::{Cursor, Filter, Found, Order, Report, StoreError, Stored};
+use crate::blocking;
 use crate::clock;
 use crate::store::postgres::{self, PostgresError};
 use crate::store::sqlite;
@@ -124,7 +124,12 @@ pub fn may_pass(error: &StoreError) -> bool {
         StoreError::Locked | StoreError::OutOfTime => true,
         StoreError::Other(error) => error
             .downcast_ref::<PostgresError>()
-            .is_some_and(|error| error.is_of_the_server() || error.is_slow()),
+            .map(|error| error.is_of_the_server() || error.is_slow())
+            // No thread for it.
+            .or(error
+                .downcast_ref()
+                .map(|error: &io::Error| error.kind() == io::ErrorKind::WouldBlock))
+            .unwrap_or(false),
         StoreError::OfDay(_, error) => may_pass(error),
         StoreError::Full
         | StoreError::Version { .. }
@@ -142,6 +147,6 @@ pub fn may_pass(error: &StoreError) -> bool {
 async fn blocking<T: Send + 'static>(
     call: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
-    let done = spawn_blocking(call).await;
-    done.unwrap_or_else(|panicked| Err(StoreError::Other(Box::new(panicked))))
+    let done = blocking::done(call).await;
+    done.unwrap_or_else(|error| Err(StoreError::Other(Box::new(error))))
 }

@@ -1,6 +1,7 @@
 //! One server of Postgres, with its pool and the connection that it is looked at by. Must not choose among servers.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -10,12 +11,13 @@ use deadpool_postgres::{
     RecyclingMethod, Runtime, TimeoutType, Timeouts,
 };
 use tokio::time::timeout;
-use tokio_postgres::config::SslMode;
+use tokio_postgres::config::{Host, SslMode};
 use tracing::{info, warn};
 
 use super::tls::MakeLatest;
 use super::url::{name, parse, set};
 use super::{CloseUnlessKept, OpenError, PostgresError};
+use crate::blocking;
 use crate::clock;
 use crate::net::tls::StoreTls;
 use crate::telemetry::metrics::process::PoolUse;
@@ -37,6 +39,8 @@ pub(super) struct Target {
     /// Whether it is of use only while it can be written to.
     pub(super) writes: bool,
     timeout: Duration,
+    /// Whether its name is looked up for each connection, on a thread of tokio's.
+    by_name: bool,
 }
 
 /// How a server is.
@@ -70,6 +74,11 @@ impl Target {
         let config = parse(place, url, timeout)?;
         let set = set(&config, settings);
         let tls = tls.filter(|_| config.get_ssl_mode() != SslMode::Disable);
+        let by_name = config.get_hostaddrs().is_empty()
+            && config
+                .get_hosts()
+                .iter()
+                .any(|host| matches!(host, Host::Tcp(name) if name.parse::<IpAddr>().is_err()));
         let within = timeout;
         let pool = |size: usize| {
             let recycling = ManagerConfig {
@@ -109,6 +118,7 @@ impl Target {
             sick: AtomicBool::new(false),
             writes: false,
             timeout,
+            by_name,
         })
     }
 
@@ -128,6 +138,11 @@ impl Target {
     }
 
     pub(super) async fn take(&self, pool: &Pool) -> Result<Client, PostgresError> {
+        if self.by_name && pool.status().available == 0 {
+            // Else tokio panics, whoever asks: a task that did so again and again would end the process.
+            let thread = blocking::hand_on(|| ());
+            thread.map_err(|error| PostgresError::Lost(format!("{}: {error}", self.name)))?;
+        }
         pool.get().await.map_err(|error| match error {
             PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => {
                 match PostgresError::from(error) {
