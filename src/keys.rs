@@ -3,7 +3,7 @@
 //!
 //! | key | is | lives |
 //! |---|---|---|
-//! | `weir:l:{KEY}:NbPERIOD` | a limit's `N`th token bucket of that period, from 0; `KEY` hashes the limit's name and the key's parts | until it is full, or up to a day more where a smaller burst cut something off |
+//! | `weir:l:{KEY}:NtPERIOD` | a limit's `N`th token bucket of that period in µs, from 0; `KEY` hashes the limit's name and the key's parts | until it is full, or up to a day more where a smaller burst cut something off |
 //! | `weir:l:{KEY}:NsWINDOW` | its `N`th sliding window of so many µs | two windows |
 //! | `weir:l:{KEY}:NfPERIOD` | its `N`th fixed window of that period | until it ends |
 //! | `weir:c:{KEY}` | a concurrency limit's slots: how many each process has, and until when | `hold_ttl` past the last call, or 2 s once none is taken |
