@@ -10,11 +10,11 @@
 --           back: unspent tokens of an earlier call
 --           taken_at: when those were debited, µs since the Unix epoch, by this server's clock
 --           then for each rule: µs that a token takes to come back, and the burst
--- reply   for each of ARGV such doubles: granted, now (µs since the Unix epoch), then for each rule: remaining, µs until the bucket is full,
+-- reply   for each of ARGV an array of one text, why its keys cannot be read or written (WRONGTYPE, OOM); or such doubles: granted, now (µs since the Unix epoch), then for each rule: remaining, µs until the bucket is full,
 --         µs until `first` can be granted, or where that was granted and less than `need`, one token more (0: now; -1: never), 0
 --
 -- A bucket is two such doubles: when it will be full (the theoretical arrival time of GCRA, ITU-T I.371 annex A), in µs since 2025, of
--- which a double holds 1/64 for decades; and the µs of a token by which that was found. Absent: full. At another rate, after
+-- which a double holds 1/64 until 2029, 1/16 until 2042; and the µs of a token by which that was found. Absent: full. At another rate, after
 -- a reload or an override, as many tokens are used; what a larger burst left empties this bucket and no more: a client would else wait
 -- for longer than it ever takes to fill. What is cut off so counts for larger bursts still, since processes with both may ask in turn,
 -- as while a reload goes from one to the next: it is two more doubles, the µs that were cut off, and the burst that did.
@@ -113,7 +113,14 @@ local replies, behind = {}, 0
 while behind < #KEYS do
   local asked = ARGV[#replies + 1]
   local rules = (#asked - 48) / 16
-  replies[#replies + 1] = grant(asked, rules, behind)
+  local ran, reply = pcall(grant, asked, rules, behind)
+  if not ran then
+    local why = type(reply) == 'table' and reply.err or reply
+    -- Of this key alone, or of what writes. All else is the server's answer to everyone.
+    if not (string.find(why, 'WRONGTYPE') or string.find(why, 'OOM ')) then error(reply, 0) end
+    reply = { why }
+  end
+  replies[#replies + 1] = reply
   behind = behind + rules
 end
 return replies

@@ -111,3 +111,31 @@ fn each_who_asked_hears_that_there_is_no_answer() {
         each_has_its_own(ask(&redis, &script, DEADLINE).await);
     });
 }
+
+/// Of one key, whose type is another, or of those that have something to write where nothing more may be written.
+#[test]
+fn a_key_that_cannot_be_written_spoils_no_other() {
+    let server = Server::single();
+    let said = "return {ARGV[1], {'WRONGTYPE it is a list'}, ARGV[3]}";
+    on_a_lane(&yaml(&server), async |redis| {
+        assert!(redis.ready(DEADLINE).await);
+        let script = Arc::new(Script::new(said));
+        let one = |number: usize| {
+            let mut arg = Doubles::default();
+            arg.push(number as f64);
+            let keys = [format!("{{{number}}}")].into_iter().collect();
+            redis.run_joined(&script, keys, arg, clock::now() + DEADLINE)
+        };
+        let [first, second, third] = &join_all((0..3).map(one)).await[..] else {
+            unreachable!("three were asked");
+        };
+        let own = |number: f64| Ok(Value::BulkString(number.to_le_bytes().to_vec()));
+        assert_eq!((first, third), (&own(0.0), &own(2.0)));
+        let refused = CallError::Refused("WRONGTYPE it is a list".to_owned());
+        assert_eq!(second, &Err(refused));
+        assert_eq!(
+            redis.client().refuses().as_deref(),
+            Some("WRONGTYPE it is a list")
+        );
+    });
+}

@@ -103,31 +103,36 @@ impl<'a> Counter<'a> {
         }
     }
 
+    /// As `store::limits::grants` asks.
+    fn args(&self, request: Request) -> Doubles {
+        let mut args = Doubles::default();
+        args.extend([request.first, request.need, request.want].map(|it| it as f64));
+        args.push(request.share);
+        args.extend([request.back, request.taken_at].map(|it| it as f64));
+        for rule in &self.rules {
+            match *rule {
+                Rule::Window(Window::Bucket { count: 0, .. }) => args.extend([1.0, 0.0]),
+                Rule::Window(Window::Bucket { count, per, burst }) => {
+                    args.extend([per.as_nanos() as f64 / 1000.0 / count as f64, burst as f64])
+                }
+                Rule::Window(Window::Sliding { limit, window }) => {
+                    args.extend([limit, micros(window)].map(|it| it as f64));
+                }
+                Rule::Window(Window::Fixed { limit, period }) => {
+                    args.push(limit as f64);
+                    let window = limit::window_at(period, weir::clock::wall());
+                    args.extend(window.map(|time| micros(time) as f64));
+                }
+                Rule::Slots(_) => unreachable!("no such kind"),
+            }
+        }
+        args
+    }
+
     async fn ask(&self, request: Request) -> Reply {
         loop {
             let keys: Vec<_> = self.keys.iter().map(String::as_str).collect();
-            let mut args = Doubles::default();
-            args.extend([request.first, request.need, request.want].map(|it| it as f64));
-            args.push(request.share);
-            args.extend([request.back, request.taken_at].map(|it| it as f64));
-            for rule in &self.rules {
-                match *rule {
-                    // As `store::limits::grants` asks.
-                    Rule::Window(Window::Bucket { count: 0, .. }) => args.extend([1.0, 0.0]),
-                    Rule::Window(Window::Bucket { count, per, burst }) => {
-                        args.extend([per.as_nanos() as f64 / 1000.0 / count as f64, burst as f64])
-                    }
-                    Rule::Window(Window::Sliding { limit, window }) => {
-                        args.extend([limit, micros(window)].map(|it| it as f64));
-                    }
-                    Rule::Window(Window::Fixed { limit, period }) => {
-                        args.push(limit as f64);
-                        let window = limit::window_at(period, weir::clock::wall());
-                        args.extend(window.map(|time| micros(time) as f64));
-                    }
-                    Rule::Slots(_) => unreachable!("no such kind"),
-                }
-            }
+            let args = self.args(request);
             let args = [args.as_arg()];
             let reply = self.redis.run(&self.script, &keys, &args).await.unwrap();
             let numbers = whole_numbers(&reply);
@@ -149,12 +154,19 @@ impl<'a> Counter<'a> {
 
 /// The doubles of the one part of a reply, of which none has a fraction.
 pub(super) fn whole_numbers(reply: &Value) -> Vec<i64> {
-    let Value::Array(parts) = reply else {
-        panic!("{reply:?}");
-    };
-    let [reply] = &parts[..] else {
-        panic!("{parts:?}");
-    };
+    let parts = parts(reply);
+    assert_eq!(parts.len(), 1, "{parts:?}");
+    numbers_of(&parts[0])
+}
+
+fn parts(reply: &Value) -> &[Value] {
+    match reply {
+        Value::Array(parts) => parts,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn numbers_of(reply: &Value) -> Vec<i64> {
     let numbers = Doubles::of(reply).unwrap_or_else(|| panic!("{reply:?}"));
     let whole = |number: f64| {
         assert_eq!(number.fract(), 0.0, "{reply:?}");
@@ -423,6 +435,84 @@ fn a_sliding_window_grants_what_the_arithmetic_does() {
 #[test]
 fn a_fixed_window_grants_what_the_arithmetic_does() {
     grants_are_those_of_the_arithmetic(Kind::Fixed);
+}
+
+/// Each by its own keys, and whatever becomes of the others.
+#[test]
+fn several_keys_of_a_call_are_as_if_each_was_asked_alone() {
+    let server = Server::single();
+    let hour = Duration::from_secs(3_600);
+    let rule = |kind, limit| {
+        Rule::Window(match kind {
+            Kind::Bucket => Window::Bucket {
+                count: 1,
+                per: hour,
+                burst: limit,
+            },
+            Kind::Sliding => Window::Sliding {
+                limit,
+                window: hour,
+            },
+            Kind::Fixed => Window::Fixed {
+                limit,
+                period: Period::Year,
+            },
+        })
+    };
+    let take = |tokens| Request {
+        first: tokens,
+        need: tokens,
+        want: tokens,
+        ..Request::default()
+    };
+    on_a_lane(
+        &server.yaml("t").replace("{urls", "{timeout: 5s, urls"),
+        async |redis| {
+            assert!(redis.ready(DEADLINE).await);
+            for kind in [Kind::Bucket, Kind::Sliding, Kind::Fixed] {
+                let limits = [&[10, 20][..], &[5], &[30], &[7, 8, 9], &[3]];
+                let of = |limits: &[u64]| {
+                    let rules = limits.iter().map(|limit| rule(kind, *limit));
+                    Counter::new(&redis, kind, rules.collect())
+                };
+                let counters = limits.map(of);
+                // One cannot be read, and one asks for more than there is.
+                server.cli(&["LPUSH", &counters[2].keys[0], "x"]);
+                let asked = [2, 1, 1, 4, 4].map(take);
+                let args: Vec<_> = counters
+                    .iter()
+                    .zip(asked)
+                    .map(|(it, take)| it.args(take))
+                    .collect();
+                let args: Vec<_> = args.iter().map(Doubles::as_arg).collect();
+                let keys = counters.iter().flat_map(|it| &it.keys);
+                let keys: Vec<_> = keys.map(String::as_str).collect();
+                let script = kind.script();
+                let reply = redis.run(&script, &keys, &args).await.unwrap();
+                let parts = parts(&reply);
+                assert_eq!(parts.len(), 5, "{reply:?}");
+                for (n, granted) in [(0, 2), (1, 1), (3, 4), (4, 0)] {
+                    let told = numbers_of(&parts[n]);
+                    let left = limits[n].iter().map(|limit| *limit as i64 - granted);
+                    let left: Vec<_> = left.collect();
+                    let remaining = told[2..].iter().step_by(4).copied();
+                    assert_eq!(
+                        (told[0], remaining.collect()),
+                        (granted, left.clone()),
+                        "{kind:?} {n}"
+                    );
+                    // So it is kept, too.
+                    let alone = counters[n].ask(take(0)).await;
+                    let remaining: Vec<_> = alone.rules.iter().map(|rule| rule[0]).collect();
+                    assert_eq!(remaining, left, "{kind:?} {n}");
+                }
+                let Value::Array(why) = &parts[2] else {
+                    panic!("{parts:?}");
+                };
+                assert!(format!("{why:?}").contains("WRONGTYPE"), "{why:?}");
+            }
+        },
+    );
 }
 
 /// A reload and an override change the burst and the rate of a bucket that is in use.

@@ -204,6 +204,7 @@ fn read(answer: &Value, windows: &Windows) -> Option<(u64, Answer)> {
         .then_some((now, Answer::Granted(grant)))
 }
 
+/// Of what is beyond 64 bits, as times of limits beyond reason are, the most.
 fn whole(number: f64) -> Option<u64> {
     (number >= 0.0 && number.fract() == 0.0).then_some(number as u64)
 }
@@ -251,6 +252,12 @@ mod tests {
             read(&[WRONG_WINDOW, at]),
             Some((_, Answer::WrongWindow))
         ));
+        // A window of 18446744073709551615 ms.
+        let most = 1.844_674_407_370_955_2e19;
+        let Some((_, Answer::Granted(grant))) = read(&[2.0, at, 3.0, most, 0.0, 0.0]) else {
+            panic!("it is whole");
+        };
+        assert_eq!(grant.rules[0].reset, Duration::from_micros(u64::MAX));
         for nonsense in [
             &[][..],
             &[2.0],

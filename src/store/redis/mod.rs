@@ -93,6 +93,8 @@ pub struct Redis {
     metrics: RedisMetrics,
     /// The calls that its servers refused lately.
     refusals: Mutex<Refusals>,
+    /// Whether a server alone has keys in slots all the same, as a proxy in front of a cluster does.
+    parts_keys: AtomicBool,
     /// Of its tasks.
     panics: Counter,
 }
@@ -118,6 +120,7 @@ impl Redis {
             stale: Notify::new(),
             metrics,
             refusals: Mutex::default(),
+            parts_keys: AtomicBool::new(false),
             panics,
         })
     }
@@ -182,12 +185,9 @@ impl Redis {
     }
 
     /// Notes it, and tells the log of the first of a row for each reason: it is full, lacks a right, or loads.
-    fn note_refused(&self, node: &Address, error: &RedisError, said: &str) {
+    fn note_refused(&self, node: &Address, reason: &str, said: &str) {
         let now = clock::mono();
-        let is_news = self
-            .refusals
-            .lock()
-            .note(reason(error), said.to_owned(), now);
+        let is_news = self.refusals.lock().note(reason, said.to_owned(), now);
         if is_news {
             warn!(client = self.name, %node, error = said, "redis refuses calls");
         }
@@ -225,8 +225,6 @@ pub struct Connections {
     following: tokio::task::JoinHandle<()>,
     /// Calls that are to go as one.
     waiting: Mutex<Vec<joined::Call>>,
-    /// Whether its one address has keys in slots all the same, as a proxy in front of a cluster does.
-    parts_keys: AtomicBool,
 }
 
 /// Who has which slot, as connections.
@@ -267,7 +265,6 @@ impl Connections {
             connected,
             following: tokio::spawn(follow),
             waiting: Mutex::default(),
-            parts_keys: AtomicBool::new(false),
         }
     }
 
@@ -352,7 +349,7 @@ impl Connections {
         let began = clock::now();
         let slot = keys::slot(keys[0].as_bytes());
         let answer = self
-            .attempts(slot, command, whole, Instant::now() + budget)
+            .attempts(slot, keys, command, whole, Instant::now() + budget)
             .await;
         if answer == Err(CallError::Down) {
             // Another node may have taken over.
@@ -366,6 +363,7 @@ impl Connections {
     async fn attempts(
         &self,
         slot: u16,
+        keys: &[&str],
         mut command: Cmd,
         whole: impl Fn() -> Cmd,
         deadline: Instant,
@@ -400,7 +398,11 @@ impl Connections {
                     redirected = Some((to, !moved));
                 }
                 ErrorKind::Server(ServerErrorKind::TryAgain) => sleep(TRY_AGAIN).await,
-                ErrorKind::Server(ServerErrorKind::CrossSlot) => return Err(CallError::CrossSlot),
+                ErrorKind::Server(ServerErrorKind::CrossSlot)
+                    if keys.iter().any(|key| keys::slot(key.as_bytes()) != slot) =>
+                {
+                    return Err(CallError::CrossSlot);
+                }
                 _ => {
                     let is_replica = is_read_only(&error);
                     if is_replica {
@@ -413,7 +415,8 @@ impl Connections {
                     // Of a stream that is new, or lost: who asks knows what to do.
                     let is_absent = |text: &str| said.contains(text);
                     if !["NOGROUP", "no such key"].into_iter().any(is_absent) {
-                        self.redis.note_refused(&node.address, &error, &said);
+                        self.redis
+                            .note_refused(&node.address, reason(&error), &said);
                     }
                     return Err(CallError::Refused(said));
                 }
