@@ -106,6 +106,8 @@ pub struct Charged {
     pub at: Now,
     /// What was left behind it, as its verdict said.
     pub remaining: u64,
+    /// Until the quota was to be whole again, as its verdict said: the end of a fixed window.
+    pub reset: Duration,
 }
 
 /// Gives back what an admitted request was charged that is refused elsewhere: no more than its window still counts, and nothing of
@@ -115,6 +117,7 @@ pub fn give_back(rule: &Rule, state: &mut State, charged: Charged, now: Now) {
         cost,
         at: then,
         remaining,
+        reset,
     } = charged;
     match *rule {
         Rule::Window(Window::Bucket { count, per, burst }) => {
@@ -144,10 +147,12 @@ pub fn give_back(rule: &Rule, state: &mut State, charged: Charged, now: Now) {
         }
         Rule::Window(Window::Fixed { period, .. }) => {
             let (end, used) = window_of(period, state, now.wall);
-            let (of_charge, _) = window_of(period, &State::default(), then.wall);
+            // Which by a clock that was set back is not the one that `then` is in.
+            let of_charge = (then.wall + reset).as_nanos();
+            let is_same = u128::from(end) == of_charge;
             *state = State {
                 a: end,
-                b: used.saturating_sub(if end == of_charge { cost } else { 0 }),
+                b: used.saturating_sub(if is_same { cost } else { 0 }),
                 c: 0,
             };
         }

@@ -420,15 +420,36 @@ fn what_is_given_back_can_be_had_again_and_no_more() {
         let mut state = State::default();
         ask(&rule, &mut state, 4, 1_000);
         let before = check(&rule, &state, 0, at(1_000));
-        ask(&rule, &mut state, 6, 1_000);
-        give_back(&rule, &mut state, charged(6, 1_000, 0), at(1_000));
+        let said = ask(&rule, &mut state, 6, 1_000);
+        assert_eq!(said.remaining, 0, "{rule:?}");
+        give_back(&rule, &mut state, charged(6, 1_000, said), at(1_000));
         assert_eq!(check(&rule, &state, 0, at(1_000)), before, "{rule:?}");
         // What time has given back already is not given twice.
-        ask(&rule, &mut state, 6, 1_000);
-        give_back(&rule, &mut state, charged(100, 1_000, 0), at(180_000));
+        let said = ask(&rule, &mut state, 6, 1_000);
+        assert_eq!(said.remaining, 0, "{rule:?}");
+        give_back(&rule, &mut state, charged(100, 1_000, said), at(180_000));
         let after = check(&rule, &state, 0, at(180_000));
         assert_eq!(after.remaining, limit, "{rule:?}");
     }
+}
+
+#[test]
+fn what_a_clock_that_was_set_back_charged_comes_back() {
+    let rule = Rule::Window(Window::Fixed {
+        limit: 10,
+        period: Period::Fixed(60 * SECOND),
+    });
+    let mut state = State::default();
+    ask(&rule, &mut state, 4, 130_000);
+    let said = ask(&rule, &mut state, 3, 30_000);
+    assert_eq!(said.remaining, 3);
+    give_back(&rule, &mut state, charged(3, 30_000, said), at(31_000));
+    assert_eq!(check(&rule, &state, 0, at(31_000)).remaining, 6);
+    // By one that went ahead, opened a window and came back in between, nothing of that window comes back.
+    let said = ask(&rule, &mut state, 3, 30_000);
+    ask(&rule, &mut state, 5, 200_000);
+    give_back(&rule, &mut state, charged(3, 30_000, said), at(31_000));
+    assert_eq!(check(&rule, &state, 0, at(31_000)).remaining, 5);
 }
 
 #[test]
@@ -449,12 +470,12 @@ fn a_bucket_of_another_period_keeps_what_was_used() {
     assert_eq!(minute.remaining, 97);
 }
 
-fn charged(cost: u64, then: u64, remaining: u64) -> Charged {
-    let at = at(then);
+fn charged(cost: u64, then: u64, said: Verdict) -> Charged {
     Charged {
         cost,
-        at,
-        remaining,
+        at: at(then),
+        remaining: said.remaining,
+        reset: said.reset,
     }
 }
 
@@ -474,7 +495,7 @@ fn what_a_busy_bucket_was_charged_comes_back_whole() {
         give_back(
             &rule,
             &mut state,
-            charged(1, then, said.remaining),
+            charged(1, then, said),
             at(then + 5),
         );
     }
@@ -487,9 +508,10 @@ fn what_comes_back_late_is_not_taken_from_what_others_used_since() {
     let period = Period::Fixed(window);
     let check = |rule, late: u64, left: u64| {
         let mut state = State::default();
-        ask(&rule, &mut state, 4, 1_900);
+        let said = ask(&rule, &mut state, 4, 1_900);
+        assert_eq!(said.remaining, 6, "{rule:?}");
         ask(&rule, &mut state, 3, late);
-        give_back(&rule, &mut state, charged(4, 1_900, 6), at(late));
+        give_back(&rule, &mut state, charged(4, 1_900, said), at(late));
         let after = super::check(&rule, &state, 0, at(late)).remaining;
         assert_eq!(after, left, "{rule:?} {late}");
         if matches!(rule, Rule::Window(Window::Bucket { .. })) {
@@ -497,7 +519,7 @@ fn what_comes_back_late_is_not_taken_from_what_others_used_since() {
         }
         // By a clock that was read before the others came.
         ask(&rule, &mut state, 4, late);
-        give_back(&rule, &mut state, charged(4, 1_900, 6), at(1_900));
+        give_back(&rule, &mut state, charged(4, 1_900, said), at(1_900));
         let after = super::check(&rule, &state, 0, at(late)).remaining;
         assert!(after <= left - 4, "{rule:?} {late}");
     };
