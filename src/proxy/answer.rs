@@ -89,7 +89,7 @@ impl<'p> Answer<'p> {
         }
         self.quota.tell(out);
         put_head_end(out, to);
-        if !to.by_head {
+        if !to.without_body {
             out.extend_from_slice(self.body.as_bytes());
         }
     }

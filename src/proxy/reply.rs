@@ -109,8 +109,8 @@ pub(super) struct Unauthenticated {
 pub(super) struct Asker {
     /// Whether its connection stays open.
     pub keep_alive: bool,
-    /// Whether it asked by HEAD, and so gets no body (RFC 9110 section 9.3.2).
-    pub by_head: bool,
+    /// Whether it gets no body: by HEAD (RFC 9110 section 9.3.2), or by gRPC, whose refusals are trailers.
+    pub without_body: bool,
     /// Whether it speaks HTTP/1.0.
     pub old: bool,
 }
@@ -236,7 +236,7 @@ impl Rejection {
             out.extend_from_slice(b"\r\n");
         }
         put_head_end(out, to);
-        if !to.by_head {
+        if !to.without_body {
             out.extend_from_slice(body);
         }
     }
@@ -395,7 +395,7 @@ mod tests {
         let rejection = Rejection::BadPath(PathError::EscapedSeparators);
         let to = Asker {
             keep_alive: false,
-            by_head: false,
+            without_body: false,
             old: false,
         };
         rejection.put(&mut reply, &mut room, to, &Date::default());

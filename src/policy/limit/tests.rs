@@ -492,12 +492,7 @@ fn what_a_busy_bucket_was_charged_comes_back_whole() {
     for round in 0..20 {
         let then = 1_000 + 10 * round;
         let said = ask(&rule, &mut state, 1, then);
-        give_back(
-            &rule,
-            &mut state,
-            charged(1, then, said),
-            at(then + 5),
-        );
+        give_back(&rule, &mut state, charged(1, then, said), at(then + 5));
     }
     assert_eq!(check(&rule, &state, 0, at(2_000)).remaining, 60);
 }
