@@ -1,4 +1,5 @@
-//! The head of an HTTP/1.x response from an upstream (RFC 9112), parsed strictly. What is refused here becomes a 502.
+//! The head of an HTTP/1.x response from an upstream (RFC 9112), parsed strictly, but that a bare LF may end a line, as section 2.2 allows:
+//! such a line is written anew for the client. What is refused here becomes a 502.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -47,6 +48,7 @@ pub enum BadResponse {
     FieldName,
     #[error("a field value has a bare CR, a NUL or another control character")]
     FieldValue,
+    /// Nor in a bare LF.
     #[error("a line does not end in CR LF")]
     LineEnd,
     #[error("it is larger than {0} bytes")]
