@@ -162,7 +162,8 @@ fn a_fixed_window_ends_at_its_time_and_never_opens_twice() {
 #[test]
 fn calendar_windows_end_by_the_calendar_in_utc() {
     let check = |period, second: u64, end: u64| {
-        assert_eq!(calendar_end(period, second), u128::from(end), "{period:?}")
+        let got = end_of(period, Duration::from_secs(second));
+        assert_eq!(got, u128::from(end) * NANOS, "{period:?}")
     };
     check(Period::Day, 0, 86_400);
     check(Period::Week, 0, 4 * 86_400);
@@ -240,8 +241,8 @@ fn calendar_windows_agree_with_a_calendar_library() {
             .unwrap();
         let end = utc.to_timestamp(next.at(0, 0, 0, 0)).unwrap().as_second();
         assert_eq!(
-            calendar_end(Period::Month, second as u64),
-            end as u128,
+            end_of(Period::Month, Duration::from_secs(second as u64)),
+            end as u128 * NANOS,
             "{date}"
         );
     }
