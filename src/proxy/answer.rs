@@ -1,5 +1,6 @@
 //! What a route answers by itself: a redirect or a fixed reply, once every policy lets the request pass. Refuses nothing and does no I/O.
 
+use super::headers::put;
 use super::quota::Quota;
 use super::reply::{Asker, Date, put_head_end, put_length};
 use crate::config::Route;
@@ -81,22 +82,16 @@ impl<'p> Answer<'p> {
         let headers = self.headers.iter().map(|(name, value)| (&**name, &**value));
         for (name, value) in content_type.into_iter().chain(location).chain(headers) {
             if !changes.drops(name.as_bytes()) {
-                put(out, name, value);
+                put(out, name.as_bytes(), value.as_bytes());
             }
         }
         for (name, value) in changes.put_in() {
-            put(out, name, value);
+            put(out, name.as_bytes(), value.as_bytes());
         }
         self.quota.tell(out);
         put_head_end(out, to);
         if !to.without_body {
             out.extend_from_slice(self.body.as_bytes());
         }
-    }
-}
-
-fn put(out: &mut Vec<u8>, name: &str, value: &str) {
-    for part in [name, ": ", value, "\r\n"] {
-        out.extend_from_slice(part.as_bytes());
     }
 }

@@ -556,7 +556,8 @@ fn put_line(out: &mut Vec<u8>, bytes: &[u8], name: &Range<usize>, value: &Range<
     }
 }
 
-fn put(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+/// Appends a field line.
+pub(super) fn put(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(name);
     out.extend_from_slice(b": ");
     out.extend_from_slice(value);
