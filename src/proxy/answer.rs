@@ -2,10 +2,9 @@
 
 use super::headers::put;
 use super::quota::Quota;
-use super::reply::{Asker, Date, put_head_end, put_length};
+use super::reply::{Asker, Date, put_head_end, put_length, put_status};
 use crate::config::Route;
 use crate::config::rewrite::{Redirect, Reply};
-use crate::http1::response::reason;
 
 /// An answer, with what the client is told of its quotas.
 pub(super) struct Answer<'p> {
@@ -64,16 +63,7 @@ impl<'p> Answer<'p> {
 
     /// Appends the whole answer to `out`.
     pub(super) fn put(&self, out: &mut Vec<u8>, to: Asker, date: &Date) {
-        let mut number = itoa::Buffer::new();
-        for part in [
-            "HTTP/1.1 ",
-            number.format(self.status),
-            " ",
-            reason(self.status),
-            "\r\n",
-        ] {
-            out.extend_from_slice(part.as_bytes());
-        }
+        put_status(out, self.status);
         put_length(out, self.status, self.body.len());
         out.extend_from_slice(&date.field());
         let changes = &self.route.response_headers;

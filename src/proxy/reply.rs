@@ -199,16 +199,7 @@ impl Rejection {
         } else {
             self.put_problem(body, status, reason(status));
         }
-        let mut number = itoa::Buffer::new();
-        for part in [
-            "HTTP/1.1 ",
-            number.format(status),
-            " ",
-            reason(status),
-            "\r\n",
-        ] {
-            out.extend_from_slice(part.as_bytes());
-        }
+        put_status(out, status);
         if !body.is_empty() {
             for part in ["Content-Type: ", content_type, "\r\n"] {
                 out.extend_from_slice(part.as_bytes());
@@ -232,6 +223,7 @@ impl Rejection {
         }
         if let Some(wait) = self.retry_after(&told) {
             out.extend_from_slice(b"Retry-After: ");
+            let mut number = itoa::Buffer::new();
             out.extend_from_slice(number.format(seconds(wait).max(1)).as_bytes());
             out.extend_from_slice(b"\r\n");
         }
@@ -294,6 +286,15 @@ impl Rejection {
             Rejection::CircuitOpen(open) => Some(open.retry_after),
             _ => told.passes_soon.then_some(Duration::from_secs(1)),
         }
+    }
+}
+
+/// Appends the status line.
+pub(super) fn put_status(out: &mut Vec<u8>, status: u16) {
+    let mut number = itoa::Buffer::new();
+    let (number, reason) = (number.format(status), reason(status));
+    for part in ["HTTP/1.1 ", number, " ", reason, "\r\n"] {
+        out.extend_from_slice(part.as_bytes());
     }
 }
 
