@@ -197,7 +197,7 @@ impl Rejection {
             (status, content_type) = (fallback.status, &fallback.content_type);
             body.extend_from_slice(fallback.body.as_bytes());
         } else {
-            self.put_problem(body, status, reason(status));
+            self.write_problem(&mut *body, status);
         }
         put_status(out, status);
         if !body.is_empty() {
@@ -251,28 +251,22 @@ impl Rejection {
         if let Some(fallback) = self.fallback() {
             return fallback.body.len() as u64;
         }
-        if let Rejection::QuotaExceeded(exceeded) = self {
-            return quota_problem(&exceeded.limits).map(str::len).sum::<usize>() as u64;
-        }
-        let status = self.told().status;
         let mut counted = Counted(0);
-        self.write_problem(&mut counted, status, reason(status));
+        self.write_problem(&mut counted, self.told().status);
         counted.0
     }
 
-    fn put_problem(&self, body: &mut Vec<u8>, status: u16, title: &str) {
+    fn write_problem(&self, mut into: impl io::Write, status: u16) {
         if let Rejection::QuotaExceeded(exceeded) = self {
-            let parts = quota_problem(&exceeded.limits);
-            parts.for_each(|part| body.extend_from_slice(part.as_bytes()));
+            for part in quota_problem(&exceeded.limits) {
+                into.write_all(part.as_bytes())
+                    .expect("every byte is taken");
+            }
             return;
         }
-        self.write_problem(body, status, title);
-    }
-
-    fn write_problem(&self, into: impl io::Write, status: u16, title: &str) {
         let problem = Problem {
             kind: "about:blank",
-            title,
+            title: reason(status),
             status,
             detail: &self.detail(),
         };
