@@ -397,7 +397,7 @@ pub fn is_host(value: &[u8]) -> bool {
 }
 
 /// Digits alone: no sign, no space, no list, and within a `u64`.
-pub(super) fn decimal(value: &[u8]) -> Option<u64> {
+pub fn decimal(value: &[u8]) -> Option<u64> {
     if value.is_empty() {
         return None;
     }
