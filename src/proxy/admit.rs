@@ -100,7 +100,6 @@ pub(super) async fn admit<'p>(
     let mut facts = Facts {
         request,
         head,
-        buffer,
         query,
         client: &client,
         conn,
@@ -354,7 +353,7 @@ fn begin(
 ) -> RequestId {
     let id = clock::uuid(now.wall);
     let given = || {
-        let mut values = facts.head.values(facts.buffer, "x-request-id");
+        let mut values = facts.head.values(facts.request.buffer, "x-request-id");
         values.find_map(|value| str::from_utf8(value).ok())
     };
     let given = facts.client.behind_trusted.then(given).flatten();
@@ -363,7 +362,7 @@ fn begin(
         |given| RequestId::Given(given.to_owned()),
     );
     let seen = Seen {
-        buffer: facts.buffer,
+        buffer: facts.request.buffer,
         head: Some(facts.head),
         host: facts.request.host.as_bytes(),
         path: facts.request.path.as_bytes(),
