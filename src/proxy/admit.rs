@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use percent_encoding::percent_encode_byte;
+use percent_encoding::{AsciiSet, percent_encode};
 
 use super::answer::Answer;
 use super::audit;
@@ -223,14 +223,9 @@ fn escaped(query: &[u8]) -> Cow<'_, [u8]> {
     if query.is_ascii() {
         return Cow::Borrowed(query);
     }
-    let mut escaped = Vec::with_capacity(query.len() * 3);
-    for byte in query {
-        match byte.is_ascii() {
-            true => escaped.push(*byte),
-            false => escaped.extend_from_slice(percent_encode_byte(*byte).as_bytes()),
-        }
-    }
-    Cow::Owned(escaped)
+    // What is not ASCII is escaped whatever the set.
+    let escaped: String = percent_encode(query, &AsciiSet::EMPTY).collect();
+    Cow::Owned(escaped.into_bytes())
 }
 
 fn check_length(listener: &Listener, head: &RequestHead) -> Result<(), Rejection> {
