@@ -396,6 +396,13 @@ pub fn is_host(value: &[u8]) -> bool {
     is_name && (port.is_empty() || port.strip_prefix(b":").is_some_and(is_port))
 }
 
+/// A host as [`is_host`] has it, without its port.
+pub fn without_port(host: &str) -> &str {
+    let behind_literal = host.rfind(']').map_or(0, |bracket| bracket + 1);
+    let end = host[behind_literal..].find(':');
+    end.map_or(host, |end| &host[..behind_literal + end])
+}
+
 /// Digits alone: no sign, no space, no list, and within a `u64`.
 pub fn decimal(value: &[u8]) -> Option<u64> {
     if value.is_empty() {
