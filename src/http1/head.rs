@@ -1,12 +1,12 @@
 //! The head of an HTTP/1.x request (RFC 9112), parsed strictly: what two servers could read in two ways is refused, so
 //! that nothing ambiguous goes upstream. Owns which heads are well formed and how a body is framed; does no I/O.
 
-use std::mem::MaybeUninit;
 use std::net::Ipv6Addr;
 use std::ops::Range;
 
 use thiserror::Error;
 
+use super::fields::{FieldRoom, place, places};
 use super::hygiene::{Connection, MAX_CONNECTION_OPTIONS};
 
 /// Bounds on a request's head. A head over a bound is answered with 431.
@@ -202,10 +202,6 @@ pub fn parse_request(bytes: &[u8], limits: HeadLimits) -> Result<Option<RequestH
     if has_bare_line_feed(&bytes[..len]) {
         return Err(HeadError::LineEnd);
     }
-    let place = |part: &[u8]| {
-        let start = part.as_ptr() as usize - bytes.as_ptr() as usize;
-        start..start + part.len()
-    };
     let (Some(method), Some(target), Some(minor_version)) =
         (request.method, request.path, request.version)
     else {
@@ -220,15 +216,12 @@ pub fn parse_request(bytes: &[u8], limits: HeadLimits) -> Result<Option<RequestH
         return Err(HeadError::Target);
     }
     let (body, connection) = framing(request.headers, minor_version)?;
-    let headers = request.headers.iter();
-    let mut fields = headers
-        .map(|f| (place(f.name.as_bytes()), place(f.value)))
-        .collect();
+    let mut fields = places(bytes, request.headers);
     connection.take_named(bytes, &mut fields);
     Ok(Some(RequestHead {
         len,
-        method: place(method.as_bytes()),
-        target: place(target.as_bytes()),
+        method: place(bytes, method.as_bytes()),
+        target: place(bytes, target.as_bytes()),
         minor_version,
         fields,
         body,
@@ -278,33 +271,6 @@ fn is_misspelt(method: &str) -> bool {
         && STANDARD
             .iter()
             .any(|name| name.eq_ignore_ascii_case(method))
-}
-
-/// Where httparse puts fields: on the stack for as many as is usual, and never cleared, which would cost more than parsing.
-pub(super) struct FieldRoom<'b> {
-    usual: [MaybeUninit<httparse::Header<'b>>; USUAL_FIELDS],
-    many: Vec<MaybeUninit<httparse::Header<'b>>>,
-    max: usize,
-}
-
-const USUAL_FIELDS: usize = 100;
-
-impl<'b> FieldRoom<'b> {
-    pub(super) fn new(max: usize) -> FieldRoom<'b> {
-        let many = if max > USUAL_FIELDS { max } else { 0 };
-        FieldRoom {
-            usual: [MaybeUninit::uninit(); USUAL_FIELDS],
-            many: vec![MaybeUninit::uninit(); many],
-            max,
-        }
-    }
-
-    pub(super) fn fields(&mut self) -> &mut [MaybeUninit<httparse::Header<'b>>] {
-        match self.max > USUAL_FIELDS {
-            true => &mut self.many,
-            false => &mut self.usual[..self.max],
-        }
-    }
 }
 
 fn from_httparse(error: httparse::Error) -> HeadError {
@@ -396,8 +362,15 @@ pub fn is_host(value: &[u8]) -> bool {
     is_name && (port.is_empty() || port.strip_prefix(b":").is_some_and(is_port))
 }
 
+/// A host as [`is_host`] has it, without its port.
+pub fn without_port(host: &str) -> &str {
+    let behind_literal = host.rfind(']').map_or(0, |bracket| bracket + 1);
+    let end = host[behind_literal..].find(':');
+    end.map_or(host, |end| &host[..behind_literal + end])
+}
+
 /// Digits alone: no sign, no space, no list, and within a `u64`.
-pub(super) fn decimal(value: &[u8]) -> Option<u64> {
+pub fn decimal(value: &[u8]) -> Option<u64> {
     if value.is_empty() {
         return None;
     }

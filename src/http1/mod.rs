@@ -1,6 +1,7 @@
 //! HTTP/1.1 on the wire (RFC 9112): heads and bodies, as bytes in and out. Nothing here does I/O, or knows routes.
 
 pub mod body;
+mod fields;
 pub mod head;
 pub mod hygiene;
 pub mod path;

@@ -4,6 +4,7 @@
 
 use std::borrow::Cow;
 
+use percent_encoding::percent_encode_byte;
 use smallvec::SmallVec;
 use thiserror::Error;
 
@@ -230,9 +231,7 @@ fn hex(byte: u8) -> Option<u8> {
 }
 
 fn put_escaped(out: &mut Vec<u8>, byte: u8) {
-    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
-    let (high, low) = (usize::from(byte >> 4), usize::from(byte & 15));
-    out.extend([b'%', DIGITS[high], DIGITS[low]]);
+    out.extend_from_slice(percent_encode_byte(byte).as_bytes());
 }
 
 /// What a path may have unescaped (`pchar` of RFC 3986), but for `%`.

@@ -1,4 +1,5 @@
-//! The head of an HTTP/1.x response from an upstream (RFC 9112), parsed strictly. What is refused here becomes a 502.
+//! The head of an HTTP/1.x response from an upstream (RFC 9112), parsed strictly, but that a bare LF may end a line, as section 2.2 allows:
+//! such a line is written anew for the client. What is refused here becomes a 502.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -6,7 +7,8 @@ use std::time::Duration;
 use http::StatusCode;
 use thiserror::Error;
 
-use super::head::{BodyLength, FieldRoom, HeadLimits, decimal};
+use super::fields::{FieldRoom, place, places};
+use super::head::{BodyLength, HeadLimits, decimal};
 use super::hygiene::{Connection, MAX_CONNECTION_OPTIONS};
 
 /// A well-formed response head, as places in the buffer it was read from.
@@ -47,6 +49,7 @@ pub enum BadResponse {
     FieldName,
     #[error("a field value has a bare CR, a NUL or another control character")]
     FieldValue,
+    /// Nor in a bare LF.
     #[error("a line does not end in CR LF")]
     LineEnd,
     #[error("it is larger than {0} bytes")]
@@ -90,10 +93,6 @@ pub fn parse_response(
         Ok(_) => return Err(BadResponse::TooLarge(limits.max_bytes)),
         Err(error) => return Err(from_httparse(error, limits)),
     };
-    let place = |part: &[u8]| {
-        let start = part.as_ptr() as usize - bytes.as_ptr() as usize;
-        start..start + part.len()
-    };
     let (Some(status), Some(minor)) = (response.code, response.version) else {
         return Err(BadResponse::Status);
     };
@@ -136,10 +135,7 @@ pub fn parse_response(
         1 => !connection.close,
         _ => connection.keep_alive && !connection.close && !chunked,
     };
-    let headers = response.headers.iter();
-    let mut fields = headers
-        .map(|f| (place(f.name.as_bytes()), place(f.value)))
-        .collect();
+    let mut fields = places(bytes, response.headers);
     connection.take_named(bytes, &mut fields);
     Ok(Some(ResponseHead {
         len,
@@ -148,7 +144,7 @@ pub fn parse_response(
         reason: response
             .reason
             .filter(|reason| !reason.is_empty())
-            .map_or(0..0, |reason| place(reason.as_bytes())),
+            .map_or(0..0, |reason| place(bytes, reason.as_bytes())),
         fields,
         body,
         keep_alive: keep_alive && body != ResponseBody::UntilClose,

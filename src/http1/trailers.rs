@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::body::BodyError;
+use super::fields::places;
 use super::hygiene::is_hop_by_hop;
 
 /// Fields of a trailer section, at most; its bytes are bounded by [`super::body::MAX_FRAMING_BYTES`].
@@ -49,14 +50,7 @@ pub fn parse(section: &[u8]) -> Result<Fields, BodyError> {
     else {
         return Err(BodyError::Trailer);
     };
-    let place = |part: &[u8]| {
-        let start = part.as_ptr() as usize - whole.as_ptr() as usize;
-        start..start + part.len()
-    };
-    let fields = fields.iter();
-    Ok(fields
-        .map(|field| (place(field.name.as_bytes()), place(field.value)))
-        .collect())
+    Ok(places(&whole, fields))
 }
 
 /// Whether a field may come behind the messages of a call of gRPC, and go on to the next hop there: what an application says at the end is

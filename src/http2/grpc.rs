@@ -1,10 +1,10 @@
 //! What gRPC says over HTTP/2 (github.com/grpc/grpc, doc/PROTOCOL-HTTP2.md and statuscodes.md): whose requests are its own,
 //! their deadline, and its status codes. Does no I/O.
 
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 /// A status code of gRPC, by its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -135,17 +135,8 @@ pub fn timeout(value: &[u8]) -> Option<Duration> {
 
 /// A `grpc-message` field's value: percent-encoded but for printable ASCII.
 pub fn message(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'%' => out.push_str("%25"),
-            b' '..=b'~' => out.push(char::from(byte)),
-            _ => {
-                let _ = write!(out, "%{byte:02X}");
-            }
-        }
-    }
-    out
+    const ESCAPED: &AsciiSet = &CONTROLS.add(b'%');
+    utf8_percent_encode(text, ESCAPED).to_string()
 }
 
 #[cfg(test)]

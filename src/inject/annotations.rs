@@ -223,12 +223,20 @@ fn mode(at: &str, value: &str) -> Result<Mode, Unfit> {
 }
 
 fn config_map(at: &str, name: &str) -> Result<String, Unfit> {
-    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
-    let edges = [name.chars().next(), name.chars().last()];
-    if name.len() > 253 || !name.chars().all(fits) || edges.contains(&None) {
+    let is_edge = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    // A DNS subdomain of RFC 1123, as Kubernetes has it.
+    let fits = |label: &str| {
+        let label = label.as_bytes();
+        label.first().is_some_and(is_edge)
+            && label.last().is_some_and(is_edge)
+            && label.iter().all(|byte| is_edge(byte) || *byte == b'-')
+    };
+    if name.len() > 253 || !name.split('.').all(fits) {
         return Err(Unfit::new(
             at,
-            format!("{name:?} is no name of a ConfigMap: letters in lower case, digits, - and ."),
+            format!(
+                "{name:?} is no name of a ConfigMap: letters in lower case, digits, - and ., with a letter or digit at both ends and beside each ."
+            ),
         ));
     }
     Ok(name.to_owned())
@@ -363,7 +371,7 @@ mod tests {
             (
                 "config",
                 "My_Config",
-                "\"My_Config\" is no name of a ConfigMap: letters in lower case, digits, - and .",
+                "\"My_Config\" is no name of a ConfigMap: letters in lower case, digits, - and ., with a letter or digit at both ends and beside each .",
             ),
             (
                 "cpu-request",
@@ -382,6 +390,24 @@ mod tests {
                 error,
                 format!("metadata.annotations[\"weir.dev/{name}\"]: {said}")
             );
+        }
+    }
+
+    #[test]
+    fn the_name_of_a_config_map_is_one_that_kubernetes_takes() {
+        let check = |name: &str, fits: bool| {
+            let error = asked(json!({"weir.dev/config": name})).err();
+            assert_eq!(error.is_none(), fits, "{name:?}: {error:?}");
+        };
+        let longest = "a".repeat(253);
+        for name in ["web", "a", "7", "web-1.eu", "a--b", longest.as_str()] {
+            check(name, true);
+        }
+        let too_long = "a".repeat(254);
+        for name in [
+            "-web", "web-", ".web", "web.", ".", "-", "a..b", "a-.b", "a.-b", "a_b", "é", &too_long,
+        ] {
+            check(name, false);
         }
     }
 

@@ -343,7 +343,7 @@ fn handlers(container: &mut Value) -> Vec<&mut Value> {
     let mut found = Vec::new();
     for (key, value) in container {
         match key.as_str() {
-            "readinessProbe" | "livenessProbe" | "startupProbe" => found.push(value),
+            key if PROBES.contains(&key) => found.push(value),
             "lifecycle" => {
                 let hooks = value.as_object_mut().into_iter().flatten();
                 found.extend(hooks.map(|(_, hook)| hook));

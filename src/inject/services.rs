@@ -17,6 +17,9 @@ pub(super) fn follow(service: &mut Value, named: &str, workloads: &[Workload]) -
         return Vec::new();
     };
     let selected: Vec<_> = of(service, &selector, workloads).collect();
+    if selected.is_empty() {
+        return Vec::new();
+    }
     let headless = service["spec"]["clusterIP"] == "None";
     let mut said = Vec::new();
     let mut was = Map::new();
@@ -26,7 +29,7 @@ pub(super) fn follow(service: &mut Value, named: &str, workloads: &[Workload]) -
             continue;
         }
         let target = port.get("targetPort").unwrap_or(&port["port"]);
-        let (Some(target), true) = (target.as_u64(), !selected.is_empty()) else {
+        let Some(target) = target.as_u64() else {
             continue;
         };
         let injected: Vec<_> = selected

@@ -23,16 +23,12 @@ use window::{Call, Calls, Counts, reaches};
 /// The right to one call. Give it back once, to [`Breaker::record`] or [`Breaker::release`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Permit {
+    /// Which span of the breaker's life admitted the call; only results of the current one count.
     generation: u64,
     probe: Option<u64>,
 }
 
 impl Permit {
-    /// Which span of the breaker's life admitted the call; only results of the current one count.
-    pub fn generation(&self) -> u64 {
-        self.generation
-    }
-
     /// Whether the call holds one of the slots of half-open.
     pub fn is_probe(&self) -> bool {
         self.probe.is_some()
@@ -257,22 +253,10 @@ impl Breaker {
     /// Gives a permit back without a result, for a call that was abandoned through no fault of the upstream. A probe's
     /// slot is free again.
     pub fn release(&mut self, permit: Permit) {
-        if permit.generation != self.generation {
-            return;
-        }
-        match (&mut self.phase, permit.probe) {
-            (Phase::HalfOpen(probes), Some(id)) => {
-                probes.free(id);
-            }
-            (
-                Phase::Closed
-                | Phase::Open { .. }
-                | Phase::HalfOpen(_)
-                | Phase::Recovering(_)
-                | Phase::ForcedOpen
-                | Phase::ForcedClosed,
-                _,
-            ) => {}
+        if permit.generation == self.generation
+            && let (Phase::HalfOpen(probes), Some(id)) = (&mut self.phase, permit.probe)
+        {
+            probes.free(id);
         }
     }
 
@@ -311,13 +295,10 @@ impl Breaker {
     pub fn snapshot(&mut self, now: Duration) -> Snapshot {
         self.advance(now, 0.0);
         let counts = self.calls.counts(now);
-        let open_until = match &self.phase {
-            Phase::Open { until } => Some(*until),
-            Phase::Closed
-            | Phase::HalfOpen(_)
-            | Phase::Recovering(_)
-            | Phase::ForcedOpen
-            | Phase::ForcedClosed => None,
+        let open_until = if let Phase::Open { until } = &self.phase {
+            Some(*until)
+        } else {
+            None
         };
         Snapshot {
             state: self.state(),

@@ -106,6 +106,8 @@ pub struct Charged {
     pub at: Now,
     /// What was left behind it, as its verdict said.
     pub remaining: u64,
+    /// Until the quota was to be whole again, as its verdict said: the end of a fixed window.
+    pub reset: Duration,
 }
 
 /// Gives back what an admitted request was charged that is refused elsewhere: no more than its window still counts, and nothing of
@@ -115,6 +117,7 @@ pub fn give_back(rule: &Rule, state: &mut State, charged: Charged, now: Now) {
         cost,
         at: then,
         remaining,
+        reset,
     } = charged;
     match *rule {
         Rule::Window(Window::Bucket { count, per, burst }) => {
@@ -144,10 +147,12 @@ pub fn give_back(rule: &Rule, state: &mut State, charged: Charged, now: Now) {
         }
         Rule::Window(Window::Fixed { period, .. }) => {
             let (end, used) = window_of(period, state, now.wall);
-            let (of_charge, _) = window_of(period, &State::default(), then.wall);
+            // Which by a clock that was set back is not the one that `then` is in.
+            let of_charge = (then.wall + reset).as_nanos();
+            let is_same = u128::from(end) == of_charge;
             *state = State {
                 a: end,
-                b: used.saturating_sub(if end == of_charge { cost } else { 0 }),
+                b: used.saturating_sub(if is_same { cost } else { 0 }),
                 c: 0,
             };
         }
@@ -195,12 +200,7 @@ pub fn share(rules: &Rules, processes: usize, cost: u64) -> Rules {
 
 /// The start, the end and the next end of the window of `period` that `wall`, the time since the Unix epoch, is in.
 pub fn window_at(period: Period, wall: Duration) -> [Duration; 3] {
-    let end_after = |time: Duration| match period {
-        Period::Fixed(length) => duration((time.as_nanos() / nanos(length) + 1) * nanos(length)),
-        Period::Day | Period::Week | Period::Month | Period::Year => {
-            duration(calendar_end(period, time.as_secs()) * NANOS)
-        }
-    };
+    let end_after = |time: Duration| duration(end_of(period, time));
     let end = end_after(wall);
     // Within the window before, which is as long or shorter by a day or three.
     let within_last = wall.saturating_sub(period.at_most());
@@ -324,29 +324,25 @@ fn window_of(period: Period, state: &State, wall: Duration) -> (u64, u64) {
     if wall.as_nanos() < u128::from(state.a) {
         return (state.a, state.b);
     }
-    let end = match period {
-        Period::Fixed(length) => (wall.as_nanos() / nanos(length) + 1) * nanos(length),
-        Period::Day | Period::Week | Period::Month | Period::Year => {
-            calendar_end(period, wall.as_secs()) * NANOS
-        }
-    };
-    (clamp(end), 0)
+    (clamp(end_of(period, wall)), 0)
 }
 
-/// The end, in seconds since the epoch, of the UTC calendar window that `second` is in. Weeks begin on Monday (ISO 8601).
-fn calendar_end(period: Period, second: u64) -> u128 {
+/// The end (ns) of the window that `wall` is in, which but for `Fixed` is one of the calendar in UTC. Weeks begin on Monday (ISO 8601).
+fn end_of(period: Period, wall: Duration) -> u128 {
     const DAY: u64 = 86_400;
-    let day = second / DAY;
-    let (year, month) = year_and_month(day);
+    let day = wall.as_secs() / DAY;
     let end = match period {
-        Period::Fixed(_) | Period::Day => day + 1,
+        Period::Fixed(length) => return (wall.as_nanos() / nanos(length) + 1) * nanos(length),
+        Period::Day => day + 1,
         // 1970-01-01 was a Thursday.
         Period::Week => day + 7 - (day + 3) % 7,
-        Period::Month if month == 12 => first_of(year + 1, 1),
-        Period::Month => first_of(year, month + 1),
-        Period::Year => first_of(year + 1, 1),
+        Period::Month => match year_and_month(day) {
+            (year, 12) => first_of(year + 1, 1),
+            (year, month) => first_of(year, month + 1),
+        },
+        Period::Year => first_of(year_and_month(day).0 + 1, 1),
     };
-    u128::from(end) * u128::from(DAY)
+    u128::from(end) * u128::from(DAY) * NANOS
 }
 
 /// The civil year and month of a day since the epoch (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms").

@@ -2,6 +2,7 @@
 
 use crate::config::matches::PathMatch;
 use crate::config::rewrite::{NewPath, Redirect, Scheme};
+use crate::http1::head::without_port;
 
 /// What stays of a path, with `prefix` in place of what its pattern names. Both are in normal form, and so is what comes of them.
 pub fn with_prefix(behind: &str, prefix: &str) -> String {
@@ -93,13 +94,6 @@ pub fn location(redirect: &Redirect, asked: &Asked<'_>) -> Option<String> {
         location.push_str(asked.query);
     }
     Some(location)
-}
-
-/// Of a host as [`crate::http1::head::is_host`] has it.
-fn without_port(host: &str) -> &str {
-    let behind_literal = host.rfind(']').map_or(0, |bracket| bracket + 1);
-    let end = host[behind_literal..].find(':');
-    end.map_or(host, |end| &host[..behind_literal + end])
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::hash::{Hash, Hasher};
 use hashbrown::{Equivalent, HashMap};
 
 use crate::config::matches::{HostMatch, Match, PathMatch, literal};
-use crate::http1::head::{Fields, values};
+use crate::http1::head::{Fields, values, without_port};
 
 /// What routing looks at in a request.
 #[derive(Debug, Clone, Copy)]
@@ -252,11 +252,7 @@ impl Equivalent<Name> for Folded<'_> {
 impl<'a> Request<'a> {
     /// Host without its port and trailing dot (RFC 9110 section 7.2); an IPv6 literal keeps its brackets, and has one spelling.
     pub fn host_name(&self) -> Cow<'a, str> {
-        let end = match self.host.rfind(']') {
-            Some(bracket) => bracket + 1,
-            None => self.host.rfind(':').unwrap_or(self.host.len()),
-        };
-        let name = &self.host[..end];
+        let name = without_port(self.host);
         match literal(name) {
             Some(literal) => literal.into(),
             None => name.strip_suffix('.').unwrap_or(name).into(),

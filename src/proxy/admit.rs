@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use percent_encoding::percent_encode_byte;
+use percent_encoding::{AsciiSet, percent_encode};
 
 use super::answer::Answer;
 use super::audit;
@@ -100,7 +100,6 @@ pub(super) async fn admit<'p>(
     let mut facts = Facts {
         request,
         head,
-        buffer,
         query,
         client: &client,
         conn,
@@ -224,14 +223,9 @@ fn escaped(query: &[u8]) -> Cow<'_, [u8]> {
     if query.is_ascii() {
         return Cow::Borrowed(query);
     }
-    let mut escaped = Vec::with_capacity(query.len() * 3);
-    for byte in query {
-        match byte.is_ascii() {
-            true => escaped.push(*byte),
-            false => escaped.extend_from_slice(percent_encode_byte(*byte).as_bytes()),
-        }
-    }
-    Cow::Owned(escaped)
+    // What is not ASCII is escaped whatever the set.
+    let escaped: String = percent_encode(query, &AsciiSet::EMPTY).collect();
+    Cow::Owned(escaped.into_bytes())
 }
 
 fn check_length(listener: &Listener, head: &RequestHead) -> Result<(), Rejection> {
@@ -354,7 +348,7 @@ fn begin(
 ) -> RequestId {
     let id = clock::uuid(now.wall);
     let given = || {
-        let mut values = facts.head.values(facts.buffer, "x-request-id");
+        let mut values = facts.head.values(facts.request.buffer, "x-request-id");
         values.find_map(|value| str::from_utf8(value).ok())
     };
     let given = facts.client.behind_trusted.then(given).flatten();
@@ -363,7 +357,7 @@ fn begin(
         |given| RequestId::Given(given.to_owned()),
     );
     let seen = Seen {
-        buffer: facts.buffer,
+        buffer: facts.request.buffer,
         head: Some(facts.head),
         host: facts.request.host.as_bytes(),
         path: facts.request.path.as_bytes(),

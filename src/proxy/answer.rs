@@ -1,10 +1,10 @@
 //! What a route answers by itself: a redirect or a fixed reply, once every policy lets the request pass. Refuses nothing and does no I/O.
 
+use super::headers::put;
 use super::quota::Quota;
-use super::reply::{Asker, Date, put_head_end, put_length};
+use super::reply::{Asker, Date, put_head_end, put_length, put_status};
 use crate::config::Route;
 use crate::config::rewrite::{Redirect, Reply};
-use crate::http1::response::reason;
 
 /// An answer, with what the client is told of its quotas.
 pub(super) struct Answer<'p> {
@@ -63,16 +63,7 @@ impl<'p> Answer<'p> {
 
     /// Appends the whole answer to `out`.
     pub(super) fn put(&self, out: &mut Vec<u8>, to: Asker, date: &Date) {
-        let mut number = itoa::Buffer::new();
-        for part in [
-            "HTTP/1.1 ",
-            number.format(self.status),
-            " ",
-            reason(self.status),
-            "\r\n",
-        ] {
-            out.extend_from_slice(part.as_bytes());
-        }
+        put_status(out, self.status);
         put_length(out, self.status, self.body.len());
         out.extend_from_slice(&date.field());
         let changes = &self.route.response_headers;
@@ -81,22 +72,16 @@ impl<'p> Answer<'p> {
         let headers = self.headers.iter().map(|(name, value)| (&**name, &**value));
         for (name, value) in content_type.into_iter().chain(location).chain(headers) {
             if !changes.drops(name.as_bytes()) {
-                put(out, name, value);
+                put(out, name.as_bytes(), value.as_bytes());
             }
         }
         for (name, value) in changes.put_in() {
-            put(out, name, value);
+            put(out, name.as_bytes(), value.as_bytes());
         }
         self.quota.tell(out);
         put_head_end(out, to);
-        if !to.by_head {
+        if !to.without_body {
             out.extend_from_slice(self.body.as_bytes());
         }
-    }
-}
-
-fn put(out: &mut Vec<u8>, name: &str, value: &str) {
-    for part in [name, ": ", value, "\r\n"] {
-        out.extend_from_slice(part.as_bytes());
     }
 }

@@ -317,6 +317,7 @@ fn text(bytes: &[u8]) -> Cow<'_, str> {
     cut(lossy(bytes))
 }
 
+/// As [`String::from_utf8_lossy`], which looks at each byte of what is text, where this looks at many at a time.
 fn lossy(bytes: &[u8]) -> Cow<'_, str> {
     str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed)
 }

@@ -27,8 +27,6 @@ pub(super) struct Facts<'a> {
     pub request: Request<'a>,
     /// Of the request, which may not be text as a whole.
     pub head: &'a RequestHead,
-    /// Where the head stands.
-    pub buffer: &'a [u8],
     /// With its `?`, or empty.
     pub query: &'a [u8],
     pub client: &'a Client,
@@ -89,7 +87,7 @@ impl<'a> Facts<'a> {
             Cost::Constant(cost) => *cost,
             Cost::Header { name, default } => self
                 .head
-                .field(self.buffer, name)
+                .field(self.request.buffer, name)
                 .and_then(told_cost)
                 // A client's word may make a request dear, and never free.
                 .map_or(*default, |cost| cost.max(1)),
@@ -115,7 +113,7 @@ impl<'a> Facts<'a> {
     ) -> Result<Cow<'a, [u8]>, NoKey> {
         match part {
             KeyPart::Header(name) => {
-                let lines = self.head.lines(self.buffer);
+                let lines = self.head.lines(self.request.buffer);
                 // Servers that speak CGI or WSGI to applications take `x_api_key` for `x-api-key`.
                 let same = lines.filter(|(other, _)| fold_to_one(other, name.as_bytes()));
                 let value = one_of(same.map(|(_, value)| Cow::Borrowed(value)), of_several)?;
@@ -125,7 +123,7 @@ impl<'a> Facts<'a> {
                 })
             }
             KeyPart::Cookie(name) => {
-                let fields = self.head.values(self.buffer, "cookie");
+                let fields = self.head.values(self.request.buffer, "cookie");
                 one_of(cookies(fields, name), of_several)
             }
             KeyPart::Query(name) => {

@@ -410,7 +410,7 @@ fn count(greeting: &Greeting, connection: &ServerConnection, began: Instant) {
 async fn tell_of_tls(lane: &Lane, listener_index: usize, socket: Socket) {
     let to = Asker {
         keep_alive: false,
-        by_head: false,
+        without_body: false,
         old: false,
     };
     let (mut out, mut body) = (lane.buffers.take(), lane.buffers.take());

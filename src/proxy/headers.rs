@@ -14,7 +14,7 @@ use crate::config::rewrite::HeaderChanges;
 use crate::config::sessions::Settings;
 use crate::config::{Listener, Route};
 use crate::http1::body::BodyError;
-use crate::http1::head::{BodyLength, Fields, RequestHead, values};
+use crate::http1::head::{BodyLength, Fields, RequestHead, decimal, values};
 use crate::http1::hygiene::{
     FORWARDED, OF_CLIENTS, begins_folded, connection_options, is_folded, is_hop_by_hop,
 };
@@ -106,9 +106,7 @@ pub(super) fn max_forwards(buffer: &[u8], head: &RequestHead) -> Option<u64> {
     if buffer[head.method.clone()] != *b"OPTIONS" {
         return None;
     }
-    let value = str::from_utf8(head.field(buffer, MAX_FORWARDS)?).ok()?;
-    let is_number = value.bytes().all(|byte| byte.is_ascii_digit());
-    value.parse().ok().filter(|_| is_number)
+    decimal(head.field(buffer, MAX_FORWARDS)?)
 }
 
 const MAX_FORWARDS: &str = "max-forwards";
@@ -556,7 +554,8 @@ fn put_line(out: &mut Vec<u8>, bytes: &[u8], name: &Range<usize>, value: &Range<
     }
 }
 
-fn put(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+/// Appends a field line.
+pub(super) fn put(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(name);
     out.extend_from_slice(b": ");
     out.extend_from_slice(value);

@@ -177,7 +177,7 @@ async fn serve(
             let rejection = on_record(&conn, &view, rejection, !by_head, record).await;
             let to = Asker {
                 keep_alive: next.lives(),
-                by_head,
+                without_body: by_head,
                 old,
             };
             refuse(&conn, &mut ends, &rejection, to, next).await
@@ -314,7 +314,7 @@ async fn by_itself(
     safe.map_err(|rejection| Failure::Reply(rejection, next))?;
     let to = Asker {
         keep_alive: next.lives(),
-        by_head,
+        without_body: by_head,
         old: head.minor_version == 0,
     };
     let mut out = conn.lane.buffers.take();

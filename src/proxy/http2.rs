@@ -359,7 +359,7 @@ async fn answer(
         Ok(()) if is_tunnel => Served::BrokenOff,
         Ok(()) => Served::Answered,
         Err(Failure::Reply(rejection, _)) => {
-            let rejection = on_record(&conn, &view, rejection, !to.by_head, record).await;
+            let rejection = on_record(&conn, &view, rejection, !to.without_body, record).await;
             record.grpc = is_grpc.then(|| rejection.grpc());
             refuse(&conn, respond, &rejection, to, record.grpc);
             Served::Answered
@@ -488,7 +488,7 @@ fn refuse(
 fn asker(without_body: bool) -> Asker {
     Asker {
         keep_alive: true,
-        by_head: without_body,
+        without_body,
         old: false,
     }
 }

@@ -109,8 +109,8 @@ pub(super) struct Unauthenticated {
 pub(super) struct Asker {
     /// Whether its connection stays open.
     pub keep_alive: bool,
-    /// Whether it asked by HEAD, and so gets no body (RFC 9110 section 9.3.2).
-    pub by_head: bool,
+    /// Whether it gets no body: by HEAD (RFC 9110 section 9.3.2), or by gRPC, whose refusals are trailers.
+    pub without_body: bool,
     /// Whether it speaks HTTP/1.0.
     pub old: bool,
 }
@@ -197,18 +197,9 @@ impl Rejection {
             (status, content_type) = (fallback.status, &fallback.content_type);
             body.extend_from_slice(fallback.body.as_bytes());
         } else {
-            self.put_problem(body, status, reason(status));
+            self.write_problem(&mut *body, status);
         }
-        let mut number = itoa::Buffer::new();
-        for part in [
-            "HTTP/1.1 ",
-            number.format(status),
-            " ",
-            reason(status),
-            "\r\n",
-        ] {
-            out.extend_from_slice(part.as_bytes());
-        }
+        put_status(out, status);
         if !body.is_empty() {
             for part in ["Content-Type: ", content_type, "\r\n"] {
                 out.extend_from_slice(part.as_bytes());
@@ -232,11 +223,12 @@ impl Rejection {
         }
         if let Some(wait) = self.retry_after(&told) {
             out.extend_from_slice(b"Retry-After: ");
+            let mut number = itoa::Buffer::new();
             out.extend_from_slice(number.format(seconds(wait).max(1)).as_bytes());
             out.extend_from_slice(b"\r\n");
         }
         put_head_end(out, to);
-        if !to.by_head {
+        if !to.without_body {
             out.extend_from_slice(body);
         }
     }
@@ -259,28 +251,22 @@ impl Rejection {
         if let Some(fallback) = self.fallback() {
             return fallback.body.len() as u64;
         }
-        if let Rejection::QuotaExceeded(exceeded) = self {
-            return quota_problem(&exceeded.limits).map(str::len).sum::<usize>() as u64;
-        }
-        let status = self.told().status;
         let mut counted = Counted(0);
-        self.write_problem(&mut counted, status, reason(status));
+        self.write_problem(&mut counted, self.told().status);
         counted.0
     }
 
-    fn put_problem(&self, body: &mut Vec<u8>, status: u16, title: &str) {
+    fn write_problem(&self, mut into: impl io::Write, status: u16) {
         if let Rejection::QuotaExceeded(exceeded) = self {
-            let parts = quota_problem(&exceeded.limits);
-            parts.for_each(|part| body.extend_from_slice(part.as_bytes()));
+            for part in quota_problem(&exceeded.limits) {
+                into.write_all(part.as_bytes())
+                    .expect("every byte is taken");
+            }
             return;
         }
-        self.write_problem(body, status, title);
-    }
-
-    fn write_problem(&self, into: impl io::Write, status: u16, title: &str) {
         let problem = Problem {
             kind: "about:blank",
-            title,
+            title: reason(status),
             status,
             detail: &self.detail(),
         };
@@ -294,6 +280,15 @@ impl Rejection {
             Rejection::CircuitOpen(open) => Some(open.retry_after),
             _ => told.passes_soon.then_some(Duration::from_secs(1)),
         }
+    }
+}
+
+/// Appends the status line.
+pub(super) fn put_status(out: &mut Vec<u8>, status: u16) {
+    let mut number = itoa::Buffer::new();
+    let (number, reason) = (number.format(status), reason(status));
+    for part in ["HTTP/1.1 ", number, " ", reason, "\r\n"] {
+        out.extend_from_slice(part.as_bytes());
     }
 }
 
@@ -395,7 +390,7 @@ mod tests {
         let rejection = Rejection::BadPath(PathError::EscapedSeparators);
         let to = Asker {
             keep_alive: false,
-            by_head: false,
+            without_body: false,
             old: false,
         };
         rejection.put(&mut reply, &mut room, to, &Date::default());

@@ -9,6 +9,7 @@ use tokio::time::sleep;
 use tracing::warn;
 
 use super::draft::Draft;
+use super::headers::put;
 use super::lane::Lane;
 use super::reply::{Rejection, Unauthenticated};
 use crate::clock;
@@ -265,7 +266,7 @@ pub(super) async fn start_or_end(
             for source in &live.settings.sources {
                 if let TokenSource::Cookie(name) = source {
                     let cookie = session::clear_cookie(&live.settings, name);
-                    put(&mut told, "Set-Cookie", &cookie);
+                    put(&mut told, b"Set-Cookie", cookie.as_bytes());
                 }
             }
         }
@@ -309,10 +310,10 @@ async fn start(
         Some(TokenSource::Cookie(name)) => {
             let max_age = live.settings.absolute_timeout;
             let cookie = session::set_cookie(&live.settings, name, token, max_age);
-            put(told, "Set-Cookie", &cookie);
+            put(told, b"Set-Cookie", cookie.as_bytes());
         }
-        Some(TokenSource::Header(name)) => put(told, name, token),
-        Some(TokenSource::Bearer) | None => put(told, TOKEN_HEADER, token),
+        Some(TokenSource::Header(name)) => put(told, name.as_bytes(), token.as_bytes()),
+        Some(TokenSource::Bearer) | None => put(told, TOKEN_HEADER.as_bytes(), token.as_bytes()),
     }
     Ok(())
 }
@@ -322,11 +323,5 @@ fn say(upstream: &LiveUpstream, line: &Mutex<LogRateLimit>, write: impl FnOnce(&
     let left_out = line.lock().next(clock::mono());
     if let Some(left_out) = left_out {
         write(&upstream.settings.name, (left_out > 0).then_some(left_out));
-    }
-}
-
-fn put(told: &mut Vec<u8>, name: &str, value: &str) {
-    for part in [name, ": ", value, "\r\n"] {
-        told.extend_from_slice(part.as_bytes());
     }
 }

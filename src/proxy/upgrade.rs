@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
-use http::header::CONTENT_LENGTH;
-use http::{HeaderName, StatusCode};
+use http::StatusCode;
+use http::header::{CONTENT_LENGTH, SEC_WEBSOCKET_ACCEPT};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
@@ -74,10 +74,7 @@ pub(super) async fn switched_http2(
     let (mut head, _) = head;
     *head.status_mut() = StatusCode::OK;
     // It answers a key that was weir's; and a tunnel has no length (RFC 9110 section 9.3.6).
-    for gone in [
-        HeaderName::from_static("sec-websocket-accept"),
-        CONTENT_LENGTH,
-    ] {
+    for gone in [SEC_WEBSOCKET_ACCEPT, CONTENT_LENGTH] {
         head.headers_mut().remove(gone);
     }
     record.status = head.status().as_u16();

@@ -72,6 +72,7 @@ impl<'p> Verdicts<'p> {
                     cost: said.charged,
                     at,
                     remaining: said.verdict.remaining,
+                    reset: said.verdict.reset,
                 };
                 (key, charged)
             });

@@ -1,5 +1,6 @@
 //! How much of an upstream a process uses at a time: requests, connections, and requests that wait for either.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -124,23 +125,25 @@ impl Caps {
         }
         let _waits = self.wait(&self.metrics.over_connections)?;
         let _waits_to_connect = One::more(&self.waiting_to_connect);
-        let closing = async {
-            self.short.notify_waiters();
-            let _asking = self.asking.lock().await;
-            let mut ask = interval(ASK_EVERY);
-            loop {
-                ask.tick().await;
-                self.short.notify_waiters();
-            }
-        };
         let place = tokio::select! {
             place = timeout(within, self.connections.clone().acquire_owned()) => place,
-            () = closing => return Err(Full),
+            never = self.ask_for_room() => match never {},
         };
         place.ok().and_then(Result::ok).ok_or_else(|| {
             self.metrics.over_connections.inc();
             Full
         })
+    }
+
+    /// Has lanes close idle connections, by one request at a time.
+    async fn ask_for_room(&self) -> Infallible {
+        self.short.notify_waiters();
+        let _asking = self.asking.lock().await;
+        let mut ask = interval(ASK_EVERY);
+        loop {
+            ask.tick().await;
+            self.short.notify_waiters();
+        }
     }
 
     /// Whether as many connections are open as may be.

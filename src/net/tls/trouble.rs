@@ -30,6 +30,7 @@ pub enum Trouble {
 }
 
 impl Trouble {
+    /// In the order of the variants: a counter of each stands at its number.
     pub const ALL: [Trouble; 11] = [
         Trouble::NoCertificate,
         Trouble::ExpiredCertificate,

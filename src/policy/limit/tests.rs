@@ -162,7 +162,8 @@ fn a_fixed_window_ends_at_its_time_and_never_opens_twice() {
 #[test]
 fn calendar_windows_end_by_the_calendar_in_utc() {
     let check = |period, second: u64, end: u64| {
-        assert_eq!(calendar_end(period, second), u128::from(end), "{period:?}")
+        let got = end_of(period, Duration::from_secs(second));
+        assert_eq!(got, u128::from(end) * NANOS, "{period:?}")
     };
     check(Period::Day, 0, 86_400);
     check(Period::Week, 0, 4 * 86_400);
@@ -240,8 +241,8 @@ fn calendar_windows_agree_with_a_calendar_library() {
             .unwrap();
         let end = utc.to_timestamp(next.at(0, 0, 0, 0)).unwrap().as_second();
         assert_eq!(
-            calendar_end(Period::Month, second as u64),
-            end as u128,
+            end_of(Period::Month, Duration::from_secs(second as u64)),
+            end as u128 * NANOS,
             "{date}"
         );
     }
@@ -420,15 +421,36 @@ fn what_is_given_back_can_be_had_again_and_no_more() {
         let mut state = State::default();
         ask(&rule, &mut state, 4, 1_000);
         let before = check(&rule, &state, 0, at(1_000));
-        ask(&rule, &mut state, 6, 1_000);
-        give_back(&rule, &mut state, charged(6, 1_000, 0), at(1_000));
+        let said = ask(&rule, &mut state, 6, 1_000);
+        assert_eq!(said.remaining, 0, "{rule:?}");
+        give_back(&rule, &mut state, charged(6, 1_000, said), at(1_000));
         assert_eq!(check(&rule, &state, 0, at(1_000)), before, "{rule:?}");
         // What time has given back already is not given twice.
-        ask(&rule, &mut state, 6, 1_000);
-        give_back(&rule, &mut state, charged(100, 1_000, 0), at(180_000));
+        let said = ask(&rule, &mut state, 6, 1_000);
+        assert_eq!(said.remaining, 0, "{rule:?}");
+        give_back(&rule, &mut state, charged(100, 1_000, said), at(180_000));
         let after = check(&rule, &state, 0, at(180_000));
         assert_eq!(after.remaining, limit, "{rule:?}");
     }
+}
+
+#[test]
+fn what_a_clock_that_was_set_back_charged_comes_back() {
+    let rule = Rule::Window(Window::Fixed {
+        limit: 10,
+        period: Period::Fixed(60 * SECOND),
+    });
+    let mut state = State::default();
+    ask(&rule, &mut state, 4, 130_000);
+    let said = ask(&rule, &mut state, 3, 30_000);
+    assert_eq!(said.remaining, 3);
+    give_back(&rule, &mut state, charged(3, 30_000, said), at(31_000));
+    assert_eq!(check(&rule, &state, 0, at(31_000)).remaining, 6);
+    // By one that went ahead, opened a window and came back in between, nothing of that window comes back.
+    let said = ask(&rule, &mut state, 3, 30_000);
+    ask(&rule, &mut state, 5, 200_000);
+    give_back(&rule, &mut state, charged(3, 30_000, said), at(31_000));
+    assert_eq!(check(&rule, &state, 0, at(31_000)).remaining, 5);
 }
 
 #[test]
@@ -449,12 +471,12 @@ fn a_bucket_of_another_period_keeps_what_was_used() {
     assert_eq!(minute.remaining, 97);
 }
 
-fn charged(cost: u64, then: u64, remaining: u64) -> Charged {
-    let at = at(then);
+fn charged(cost: u64, then: u64, said: Verdict) -> Charged {
     Charged {
         cost,
-        at,
-        remaining,
+        at: at(then),
+        remaining: said.remaining,
+        reset: said.reset,
     }
 }
 
@@ -471,12 +493,7 @@ fn what_a_busy_bucket_was_charged_comes_back_whole() {
     for round in 0..20 {
         let then = 1_000 + 10 * round;
         let said = ask(&rule, &mut state, 1, then);
-        give_back(
-            &rule,
-            &mut state,
-            charged(1, then, said.remaining),
-            at(then + 5),
-        );
+        give_back(&rule, &mut state, charged(1, then, said), at(then + 5));
     }
     assert_eq!(check(&rule, &state, 0, at(2_000)).remaining, 60);
 }
@@ -487,9 +504,10 @@ fn what_comes_back_late_is_not_taken_from_what_others_used_since() {
     let period = Period::Fixed(window);
     let check = |rule, late: u64, left: u64| {
         let mut state = State::default();
-        ask(&rule, &mut state, 4, 1_900);
+        let said = ask(&rule, &mut state, 4, 1_900);
+        assert_eq!(said.remaining, 6, "{rule:?}");
         ask(&rule, &mut state, 3, late);
-        give_back(&rule, &mut state, charged(4, 1_900, 6), at(late));
+        give_back(&rule, &mut state, charged(4, 1_900, said), at(late));
         let after = super::check(&rule, &state, 0, at(late)).remaining;
         assert_eq!(after, left, "{rule:?} {late}");
         if matches!(rule, Rule::Window(Window::Bucket { .. })) {
@@ -497,7 +515,7 @@ fn what_comes_back_late_is_not_taken_from_what_others_used_since() {
         }
         // By a clock that was read before the others came.
         ask(&rule, &mut state, 4, late);
-        give_back(&rule, &mut state, charged(4, 1_900, 6), at(1_900));
+        give_back(&rule, &mut state, charged(4, 1_900, said), at(1_900));
         let after = super::check(&rule, &state, 0, at(late)).remaining;
         assert!(after <= left - 4, "{rule:?} {late}");
     };

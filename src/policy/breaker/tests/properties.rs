@@ -139,7 +139,7 @@ proptest! {
             rig.run(op);
             let snapshot = rig.breaker.snapshot(rig.now);
             let outstanding = rig.held.iter().filter(|(permit, since)| {
-                permit.generation() == snapshot.generation
+                permit.generation == snapshot.generation
                     && permit.is_probe()
                     && rig.now - *since < limits.probe_timeout
             }).count();
@@ -232,7 +232,7 @@ proptest! {
             rig.run(op);
             let before = rig.view();
             let generation = rig.breaker.snapshot(rig.now).generation;
-            let old = |permit: &Permit| permit.generation() != generation;
+            let old = |permit: &Permit| permit.generation != generation;
             let late: Vec<Permit> = rig.held.iter()
                 .filter(|(permit, since)| {
                     old(permit) || permit.is_probe() && rig.now - *since >= timeout
