@@ -35,13 +35,13 @@ pub async fn follow(
     let channels = vec![fleet.keys.limits_channel()];
     let told = plan.clone();
     let hear = move |heard| match heard {
-        Heard::Message { payload, .. } if payload != CHANGED => {
+        Heard::Message(payload) if payload != CHANGED => {
             if let Ok(reset) = serde_json::from_slice(&payload) {
                 forget(&told.borrow(), &reset);
             }
         }
         // A look that is due anyway sees it.
-        Heard::Message { .. } => drop(changed.try_send(())),
+        Heard::Message(_) => drop(changed.try_send(())),
         Heard::Listening => {
             // A reset may have gone unheard.
             doubt_slots(&told.borrow());

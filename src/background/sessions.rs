@@ -244,7 +244,7 @@ pub async fn hear(plan: watch::Receiver<Arc<Plan>>, heartbeat: Heartbeat) -> Inf
     hearing.end();
     let heard = move |heard: Heard| match heard {
         Heard::Listening => hearing.begin(),
-        Heard::Message { payload, .. } => {
+        Heard::Message(payload) => {
             let Ok(message) = std::str::from_utf8(&payload) else {
                 return;
             };
