@@ -200,7 +200,7 @@ fn process(file: &str, keys: u32) {
         let seconds: Duration = began.elapsed();
         let leases = &node.plan.shared_limits.as_ref().unwrap().leases;
         let sessions = node.plan.sessions.first();
-        let held = sessions.map_or_else(|| leases.len(), |sessions| sessions.held());
+        let held = sessions.map_or_else(|| leases.held_keys(), |sessions| sessions.held());
         let grown = measure::resident().saturating_sub(before);
         println!("{held} {grown} {}", seconds.as_secs_f64());
     });

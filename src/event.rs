@@ -1,10 +1,12 @@
 //! One audited request and its compact encoding. No I/O, no clock.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize, Serializer};
 use smallvec::SmallVec;
 use thiserror::Error;
 use uuid::Uuid;
@@ -33,6 +35,26 @@ pub const LONGEST: usize = 4 * 1024;
 /// A whole number of microseconds: a length of time, or a time since the Unix epoch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Micros(pub u64);
+
+/// A time since the Unix epoch, as it is shown.
+#[derive(Debug)]
+pub struct Rfc3339(pub Micros);
+
+impl fmt::Display for Rfc3339 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let micros = i64::try_from(self.0.0).unwrap_or(i64::MAX);
+        match Timestamp::from_microsecond(micros) {
+            Ok(time) => write!(f, "{time:.6}"),
+            Err(_) => write!(f, "{micros}us"),
+        }
+    }
+}
+
+impl Serialize for Rfc3339 {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
 
 /// What is kept of one request. Texts are as the client sent them, but for what a [`Redaction`] took out. They are owned, or
 /// borrowed with `&str` for `T`. The encoding has the fields in this order, those of [`Columns`] and

@@ -309,8 +309,8 @@ impl Plan {
     /// Keys that limits hold in memory, in the fullest of their tables: each has room for as many.
     pub fn held_keys(&self) -> usize {
         let shared = self.shared_limits.as_ref();
-        let shared = shared.map_or(0, |it| it.leases.len().max(it.slots.len()));
-        self.counters.len().max(shared)
+        let shared = shared.map_or(0, |it| it.leases.held_keys().max(it.slots.held_keys()));
+        self.counters.held_keys().max(shared)
     }
 
     /// Brings `weir_limit_alone` up to what is so `now`, by [`crate::clock::mono`].

@@ -15,7 +15,7 @@ use crate::plan::{Plan, SharedAsk, SharedLimits};
 use crate::policy::lease::Batch;
 use crate::store::fleet::FleetConnections;
 use crate::store::limits::leases::Decision;
-use crate::store::limits::overrides::{Overrides, Reset};
+use crate::store::limits::overrides::{self, Reset};
 use crate::store::limits::{self, Key, Override};
 
 /// - `GET /v1/limits`: all;
@@ -136,8 +136,7 @@ async fn put(
     let (Some(fleet), Some(redis)) = (&plan.fleet, redis) else {
         return Ok(false);
     };
-    let overrides = Overrides::default();
-    let put = overrides.put(&redis.rate_limit, fleet, place, says);
+    let put = overrides::put(&redis.rate_limit, fleet, place, says);
     put.await.map_err(|error| Problem::redis(&error))
 }
 

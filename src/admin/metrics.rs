@@ -11,7 +11,7 @@ use crate::plan::Plan;
 use crate::policy::breaker::State;
 use crate::telemetry::log;
 use crate::telemetry::metrics::audit::AuditMetrics;
-use crate::telemetry::metrics::format;
+use crate::telemetry::metrics::{bring, format, whole};
 
 /// The metrics, in the format that these fields ask for.
 pub(super) fn answer(admin: &Admin, plan: &Plan, fields: &HeaderMap) -> Reply {
@@ -21,7 +21,6 @@ pub(super) fn answer(admin: &Admin, plan: &Plan, fields: &HeaderMap) -> Reply {
 
 /// With the gauges that are only known when asked.
 fn scrape(admin: &Admin, plan: &Plan) -> String {
-    let whole = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
     let process = &plan.metrics.process;
     process.note_use(machine::used(admin.health.started.elapsed()));
     process.ready.set(i64::from(admin.health.is_ready()));
@@ -60,13 +59,12 @@ fn scrape(admin: &Admin, plan: &Plan) -> String {
         live.metrics.held.set(whole(live.held()));
     }
     if let Some(audit) = &plan.audit {
-        bring(&plan.metrics.audit, &audit.counts(), audit.refuses());
+        bring_audit(&plan.metrics.audit, &audit.counts(), audit.refuses());
     }
     if let Some(disk) = &admin.disk {
         let (free, total) = disk.space();
-        let bytes = |bytes| i64::try_from(bytes).unwrap_or(i64::MAX);
-        plan.metrics.audit.disk_free_bytes.set(bytes(free));
-        plan.metrics.audit.disk_bytes.set(bytes(total));
+        plan.metrics.audit.disk_free_bytes.set(whole(free));
+        plan.metrics.audit.disk_bytes.set(whole(total));
     }
     let evicted = plan
         .shared_limits
@@ -74,16 +72,14 @@ fn scrape(admin: &Admin, plan: &Plan) -> String {
         .map_or(0, |shared| shared.leases.evicted() + shared.slots.evicted());
     let limits = &plan.metrics.limits;
     let evicted = plan.counters.evicted() + evicted;
-    let more = evicted.saturating_sub(limits.keys_evicted.get());
-    limits.keys_evicted.inc_by(more);
+    bring(&limits.keys_evicted, evicted);
     limits.keys.set(whole(plan.held_keys()));
     limits.keys_max.set(whole(plan.counters.max_keys));
     plan.metrics.text()
 }
 
 /// Brings the audit's metrics up to what has become of its events.
-fn bring(metrics: &AuditMetrics, counts: &Counts, refuses: bool) {
-    let whole = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+fn bring_audit(metrics: &AuditMetrics, counts: &Counts, refuses: bool) {
     metrics.events_total("written", counts.written);
     metrics.events_total("dropped", counts.dropped);
     metrics.events_total("failed_write", counts.errors);
@@ -132,7 +128,7 @@ mod tests {
         };
         let told = |refuses, series: &str| {
             let metrics = Metrics::default();
-            bring(&metrics.audit, &counts, refuses);
+            bring_audit(&metrics.audit, &counts, refuses);
             let text = metrics.text();
             let line = text.lines().find_map(|line| line.strip_prefix(series));
             line.map(str::to_owned)

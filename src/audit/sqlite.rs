@@ -199,14 +199,14 @@ fn end(mut queue: Queue, told_dropped: u64) {
 
 /// Pauses between two tries; false if the time to end is over.
 fn rest(shared: &Shared, pause: Duration) -> bool {
-    match shared.deadline.get() {
-        Some(deadline) if clock::now() >= *deadline => return false,
-        Some(deadline) => {
-            let left = deadline.saturating_duration_since(clock::now());
-            thread::park_timeout(pause.min(left));
-        }
-        None => thread::park_timeout(pause),
+    let left = match shared.deadline.get() {
+        Some(deadline) => deadline.saturating_duration_since(clock::now()),
+        None => Duration::MAX,
+    };
+    if left.is_zero() {
+        return false;
     }
+    thread::park_timeout(pause.min(left));
     true
 }
 

@@ -293,9 +293,8 @@ impl Uncommitted {
     /// Lets go of the oldest batches that are in a stream until no more than `memory` bytes are in memory. For a process that
     /// may leave it to Redis.
     pub(super) fn shed(&mut self, memory: usize) -> Released {
-        let mut released = Released::default();
         if self.memory <= memory {
-            return released;
+            return Released::default();
         }
         let mut surplus = self.memory - memory;
         let in_memory = |batch: &&Batch| batch.bytes.is_some() && batch.entry.is_some();
@@ -307,10 +306,7 @@ impl Uncommitted {
             surplus = surplus.saturating_sub(batch.bytes.as_ref().map_or(0, |bytes| bytes.len()));
             oldest.push((*first, batch.last));
         }
-        let shed = self.committed(&oldest);
-        released.events += shed.events;
-        released.places.extend(shed.places);
-        released
+        self.committed(&oldest)
     }
 
     /// Lets go of all batches that both the spool and a stream have. For a process that may leave them to Redis.

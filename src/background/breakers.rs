@@ -155,7 +155,7 @@ async fn listen(
             Heard::Listening => shared(&plan).filter_map(|it| it.sharing()).for_each(|it| {
                 it.wake.notify_one();
             }),
-            Heard::Message { payload, .. } => {
+            Heard::Message(payload) => {
                 let Some((tag, word)) = shared::message(&payload) else {
                     return;
                 };

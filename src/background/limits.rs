@@ -14,7 +14,7 @@ use crate::heartbeat::Heartbeat;
 use crate::plan::{Plan, SharedAsk};
 use crate::store::fleet::{Fleet, FleetConnections};
 use crate::store::limits;
-use crate::store::limits::overrides::{CHANGED, Kept, Overrides, Reset};
+use crate::store::limits::overrides::{self, CHANGED, Kept, Reset};
 use crate::store::redis::{CallError, Connections, Heard};
 
 /// Between looks at the overrides when no one says that they have changed: what is said may get lost.
@@ -35,13 +35,13 @@ pub async fn follow(
     let channels = vec![fleet.keys.limits_channel()];
     let told = plan.clone();
     let hear = move |heard| match heard {
-        Heard::Message { payload, .. } if payload != CHANGED => {
+        Heard::Message(payload) if payload != CHANGED => {
             if let Ok(reset) = serde_json::from_slice(&payload) {
                 forget(&told.borrow(), &reset);
             }
         }
         // A look that is due anyway sees it.
-        Heard::Message { .. } => drop(changed.try_send(())),
+        Heard::Message(_) => drop(changed.try_send(())),
         Heard::Listening => {
             // A reset may have gone unheard.
             doubt_slots(&told.borrow());
@@ -59,12 +59,11 @@ pub async fn follow(
         let beat = move || listens.beat();
         fleet.rate_limit.clone().listen(channels, hear, beat)
     });
-    let overrides = Overrides::default();
     let mut known = Kept::default();
     let mut trouble = false;
     loop {
         heartbeat.beat_for([&listens], SILENCE);
-        let wait = match look(&overrides, &redis.rate_limit, &fleet, &known).await {
+        let wait = match look(&redis.rate_limit, &fleet, &known).await {
             Ok(kept) => {
                 known = kept;
                 let plan = plan.borrow_and_update();
@@ -98,13 +97,8 @@ pub async fn follow(
 
 /// What is set. A Redis that came back without its data, or without its last writes, is told what is known: else a crash of it would
 /// lift what an operator has set.
-async fn look(
-    overrides: &Overrides,
-    redis: &Connections,
-    fleet: &Fleet,
-    known: &Kept,
-) -> Result<Kept, CallError> {
-    let kept = overrides.all(redis, fleet).await?;
+async fn look(redis: &Connections, fleet: &Fleet, known: &Kept) -> Result<Kept, CallError> {
+    let kept = overrides::all(redis, fleet).await?;
     if kept.number >= known.number {
         return Ok(kept);
     }
@@ -113,7 +107,7 @@ async fn look(
         count,
         "redis has lost overrides of limits; it is told those that are known"
     );
-    overrides.put_back(redis, fleet, known).await
+    overrides::put_back(redis, fleet, known).await
 }
 
 /// Gives slots of concurrency limits back, at the end of the process: else others have to do without for `hold_ttl`.

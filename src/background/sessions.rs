@@ -18,8 +18,8 @@ use crate::plan::Plan;
 use crate::store::fleet::FleetConnections;
 use crate::store::redis::{CallError, Connections, Heard};
 use crate::store::sessions::{Store, Sweeper, Swept};
-use crate::telemetry::metrics::Metrics;
 use crate::telemetry::metrics::sessions::SweepMetrics;
+use crate::telemetry::metrics::{Metrics, whole};
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_secs(1);
@@ -178,9 +178,8 @@ impl SharedSweep {
 }
 
 fn tell(metrics: &SweepMetrics, swept: Swept) {
-    let gauge = |count| i64::try_from(count).unwrap_or(i64::MAX);
-    metrics.live.set(gauge(swept.live));
-    metrics.users.set(gauge(swept.users));
+    metrics.live.set(whole(swept.live));
+    metrics.users.set(whole(swept.users));
 }
 
 /// Sweeps sessions in memory for ever.
@@ -244,7 +243,7 @@ pub async fn hear(plan: watch::Receiver<Arc<Plan>>, heartbeat: Heartbeat) -> Inf
     hearing.end();
     let heard = move |heard: Heard| match heard {
         Heard::Listening => hearing.begin(),
-        Heard::Message { payload, .. } => {
+        Heard::Message(payload) => {
             let Ok(message) = std::str::from_utf8(&payload) else {
                 return;
             };

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use prometheus_client::metrics::counter::Counter;
 use tokio::time::sleep;
 
@@ -136,9 +137,7 @@ impl Fleet {
 
     /// The clients, each once.
     fn clients(&self) -> impl Iterator<Item = &Arc<Redis>> {
-        let own = [&self.rate_limit, &self.sessions];
-        let own = own.into_iter().filter(|own| !Arc::ptr_eq(own, &self.main));
-        [&self.main].into_iter().chain(own)
+        once([&self.main, &self.rate_limit, &self.sessions])
     }
 
     /// How long a process, or a lane, that begins is to wait for Redis.
@@ -211,21 +210,21 @@ impl Hearing {
     }
 }
 
+/// The first, and those of the others that are not the first again.
+fn once<T>([main, others @ ..]: [&Arc<T>; 3]) -> impl Iterator<Item = &Arc<T>> {
+    let own = others.into_iter().filter(|own| !Arc::ptr_eq(own, main));
+    [main].into_iter().chain(own)
+}
+
 impl FleetConnections {
     /// Those of each client, once.
     pub fn each(&self) -> impl Iterator<Item = &Arc<Connections>> {
-        let own = [&self.rate_limit, &self.sessions];
-        let own = own.into_iter().filter(|own| !Arc::ptr_eq(own, &self.main));
-        [&self.main].into_iter().chain(own)
+        once([&self.main, &self.rate_limit, &self.sessions])
     }
 
     /// Waits until every node is connected; false if `within` is over first.
     pub async fn ready(&self, within: Duration) -> bool {
-        let (main, rate_limit, sessions) = tokio::join!(
-            self.main.ready(within),
-            self.rate_limit.ready(within),
-            self.sessions.ready(within)
-        );
-        main && rate_limit && sessions
+        let ready = join_all(self.each().map(|redis| redis.ready(within))).await;
+        ready.into_iter().all(|ready| ready)
     }
 }

@@ -9,14 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde::{Serialize, Serializer};
 use tracing::{error, warn};
 
 use super::lines::{Counts, Lines};
 use crate::config::telemetry::LogFormat;
-use crate::event::{AuditEvent, Micros};
+use crate::event::{AuditEvent, Rfc3339};
 
 /// Bytes that wait to be written, at most.
 const ROOM: usize = 2 << 20;
@@ -104,7 +103,7 @@ fn write(lines: &Lines, out: File) {
 /// A line as JSON, with the names that `weir audit query --format jsonl` has; what a request lacks is left out.
 #[derive(Serialize)]
 struct Json<'a> {
-    time: Time,
+    time: Rfc3339,
     request_id: &'a str,
     client: std::net::IpAddr,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -151,7 +150,7 @@ impl Line<'_, '_> {
     fn put_json(&self, out: &mut Vec<u8>) {
         let event = self.event;
         let line = Json {
-            time: Time(event.time),
+            time: Rfc3339(event.time),
             request_id: &event.request_id(),
             client: event.client,
             user: event.user,
@@ -182,7 +181,7 @@ impl Line<'_, '_> {
         let _ = write!(
             text,
             "{} {} {} \"{} {}{}",
-            Time(event.time),
+            Rfc3339(event.time),
             event.client,
             Plain(event.user.unwrap_or("-")),
             Plain(event.method),
@@ -233,25 +232,6 @@ pub fn is_not_shown(char: char) -> bool {
     char.is_control() || turns
 }
 
-/// In RFC 3339.
-struct Time(Micros);
-
-impl fmt::Display for Time {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let micros = i64::try_from(self.0.0).unwrap_or(i64::MAX);
-        match Timestamp::from_microsecond(micros) {
-            Ok(time) => write!(f, "{time:.6}"),
-            Err(_) => write!(f, "{micros}us"),
-        }
-    }
-}
-
-impl Serialize for Time {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
 struct Hex([u8; 16]);
 
 impl Serialize for Hex {
@@ -265,6 +245,7 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
+    use crate::event::Micros;
 
     fn line(format: LogFormat, path: &str) -> String {
         let event = AuditEvent {

@@ -22,6 +22,7 @@ pub mod upstreams;
 pub mod webhook;
 
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::{Metric, Registry};
 
 use admin::AdminMetrics;
@@ -107,6 +108,16 @@ impl Metrics {
             .expect("writing to a string does not fail");
         text
     }
+}
+
+/// Brings a counter up to a total that is kept elsewhere.
+pub fn bring(counter: &Counter, total: u64) {
+    counter.inc_by(total.saturating_sub(counter.get()));
+}
+
+/// A count as a gauge has it.
+pub fn whole(count: impl TryInto<i64>) -> i64 {
+    count.try_into().unwrap_or(i64::MAX)
 }
 
 /// A metric of this name, which the registry has, too.

@@ -83,7 +83,8 @@ impl Ear {
 
     /// How often it heard this.
     pub fn heard(&self, text: &str) -> usize {
-        let is = |heard: &&Heard| matches!(heard, Heard::Message { payload, .. } if payload == text.as_bytes());
+        let is =
+            |heard: &&Heard| matches!(heard, Heard::Message(payload) if payload == text.as_bytes());
         self.0.lock().unwrap().iter().filter(is).count()
     }
 }

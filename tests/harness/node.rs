@@ -99,7 +99,7 @@ impl Node {
     /// Keys of which slots are held in this process.
     pub fn keys_of_slots(&self) -> usize {
         let shared = self.plan.shared_limits.as_ref().unwrap();
-        shared.slots.len()
+        shared.slots.held_keys()
     }
 }
 

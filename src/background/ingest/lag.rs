@@ -10,6 +10,7 @@ use super::beyond::Beyond;
 use crate::store::redis::CallError;
 use crate::store::streams::consume::{Lag, Streams};
 use crate::telemetry::metrics::ingest::IngestMetrics;
+use crate::telemetry::metrics::whole;
 
 /// Between looks.
 const EVERY: Duration = Duration::from_secs(5);
@@ -23,7 +24,6 @@ pub(super) async fn watch(streams: Arc<Streams>, beyond: Arc<Beyond>, metrics: I
         let said = streams.lags().await;
         if let Some(lag) = known.with(said, Instant::now()) {
             let lag: Lag = [lag, beyond.lag(Instant::now())].into_iter().sum();
-            let whole = |number| i64::try_from(number).unwrap_or(i64::MAX);
             metrics.lag_seconds.set(lag.oldest.as_secs_f64());
             metrics.waiting.set(whole(lag.waiting));
             metrics.dead_letters.set(whole(lag.dead_letters));

@@ -81,9 +81,7 @@ impl Checker {
             self.say_of_file(&here.place, message);
         }
     }
-}
 
-impl Checker {
     /// Warns of endpoints that are listeners of this very file.
     pub(super) fn warn_of_circles(&mut self, all: &[Listening]) {
         for (place, endpoint) in std::mem::take(&mut self.endpoints) {

@@ -388,35 +388,40 @@ fn short_form(text: &str) -> Result<Limit, String> {
 }
 
 fn rule(text: &str, algorithm: Algorithm, burst: Option<u64>) -> Result<Rule, String> {
-    if algorithm == Algorithm::Concurrency {
-        let limit = text.parse().map_err(|_| {
-            format!("\"{text}\" is not a number: concurrency counts requests, as in 10")
-        });
-        return limit.map(Rule::Slots);
-    }
+    let window = match algorithm {
+        Algorithm::Concurrency => {
+            let limit = text.parse().map_err(|_| {
+                format!("\"{text}\" is not a number: concurrency counts requests, as in 10")
+            });
+            return limit.map(Rule::Slots);
+        }
+        Algorithm::FixedWindow => {
+            let Rate { count, period } = text.parse()?;
+            let limit = count;
+            Window::Fixed { limit, period }
+        }
+        Algorithm::SlidingWindow => {
+            let (limit, window) = of_a_length(text)?;
+            Window::Sliding { limit, window }
+        }
+        Algorithm::TokenBucket => {
+            let (count, per) = of_a_length(text)?;
+            let burst = burst.unwrap_or(count);
+            Window::Bucket { count, per, burst }
+        }
+    };
+    Ok(Rule::Window(window))
+}
+
+/// A rate by a time that is always as long.
+fn of_a_length(text: &str) -> Result<(u64, Duration), String> {
     let Rate { count, period } = text.parse()?;
-    if algorithm == Algorithm::FixedWindow {
-        let limit = count;
-        return Ok(Rule::Window(Window::Fixed { limit, period }));
-    }
     let Period::Fixed(per) = period else {
         return Err(format!(
             "\"{text}\" is a calendar window: use algorithm fixed_window, or a duration such as 1d"
         ));
     };
-    Ok(Rule::Window(match algorithm {
-        Algorithm::SlidingWindow => Window::Sliding {
-            limit: count,
-            window: per,
-        },
-        Algorithm::TokenBucket | Algorithm::FixedWindow | Algorithm::Concurrency => {
-            Window::Bucket {
-                count,
-                per,
-                burst: burst.unwrap_or(count),
-            }
-        }
-    }))
+    Ok((count, per))
 }
 
 impl FromStr for Rate {

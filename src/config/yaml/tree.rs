@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::iter;
 use std::path::PathBuf;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -33,27 +34,37 @@ pub(super) fn tree(text: &str) -> Result<Node, serde_saphyr::Error> {
 /// The files that values of the text name (`${file:…}`), however YAML spells that; none of a text that is no YAML.
 pub fn named_files(text: &str) -> BTreeSet<PathBuf> {
     let mut files = BTreeSet::new();
-    let mut nodes = Vec::from_iter(tree(text));
-    while let Some(node) = nodes.pop() {
-        match node.value {
-            Value::Text(text) => {
-                let text = text.replace("$${", "");
-                let named = text.split("${file:").skip(1);
-                let named = named.filter_map(|rest| Some(rest.split_once('}')?.0));
-                files.extend(named.map(PathBuf::from));
-            }
-            Value::List(items) => nodes.extend(items),
-            Value::Map(entries) => nodes.extend(entries.into_iter().map(|(_, item)| item)),
-            Value::Expanded(_)
-            | Value::Unknown
-            | Value::Null
-            | Value::Bool(_)
-            | Value::Unsigned(_)
-            | Value::Signed(_)
-            | Value::Float(_) => {}
+    for node in tree(text).into_iter().flat_map(scalars) {
+        if let Value::Text(text) = node.value {
+            let text = text.replace("$${", "");
+            let named = text.split("${file:").skip(1);
+            let named = named.filter_map(|rest| Some(rest.split_once('}')?.0));
+            files.extend(named.map(PathBuf::from));
         }
     }
     files
+}
+
+/// What a tree holds besides lists and maps, in no order.
+fn scalars(root: Node) -> impl Iterator<Item = Node> {
+    let mut nodes = vec![root];
+    iter::from_fn(move || {
+        loop {
+            let mut node = nodes.pop()?;
+            match &mut node.value {
+                Value::List(items) => nodes.append(items),
+                Value::Map(entries) => nodes.extend(entries.drain(..).map(|(_, item)| item)),
+                Value::Text(_)
+                | Value::Expanded(_)
+                | Value::Unknown
+                | Value::Null
+                | Value::Bool(_)
+                | Value::Unsigned(_)
+                | Value::Signed(_)
+                | Value::Float(_) => return Some(node),
+            }
+        }
+    })
 }
 
 #[derive(Debug)]
@@ -200,23 +211,12 @@ pub(super) fn expand(
 /// Where values stand that [`expand`] made of variables and files, by line and column.
 pub(super) fn places(node: Node) -> BTreeMap<(u64, u64), BroughtIn> {
     let mut places = BTreeMap::new();
-    let mut nodes = vec![node];
-    while let Some(node) = nodes.pop() {
-        match node.value {
-            // `$${` alone brings nothing in.
-            Value::Expanded(brought_in) if brought_in.written.replace("$${", "").contains("${") => {
-                places.insert((node.line, node.column), brought_in);
-            }
-            Value::List(items) => nodes.extend(items),
-            Value::Map(entries) => nodes.extend(entries.into_iter().map(|(_, item)| item)),
-            Value::Text(_)
-            | Value::Expanded(_)
-            | Value::Unknown
-            | Value::Null
-            | Value::Bool(_)
-            | Value::Unsigned(_)
-            | Value::Signed(_)
-            | Value::Float(_) => {}
+    for node in scalars(node) {
+        // `$${` alone brings nothing in.
+        if let Value::Expanded(brought_in) = node.value
+            && brought_in.written.replace("$${", "").contains("${")
+        {
+            places.insert((node.line, node.column), brought_in);
         }
     }
     places

@@ -211,18 +211,10 @@ pub(super) fn told(value: &Value) -> String {
 
 /// As [`told`], but for what a text says: where keys are needed it may be an address with a password, or a key.
 pub(super) fn told_apart(value: &Value) -> String {
-    match value {
-        Value::Text(_) => "a text".to_owned(),
-        Value::Null
-        | Value::Unknown
-        | Value::Bool(_)
-        | Value::Unsigned(_)
-        | Value::Signed(_)
-        | Value::Float(_)
-        | Value::Expanded(_)
-        | Value::List(_)
-        | Value::Map(_) => told(value),
+    if let Value::Text(_) = value {
+        return "a text".to_owned();
     }
+    told(value)
 }
 
 /// The mend where a name is needed.

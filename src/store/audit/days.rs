@@ -41,7 +41,7 @@ impl Day {
 
 impl fmt::Display for Day {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let start = Timestamp::from_second(i64::from(self.0) * 86_400);
+        let start = Timestamp::from_second(i64::from(self.0) * SECONDS.cast_signed());
         let start = start.map(|start| start.to_string());
         match start.as_ref().ok().and_then(|start| start.split_once('T')) {
             Some((date, _)) => f.write_str(date),
@@ -56,16 +56,18 @@ pub fn file(path: &Path, day: Day) -> PathBuf {
     path.with_file_name(format!("{stem}-{day}{ending}"))
 }
 
+/// The folder that they are in.
+pub fn folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        Some(_) | None => Path::new("."),
+    }
+}
+
 /// The files that there are, the oldest first. A folder that does not exist has none.
 pub fn list(path: &Path) -> io::Result<Vec<(Day, PathBuf)>> {
     let (stem, ending) = parts(path);
-    let folder = path.parent().unwrap_or(Path::new(""));
-    let folder = if folder.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        folder
-    };
-    let entries = match fs::read_dir(folder) {
+    let entries = match fs::read_dir(folder(path)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
     };

@@ -2,12 +2,11 @@
 
 use std::borrow::Cow;
 
-use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::Stored;
-use crate::event::Micros;
+use crate::event::Rfc3339;
 
 /// An event as it is shown: every field, in the units that its name says.
 #[derive(Serialize)]
@@ -79,7 +78,7 @@ impl<'a> Record<'a> {
     pub fn new(stored: &'a Stored) -> Record<'a> {
         let event = &stored.event;
         Record {
-            time: show_time(event.time),
+            time: Rfc3339(event.time).to_string(),
             id: Uuid::from_bytes(event.id).to_string(),
             instance: &stored.instance,
             boot: Uuid::from_bytes(stored.boot).to_string(),
@@ -134,12 +133,4 @@ fn headers<'r>(record: &'r Record<'_>) -> Cow<'r, str> {
         .map(|(name, value)| format!("{name}: {value}"))
         .collect();
     lines.join("; ").into()
-}
-
-fn show_time(time: Micros) -> String {
-    let micros = i64::try_from(time.0).unwrap_or(i64::MAX);
-    match Timestamp::from_microsecond(micros) {
-        Ok(time) => format!("{time:.6}"),
-        Err(_) => format!("{micros}us"),
-    }
 }

@@ -39,6 +39,12 @@ pub struct Ask<'a> {
     pub terms: Terms,
 }
 
+impl Ask<'_> {
+    fn tag(&self) -> KeyTag {
+        KeyTag::new(self.limit, self.parts.iter().map(AsRef::as_ref))
+    }
+}
+
 /// What becomes of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
@@ -178,7 +184,7 @@ impl Leases {
                 continue;
             };
             let asking = Asking::new(part, ask.key);
-            let tag = KeyTag::new(ask.limit, ask.parts.iter().map(AsRef::as_ref));
+            let tag = ask.tag();
             let granted = self.grants.ask(redis, tag, ask.windows, &request, deadline);
             return match granted.await {
                 Ok(grant) => asking.end(|lease| {
@@ -198,7 +204,7 @@ impl Leases {
 
     fn renew(self: &Arc<Self>, redis: &Arc<Connections>, ask: &Ask<'_>, request: Request) {
         let (leases, redis) = (self.clone(), redis.clone());
-        let tag = KeyTag::new(ask.limit, ask.parts.iter().map(AsRef::as_ref));
+        let tag = ask.tag();
         let windows = ask.windows.clone();
         let (key, terms) = (ask.key, ask.terms);
         tokio::spawn(async move {
@@ -228,7 +234,7 @@ impl Leases {
         let now = clock::mono();
         let mut lease = Lease::default();
         let request = lease.ask(0, &ask.terms, now);
-        let tag = KeyTag::new(ask.limit, ask.parts.iter().map(AsRef::as_ref));
+        let tag = ask.tag();
         let deadline: Instant = clock::now() + ask.terms.patience;
         let grant = self.grants.ask(redis, tag, ask.windows, &request, deadline);
         lease.granted(&request, &grant.await?, &ask.terms, now);
@@ -237,14 +243,14 @@ impl Leases {
 
     /// Forgets what all processes have counted for a key; whether there was anything. Others spend what they hold of it.
     pub async fn reset(&self, redis: &Connections, ask: &Ask<'_>) -> Result<bool, CallError> {
-        let tag = KeyTag::new(ask.limit, ask.parts.iter().map(AsRef::as_ref));
+        let tag = ask.tag();
         let known = self.grants.forget(redis, tag, ask.windows).await;
         self.forget(ask.key);
         known
     }
 
     /// How many keys are held.
-    pub fn len(&self) -> usize {
+    pub fn held_keys(&self) -> usize {
         self.parts.iter().map(|part| part.leases.lock().len()).sum()
     }
 
@@ -256,11 +262,6 @@ impl Leases {
             .sum()
     }
 
-    /// Whether no key is held.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     fn part(&self, key: Key) -> &Part {
         &self.parts[key.shard()]
     }
@@ -269,7 +270,7 @@ impl Leases {
 impl fmt::Debug for Leases {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Leases")
-            .field("keys", &self.len())
+            .field("keys", &self.held_keys())
             .finish_non_exhaustive()
     }
 }

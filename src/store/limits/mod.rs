@@ -256,7 +256,7 @@ impl Limits {
     }
 
     /// How many keys are held.
-    pub fn len(&self) -> usize {
+    pub fn held_keys(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().len()).sum()
     }
 
@@ -264,17 +264,12 @@ impl Limits {
     pub fn evicted(&self) -> u64 {
         self.shards.iter().map(|shard| shard.lock().evicted()).sum()
     }
-
-    /// Whether no key is held.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
 }
 
 impl fmt::Debug for Limits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Limits")
-            .field("keys", &self.len())
+            .field("keys", &self.held_keys())
             .finish_non_exhaustive()
     }
 }
@@ -495,7 +490,7 @@ mod tests {
         };
         assert!(limits.ask(&[ask], NOW, &mut [BLANK]) && !limits.ask(&[ask], NOW, &mut [BLANK]));
         limits.release(key, 1);
-        assert!(limits.is_empty());
+        assert_eq!(limits.held_keys(), 0);
         assert!(limits.ask(&[ask], NOW, &mut [BLANK]));
         limits.release(key, 1);
         assert!(!limits.reset(key, &rule));

@@ -1,6 +1,7 @@
 //! Overrides of shared limits that were set at run time: kept in Redis for all processes, in words, as the admin API takes them. Must
 //! not know what the words mean.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -18,13 +19,12 @@ const NUMBER: &str = r#"["","number"]"#;
 /// No request waits for it.
 const BUDGET: Duration = Duration::from_secs(1);
 
-/// The scripts of overrides.
-#[derive(Debug)]
-pub struct Overrides {
-    put: Script,
-    all: Script,
-    back: Script,
-}
+static PUT: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("../../../lua/override_put.lua")));
+static ALL: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("../../../lua/override_all.lua")));
+static BACK: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("../../../lua/override_back.lua")));
 
 /// All that are set.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -51,70 +51,50 @@ pub struct Words {
     pub says: String,
 }
 
-impl Default for Overrides {
-    fn default() -> Overrides {
-        Overrides {
-            put: Script::new(include_str!("../../../lua/override_put.lua")),
-            all: Script::new(include_str!("../../../lua/override_all.lua")),
-            back: Script::new(include_str!("../../../lua/override_back.lua")),
-        }
-    }
+/// Sets one, or with `None` takes it back, and tells all processes; whether there was one before.
+pub async fn put(
+    redis: &Connections,
+    fleet: &Fleet,
+    (limit, key): (&str, &str),
+    says: Option<&str>,
+) -> Result<bool, CallError> {
+    let place = place(limit, key);
+    let args = [
+        Arg::Text(&place),
+        Arg::Text(says.unwrap_or_default()),
+        kept(),
+        Arg::Text(&fleet.keys.limits_channel()),
+        Arg::Text(NUMBER),
+    ];
+    let hash = fleet.keys.overrides();
+    let before = redis.run_within(BUDGET, &PUT, &[&hash], &args).await?;
+    Ok(before == Value::Int(1))
 }
 
-impl Overrides {
-    /// Sets one, or with `None` takes it back, and tells all processes; whether there was one before.
-    pub async fn put(
-        &self,
-        redis: &Connections,
-        fleet: &Fleet,
-        (limit, key): (&str, &str),
-        says: Option<&str>,
-    ) -> Result<bool, CallError> {
-        let place = place(limit, key);
-        let args = [
-            Arg::Text(&place),
-            Arg::Text(says.unwrap_or_default()),
-            kept(),
-            Arg::Text(&fleet.keys.limits_channel()),
-            Arg::Text(NUMBER),
-        ];
-        let hash = fleet.keys.overrides();
-        let before = redis.run_within(BUDGET, &self.put, &[&hash], &args).await?;
-        Ok(before == Value::Int(1))
-    }
+/// All that are set.
+pub async fn all(redis: &Connections, fleet: &Fleet) -> Result<Kept, CallError> {
+    let hash = fleet.keys.overrides();
+    let args = [kept(), Arg::Text(NUMBER)];
+    let all = redis.run_within(BUDGET, &ALL, &[&hash], &args).await?;
+    read(&all).ok_or(CallError::Nonsense)
+}
 
-    /// All that are set.
-    pub async fn all(&self, redis: &Connections, fleet: &Fleet) -> Result<Kept, CallError> {
-        let hash = fleet.keys.overrides();
-        let args = [kept(), Arg::Text(NUMBER)];
-        let all = redis.run_within(BUDGET, &self.all, &[&hash], &args).await?;
-        read(&all).ok_or(CallError::Nonsense)
+/// Tells a Redis that has an older number those that are `known`; what it has then.
+pub async fn put_back(redis: &Connections, fleet: &Fleet, known: &Kept) -> Result<Kept, CallError> {
+    let (hash, channel) = (fleet.keys.overrides(), fleet.keys.limits_channel());
+    let words = known.words.iter();
+    let places: Vec<_> = words.map(|it| place(&it.limit, &it.key)).collect();
+    let mut args = vec![
+        kept(),
+        Arg::Text(NUMBER),
+        Arg::Int(known.number),
+        Arg::Text(&channel),
+    ];
+    for (place, words) in places.iter().zip(&known.words) {
+        args.extend([Arg::Text(place), Arg::Text(&words.says)]);
     }
-
-    /// Tells a Redis that has an older number those that are `known`; what it has then.
-    pub async fn put_back(
-        &self,
-        redis: &Connections,
-        fleet: &Fleet,
-        known: &Kept,
-    ) -> Result<Kept, CallError> {
-        let (hash, channel) = (fleet.keys.overrides(), fleet.keys.limits_channel());
-        let words = known.words.iter();
-        let places: Vec<_> = words.map(|it| place(&it.limit, &it.key)).collect();
-        let mut args = vec![
-            kept(),
-            Arg::Text(NUMBER),
-            Arg::Int(known.number),
-            Arg::Text(&channel),
-        ];
-        for (place, words) in places.iter().zip(&known.words) {
-            args.extend([Arg::Text(place), Arg::Text(&words.says)]);
-        }
-        let all = redis
-            .run_within(BUDGET, &self.back, &[&hash], &args)
-            .await?;
-        read(&all).ok_or(CallError::Nonsense)
-    }
+    let all = redis.run_within(BUDGET, &BACK, &[&hash], &args).await?;
+    read(&all).ok_or(CallError::Nonsense)
 }
 
 fn place(limit: &str, key: &str) -> String {

@@ -52,6 +52,12 @@ pub struct Ask<'a> {
     pub patience: Duration,
 }
 
+impl Ask<'_> {
+    fn tag(&self) -> KeyTag {
+        KeyTag::new(self.limit, self.parts.iter().map(AsRef::as_ref))
+    }
+}
+
 /// Slots that were taken, until this is dropped or [kept](Taken::keep).
 #[derive(Debug)]
 #[must_use]
@@ -128,7 +134,7 @@ struct Of {
 impl Of {
     fn new(ask: &Ask<'_>) -> Of {
         Of {
-            tag: KeyTag::new(ask.limit, ask.parts.iter().map(AsRef::as_ref)),
+            tag: ask.tag(),
             slots: ask.slots,
             hold_ttl: ask.hold_ttl,
         }
@@ -222,7 +228,7 @@ impl Slots {
 
     /// Forgets what Redis has of a key; whether there was anything. Requests that hold slots tell it again.
     pub async fn reset(&self, redis: &Connections, ask: &Ask<'_>) -> Result<bool, CallError> {
-        let tag = KeyTag::new(ask.limit, ask.parts.iter().map(AsRef::as_ref));
+        let tag = ask.tag();
         let deleted = redis.delete(&[&self.fleet.keys.slots(tag)]).await?;
         self.doubt(ask.key);
         Ok(deleted > 0)
@@ -290,7 +296,7 @@ impl Slots {
     }
 
     /// How many keys are held.
-    pub fn len(&self) -> usize {
+    pub fn held_keys(&self) -> usize {
         self.parts.iter().map(|part| part.slots.lock().len()).sum()
     }
 
@@ -300,11 +306,6 @@ impl Slots {
             .iter()
             .map(|part| part.slots.lock().evicted())
             .sum()
-    }
-
-    /// Whether no key is held.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// What the limit says, with what was decided.

@@ -9,7 +9,7 @@ const LOCK_NOT_AVAILABLE: &str = "55P03";
 /// A sequence has come to its end.
 const NO_NUMBER_LEFT: &str = "2200H";
 /// What a statement that takes too long ends with.
-const QUERY_CANCELED: &str = "57014";
+pub(super) const QUERY_CANCELED: &str = "57014";
 /// Classes of SQLSTATEs: connections, transactions, prepared statements that a pooler has left with another connection, who may do what,
 /// conflicts of transactions, resources, states of the server and of its tables.
 const OF_THE_SERVER: [&str; 11] = [

@@ -24,6 +24,7 @@ use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
 use self::walk::{Between, SPAN, Stretch, Window, before, behind};
+use super::error::QUERY_CANCELED;
 use super::migrate::check_version;
 use super::row::{self, COLUMNS, Date, Fields, Time};
 use super::{Client, CloseUnlessKept, OpenError, Postgres, PostgresError, verify};
@@ -41,8 +42,6 @@ const WINDOW: i64 = 8;
 const LARGEST_WINDOW: i64 = 200_000;
 /// A window answered within this is followed by one four times as large; one that took ten times as long, by one of a quarter.
 const QUICK: Duration = Duration::from_millis(100);
-/// What the server says of a statement that took too long.
-const CANCELED: &str = "57014";
 /// What it says of a table that is not there, or whose schema is not.
 const NO_TABLE: [&str; 2] = ["42P01", "3F000"];
 
@@ -234,7 +233,7 @@ async fn search(
             break;
         };
         let window = match step {
-            Err(error) if error.has_code(CANCELED) && size > WINDOW => {
+            Err(error) if error.has_code(QUERY_CANCELED) && size > WINDOW => {
                 size = (size / 16).max(WINDOW);
                 // Where the last row that was found left off, if that is in this window.
                 between = between.behind(stored.last(), filter.order);

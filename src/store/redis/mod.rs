@@ -308,8 +308,7 @@ impl Connections {
     ) -> Result<Value, CallError> {
         let mut command = Cmd::new();
         script::put(&mut command, words);
-        let again = || command.clone();
-        self.send(budget, &[key], command.clone(), again).await
+        self.send_plain(budget, &[key], command).await
     }
 
     /// Deletes keys of one slot; how many there were.
@@ -319,11 +318,7 @@ impl Connections {
     pub async fn delete(&self, keys: &[&str]) -> Result<u64, CallError> {
         let mut command = redis::cmd("DEL");
         command.arg(keys);
-        let again = || command.clone();
-        let deleted = self
-            .send(self.redis.timeout, keys, command.clone(), again)
-            .await?;
-        match deleted {
+        match self.send_plain(self.redis.timeout, keys, command).await? {
             Value::Int(deleted) => u64::try_from(deleted).map_err(|_| CallError::Nonsense),
             _ => Err(CallError::Nonsense),
         }
@@ -333,10 +328,20 @@ impl Connections {
     pub async fn publish(&self, channel: &str, payload: &str) -> Result<(), CallError> {
         let mut command = redis::cmd("PUBLISH");
         command.arg(channel).arg(payload);
-        let again = || command.clone();
-        self.send(self.redis.timeout, &[channel], command.clone(), again)
+        self.send_plain(self.redis.timeout, &[channel], command)
             .await
             .map(drop)
+    }
+
+    /// A command that is no script.
+    async fn send_plain(
+        &self,
+        budget: Duration,
+        keys: &[&str],
+        command: Cmd,
+    ) -> Result<Value, CallError> {
+        self.send(budget, keys, command.clone(), || command.clone())
+            .await
     }
 
     async fn send(

@@ -27,10 +27,7 @@ const PAUSES: Pauses = Pauses {
 pub enum Heard {
     /// It listens from now on; whatever was said before is lost, so what it knows must be asked anew.
     Listening,
-    Message {
-        channel: String,
-        payload: Vec<u8>,
-    },
+    Message(Vec<u8>),
     /// It does not listen, until it is told that it does: nothing that is said meanwhile is heard.
     Lost,
 }
@@ -145,10 +142,7 @@ impl Redis {
             beat();
             tokio::select! {
                 message = stream.next() => match message {
-                    Some(message) => heard(Heard::Message {
-                        channel: message.get_channel_name().to_owned(),
-                        payload: message.get_payload_bytes().to_vec(),
-                    }),
+                    Some(message) => heard(Heard::Message(message.get_payload_bytes().to_vec())),
                     None => return answers,
                 },
                 _ = pings.tick() => {

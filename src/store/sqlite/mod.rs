@@ -23,7 +23,7 @@ pub use self::upkeep::Files;
 pub use self::write::Writer;
 use super::audit::StoreError;
 use super::audit::chain::{FileId, Hash};
-use super::audit::days::Day;
+use super::audit::days::{self, Day};
 use super::audit::links::Previous;
 
 /// Of the tables; kept as `user_version`.
@@ -201,9 +201,7 @@ fn immutable(path: &Path) -> String {
 /// What does not fit into memory while rows are sorted goes to the folder of the file: no other may be there to write to. SQLite has one
 /// folder for a process; where it cannot be written to, others are tried.
 fn sort_beside(connection: &Connection, path: &Path) {
-    let folder = path.parent().and_then(Path::to_str);
-    let folder = folder.map(|folder| if folder.is_empty() { "." } else { folder });
-    if let Some(folder) = folder {
+    if let Some(folder) = days::folder(path).to_str() {
         let _ = connection.pragma_update(None, "temp_store_directory", folder);
     }
 }

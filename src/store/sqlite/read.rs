@@ -202,15 +202,15 @@ impl Search<'_> {
         {
             let cursor = place(day, row.get(0)?);
             self.place = Some(cursor);
-            let body = row.get_ref(4)?.as_blob().unwrap_or_default();
+            let body = row.get_ref(3)?.as_blob().unwrap_or_default();
             if Traits::of(body).is_some_and(|event| !filter.admits_traits(&event)) {
                 continue;
             }
             match AuditEvent::decode(body) {
                 Ok(event) => self.stored.push(Stored {
                     cursor,
-                    instance: text(row, 2).unwrap_or("?").to_owned(),
-                    boot: row.get(3).unwrap_or_default(),
+                    instance: text(row, 1).unwrap_or("?").to_owned(),
+                    boot: row.get(2).unwrap_or_default(),
                     event,
                 }),
                 Err(_) => {
@@ -263,7 +263,7 @@ pub(super) fn select(
     before: Option<i64>,
 ) -> (String, Vec<Box<dyn ToSql>>) {
     let mut sql = String::from(
-        "SELECT arrival, seq, name, boot, body FROM events LEFT JOIN instances ON id = instance_id WHERE 1",
+        "SELECT arrival, name, boot, body FROM events LEFT JOIN instances ON id = instance_id WHERE 1",
     );
     let mut values: Vec<Box<dyn ToSql>> = Vec::new();
     let mut ask = |condition: &str, value: Option<Box<dyn ToSql>>| {

@@ -7,6 +7,8 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
+use crate::store::audit::days;
+
 /// How long SQLite's lock is waited for by one whose turn it is: longer than a transaction and its syncs take, or it would be for nothing.
 pub(super) const PATIENCE: Duration = Duration::from_millis(250);
 /// Between two looks at whether it is our turn.
@@ -25,11 +27,7 @@ pub(super) struct Turn<'t>(&'t File);
 impl Turns {
     /// Of the files at `path`; `None` where the folder cannot be opened.
     pub(super) fn at(path: &Path) -> Option<Turns> {
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            Some(_) | None => Path::new("."),
-        };
-        File::open(folder).ok().map(Turns)
+        File::open(days::folder(path)).ok().map(Turns)
     }
 
     /// Waits for the next turn; `None` where it does not come soon, or the file system has no such locks.

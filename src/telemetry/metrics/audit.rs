@@ -6,7 +6,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use super::add;
+use super::{add, bring};
 
 /// The handles.
 #[derive(Debug)]
@@ -128,8 +128,4 @@ impl AuditMetrics {
     pub fn spool_corrupt_total(&self, total: u64) {
         bring(&self.spool_corrupt, total);
     }
-}
-
-fn bring(counter: &Counter, total: u64) {
-    counter.inc_by(total.saturating_sub(counter.get()));
 }

@@ -5,6 +5,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 
+use super::bring;
 use crate::telemetry::lines::Counts;
 
 /// A way by which requests are told of, and what became of what was given to it.
@@ -20,7 +21,7 @@ impl Outlet {
     /// Brings it up to what has become of lines.
     pub fn bring(&self, lines: Counts) {
         for (counter, count) in [(&self.out, lines.written), (&self.dropped, lines.lost)] {
-            counter.inc_by(count.saturating_sub(counter.get()));
+            bring(counter, count);
         }
     }
 }

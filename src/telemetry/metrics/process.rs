@@ -11,7 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry, Unit};
 
-use super::add;
+use super::{add, whole};
 
 /// Seconds, counted in parts of one.
 type Seconds = Counter<f64, AtomicU64>;
@@ -152,7 +152,6 @@ impl ProcessMetrics {
 
     /// Notes what the process uses now.
     pub fn note_use(&self, used: Used) {
-        let whole = |count| i64::try_from(count).unwrap_or(i64::MAX);
         // It never goes back.
         let more = used.cpu.as_secs_f64() - self.cpu.get();
         self.cpu.inc_by(more.max(0.0));
@@ -169,7 +168,6 @@ impl ProcessMetrics {
 
     /// Notes how a pool of connections is used now; `pool` is one of a closed set.
     pub fn note_pool(&self, pool: &'static str, now: PoolUse) {
-        let whole = |count| i64::try_from(count).unwrap_or(i64::MAX);
         for (state, count) in [("idle", now.idle), ("in_use", now.in_use)] {
             let gauge = self
                 .connections
