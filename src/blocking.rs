@@ -8,7 +8,7 @@ use std::thread;
 
 use tokio::sync::oneshot::{self, Receiver};
 
-/// Threads at a time: a mount whose server is gone keeps them all.
+/// Threads at a time, more are refused: a mount whose server is gone keeps them all.
 const MOST: usize = 512;
 
 static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
@@ -27,7 +27,7 @@ pub fn hand_on<T: Send + 'static>(
 ) -> io::Result<Receiver<T>> {
     let (done, result) = oneshot::channel();
     let counted = Counted::one_more().ok_or_else(|| {
-        let said = format!("{MOST} threads wait for disks already");
+        let said = format!("{MOST} threads are at work already: a disk or a mount may not answer");
         io::Error::new(ErrorKind::WouldBlock, said)
     })?;
     let thread = thread::Builder::new().name("blocking".to_owned());

@@ -66,7 +66,11 @@ pub(super) async fn on_change(
     };
     loop {
         let asked_or_changed = tokio::select! {
-            _ = hangup.recv() => true,
+            _ = hangup.recv() => {
+                // Who asks is told, whatever was told before.
+                reloads.starved = false;
+                true
+            }
             _ = look.tick() => {
                 reloads.files.look(clock::wall()) || (reloads.starved && !reloads.files.are_changing())
             }
@@ -239,7 +243,8 @@ pub(super) async fn stores_on_change(plan: Arc<Plan>, mut tls_files: TlsFiles) -
             .certificates
             .note_lifetimes(secured.certificates());
         let is_starved = wrong.iter().any(|error| lacks_files(error));
-        if replace(&mut starved, is_starved) && is_starved {
+        let other = |error: &String| !lacks_files(error);
+        if replace(&mut starved, is_starved) && is_starved && !wrong.iter().any(other) {
             continue;
         }
         plan.metrics.reloads.note(wrong.is_empty());

@@ -153,9 +153,10 @@ impl Offer {
             match self.give().await {
                 Ok(stream) => break stream,
                 Err(error) => {
-                    if lines.next(clock::mono()).is_some() {
+                    if let Some(left_out) = lines.next(clock::mono()) {
                         let error = format!("{error:#}");
-                        warn!(error, "not taken over, and so going on");
+                        let left_out = (left_out > 0).then_some(left_out);
+                        warn!(error, left_out, "not taken over, and so going on");
                     }
                     tokio::time::sleep(PAUSE).await;
                 }

@@ -14,6 +14,7 @@ use serde::{Serialize, Serializer};
 use tracing::{error, warn};
 
 use super::lines::{Counts, Lines};
+use crate::blocking;
 use crate::config::telemetry::LogFormat;
 use crate::event::{AuditEvent, Rfc3339};
 
@@ -64,6 +65,10 @@ impl AccessLog {
 
     /// Waits until all lines are out, for at most `within`.
     pub fn stop(&self, within: Duration) {
+        // Those of a lane's last requests may have waited for a thread, of which lanes have left some by now.
+        if !self.has_thread.load(Ordering::Relaxed) && !self.lines.flush(Duration::ZERO) {
+            self.begin();
+        }
         if !self.lines.flush(within) {
             warn!("standard output takes no more: the last lines of the access log are lost");
         }
@@ -82,11 +87,16 @@ impl AccessLog {
         // Without the buffer of std, which would write later what is counted as dropped.
         let out = io::stdout().as_fd().try_clone_to_owned().map(File::from);
         let thread = thread::Builder::new().name("access-log".to_owned());
-        match out.and_then(|out| thread.spawn(move || write(&lines, out))) {
+        let begin = |out| {
+            thread
+                .spawn(move || write(&lines, out))
+                .map_err(blocking::none)
+        };
+        match out.and_then(begin) {
             Ok(_) => self.has_thread.store(true, Ordering::Relaxed),
             Err(error) if !*lacks_thread => {
                 *lacks_thread = true;
-                error!(%error, "the access log has no thread: lines wait for one, and those that are too many are dropped");
+                error!(%error, "the access log cannot begin: lines wait until it can, and those that are too many are dropped");
             }
             Err(_) => {}
         }

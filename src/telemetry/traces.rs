@@ -36,6 +36,8 @@ const EXPORT: usize = 512;
 const GATHER: Duration = Duration::from_millis(500);
 /// Bytes of one call of the collector, some at most: collectors take 4 MiB.
 const EXPORT_BYTES: usize = 2 << 20;
+/// Between two exporters: each has a connection to make, by TLS with all authorities of the machine to read.
+const ANEW_EVERY: Duration = Duration::from_secs(2);
 /// For all calls of the collector with what was gathered, tries again included.
 const EXPORT_WITHIN: Duration = Duration::from_secs(10);
 
@@ -170,7 +172,7 @@ async fn send<E: SpanExporter>(
     anew: impl Fn() -> anyhow::Result<E>,
     told: &Outlet,
 ) {
-    let mut fails = false;
+    let (mut fails, mut made) = (false, tokio::time::Instant::now());
     while let Some(message) = messages.recv().await {
         let (mut spans, mut held) = (Vec::new(), Vec::new());
         let mut stop = take(message, &mut spans, &mut held);
@@ -210,8 +212,9 @@ async fn send<E: SpanExporter>(
         }
         // Its connection may lead to a machine that is gone, which the kernel takes a quarter of an hour to say. It may have none any more, since no
         // thread could be begun to look the collector's name up, which ended what connects.
-        if fails && blocking::hand_on(|| ()).is_ok() {
+        if fails && made.elapsed() >= ANEW_EVERY && blocking::hand_on(|| ()).is_ok() {
             exporter = anew().unwrap_or(exporter);
+            made = tokio::time::Instant::now();
         }
         if let Some(done) = stop {
             let _ = done.send(());

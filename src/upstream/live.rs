@@ -309,11 +309,12 @@ impl LiveUpstream {
         let mut names = names(self);
         let (index, old) = names.find(|(_, it)| it.name == name.name && it.port == name.port)?;
         let found = self.members.lock().found[index].clone();
-        let within = match old.servers == name.servers {
-            true => name.refresh,
-            false => Duration::ZERO,
+        let look = &self.looks[index];
+        let look = match old.servers == name.servers {
+            true => Look::like(look, name.refresh),
+            false => Look::anew(look),
         };
-        Some((found, Look::like(&self.looks[index], within)))
+        Some((found, look))
     }
 
     /// Notes the result of an active check: that it passed, or why not.

@@ -43,6 +43,18 @@ impl Look {
         }
     }
 
+    /// For a name that other servers are asked for: due at once, and what the old ones said counts no more.
+    pub(super) fn anew(old: &Look) -> Look {
+        let due = match old.was_done() {
+            true => clock::millis(clock::mono()),
+            false => 0,
+        };
+        Look {
+            due: AtomicU64::new(due),
+            ..Look::default()
+        }
+    }
+
     /// Whether the name has no address any more, by this look and those before it.
     fn is_nowhere(&self, error: &ResolveError) -> bool {
         let nowhere = match error {

@@ -138,9 +138,10 @@ impl Target {
     }
 
     pub(super) async fn take(&self, pool: &Pool) -> Result<Client, PostgresError> {
-        if self.by_name && pool.status().available == 0 {
+        let status = pool.status();
+        if self.by_name && status.available == 0 && status.size < status.max_size {
             // Else tokio panics, whoever asks: a task that did so again and again would end the process.
-            let thread = blocking::hand_on(|| ());
+            let thread = blocking::done(|| ()).await;
             thread.map_err(|error| PostgresError::Lost(format!("{}: {error}", self.name)))?;
         }
         pool.get().await.map_err(|error| match error {
