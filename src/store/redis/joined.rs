@@ -110,13 +110,8 @@ impl Connections {
                 "redis takes keys of one slot at a time: limits are asked one by one"
             );
         }
-        let alone = calls.into_iter().map(async |call| {
-            let part = self.send_as_one(std::slice::from_ref(&call)).await;
-            let part = part.and_then(|mut parts| parts.pop().ok_or(CallError::Nonsense));
-            let part = part.and_then(|part| self.unless_refused(part, &call.keys));
-            let _ = call.answer.send(part);
-        });
-        join_all(alone).await;
+        let alone = calls.into_iter().map(|call| self.send_joined(vec![call]));
+        Box::pin(join_all(alone)).await;
     }
 
     /// An array of one text says why the keys of this part could not be read or written, whatever became of the others.
