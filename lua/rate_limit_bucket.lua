@@ -1,5 +1,5 @@
 -- Token buckets of one limit for one key: debits tokens of all its rules, or of none. So for each of several keys, one behind the other,
--- which do not have to do with each other.
+-- which do not have to do with each other: rate_limit_each.lua is the end of this script.
 --
 -- KEYS    one bucket a rule; those of one key of a limit in one slot by their hash tag
 -- ARGV    one for each key of a limit: doubles, one behind the other, each of 8 bytes, little-endian:
@@ -26,6 +26,9 @@ local EPOCH, MOST, DAY = 1735689600, 9e15, 864e8
 local time = redis.call('TIME')
 local now = (time[1] - EPOCH) * 1000000 + time[2]
 local call, pack, unpack, max, min, ceil = redis.call, struct.pack, struct.unpack, math.max, math.min, math.ceil
+
+-- Bytes of ARGV for each rule.
+local OF_RULE = 16
 
 -- What is asked of the rules whose keys stand behind so many others.
 local function grant(asked, rules, behind)
@@ -108,19 +111,3 @@ local function grant(asked, rules, behind)
   end
   return reply
 end
-
-local replies, behind = {}, 0
-while behind < #KEYS do
-  local asked = ARGV[#replies + 1]
-  local rules = (#asked - 48) / 16
-  local ran, reply = pcall(grant, asked, rules, behind)
-  if not ran then
-    local why = type(reply) == 'table' and reply.err or reply
-    -- Of this key alone, or of what writes. All else is the server's answer to everyone.
-    if not (string.find(why, 'WRONGTYPE') or string.find(why, 'OOM ')) then error(reply, 0) end
-    reply = { why }
-  end
-  replies[#replies + 1] = reply
-  behind = behind + rules
-end
-return replies

@@ -1,5 +1,5 @@
 -- Fixed windows of one limit for one key: debits tokens of all its rules, or of none. So for each of several keys, as
--- rate_limit_bucket.lua does.
+-- rate_limit_bucket.lua does, by the same end.
 --
 -- KEYS    one window a rule; those of one key of a limit in one slot by their hash tag
 -- ARGV    doubles as in rate_limit_bucket.lua, then for each rule: the limit; the start, the end and the next end (µs since the Unix
@@ -13,6 +13,9 @@
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local pack, unpack = struct.pack, struct.unpack
+
+-- Bytes of ARGV for each rule.
+local OF_RULE = 32
 
 -- What is asked of the rules whose keys stand behind so many others.
 local function grant(asked, rules, behind)
@@ -64,19 +67,3 @@ local function grant(asked, rules, behind)
   end
   return reply
 end
-
-local replies, behind = {}, 0
-while behind < #KEYS do
-  local asked = ARGV[#replies + 1]
-  local rules = (#asked - 48) / 32
-  local ran, reply = pcall(grant, asked, rules, behind)
-  if not ran then
-    local why = type(reply) == 'table' and reply.err or reply
-    -- Of this key alone, or of what writes. All else is the server's answer to everyone.
-    if not (string.find(why, 'WRONGTYPE') or string.find(why, 'OOM ')) then error(reply, 0) end
-    reply = { why }
-  end
-  replies[#replies + 1] = reply
-  behind = behind + rules
-end
-return replies

@@ -11,6 +11,7 @@ use super::harness::redis::{Server, key_prefix};
 use fastrand::Rng;
 use weir::config::limits::{Period, Rule, Window};
 use weir::policy::limit::{self, Now, State};
+use weir::store::limits::grants;
 use weir::store::redis::{Arg, Connections, Doubles, Script, Value};
 
 /// Limits of each kind.
@@ -30,9 +31,9 @@ enum Kind {
 impl Kind {
     fn script(self) -> Script {
         Script::new(match self {
-            Kind::Bucket => include_str!("../../lua/rate_limit_bucket.lua"),
-            Kind::Sliding => include_str!("../../lua/rate_limit_sliding.lua"),
-            Kind::Fixed => include_str!("../../lua/rate_limit_fixed.lua"),
+            Kind::Bucket => grants::BUCKET,
+            Kind::Sliding => grants::SLIDING,
+            Kind::Fixed => grants::FIXED,
         })
     }
 
@@ -679,8 +680,7 @@ fn a_server_whose_clock_is_years_behind_has_full_buckets() {
         async |redis| {
             assert!(redis.ready(DEADLINE).await);
             let mut counter = Counter::new(&redis, Kind::Bucket, vec![bucket]);
-            let behind =
-                include_str!("../../lua/rate_limit_bucket.lua").replace("1735689600", "7e9");
+            let behind = grants::BUCKET.replace("1735689600", "7e9");
             assert!(behind.contains("7e9"));
             counter.script = Script::new(behind.leak());
             for left in [19, 18] {

@@ -16,6 +16,7 @@ use smallvec::SmallVec;
 use weir::config::limits::Period;
 use weir::policy::lease::{Answer, Batch, Grant, Lease, Refusal, Request, Round, RuleState, Terms};
 use weir::policy::limit;
+use weir::store::limits::grants;
 use weir::store::redis::{Arg, Connections, Doubles, Script, Value};
 
 const MS: Duration = Duration::from_millis(1);
@@ -410,9 +411,9 @@ fn micros(time: Duration) -> u64 {
 fn no_schedule_breaks_a_promise(kind: u8) {
     let server = Server::single();
     let scripts = Scripts {
-        bucket: with_time_of_the_test(include_str!("../../lua/rate_limit_bucket.lua")),
-        sliding: with_time_of_the_test(include_str!("../../lua/rate_limit_sliding.lua")),
-        fixed: with_time_of_the_test(include_str!("../../lua/rate_limit_fixed.lua")),
+        bucket: with_time_of_the_test(grants::BUCKET),
+        sliding: with_time_of_the_test(grants::SLIDING),
+        fixed: with_time_of_the_test(grants::FIXED),
     };
     let (mut admitted, mut asked, mut given_back) = (0, 0, 0);
     on_a_lane(

@@ -16,6 +16,22 @@ use crate::policy::lease::{Grant, Refusal, Request, RuleState};
 use crate::policy::limit;
 use crate::store::redis::{CallError, Connections, Doubles, Script, Value};
 
+/// The script that grants tokens of buckets.
+pub const BUCKET: &str = concat!(
+    include_str!("../../../lua/rate_limit_bucket.lua"),
+    include_str!("../../../lua/rate_limit_each.lua")
+);
+/// For sliding windows.
+pub const SLIDING: &str = concat!(
+    include_str!("../../../lua/rate_limit_sliding.lua"),
+    include_str!("../../../lua/rate_limit_each.lua")
+);
+/// For fixed windows.
+pub const FIXED: &str = concat!(
+    include_str!("../../../lua/rate_limit_fixed.lua"),
+    include_str!("../../../lua/rate_limit_each.lua")
+);
+
 /// What a script says of a rule that can never grant what is asked.
 const NEVER: f64 = -1.0;
 /// What it grants when Redis's clock is in none of the windows it was told of.
@@ -41,9 +57,9 @@ impl Grants {
         let script = |code| Arc::new(Script::new(code));
         Grants {
             keys,
-            bucket: script(include_str!("../../../lua/rate_limit_bucket.lua")),
-            sliding: script(include_str!("../../../lua/rate_limit_sliding.lua")),
-            fixed: script(include_str!("../../../lua/rate_limit_fixed.lua")),
+            bucket: script(BUCKET),
+            sliding: script(SLIDING),
+            fixed: script(FIXED),
             ahead: AtomicI64::new(0),
         }
     }
