@@ -17,10 +17,11 @@ for i = 1, #KEYS do replies[i] = redis.call('INCR', KEYS[i]) .. ARGV[i] end
 return replies";
 const AT_A_TIME: usize = 100;
 
-/// Asks for this many keys within one turn; what each is answered, by its number.
+/// Asks for so many keys within one turn; what each is answered, by its number.
 async fn ask(
     redis: &Arc<Connections>,
     script: &Arc<Script>,
+    at_a_time: usize,
     patience: Duration,
 ) -> Vec<Result<Value, CallError>> {
     let prefix = key_prefix();
@@ -30,7 +31,7 @@ async fn ask(
         let keys = [format!("{{{prefix}{number}}}")].into_iter().collect();
         redis.run_joined(script, keys, arg, clock::now() + patience)
     };
-    join_all((0..AT_A_TIME).map(one)).await
+    join_all((0..at_a_time).map(one)).await
 }
 
 /// Each was asked for once, and hears its own part.
@@ -62,9 +63,9 @@ fn what_is_asked_within_one_turn_is_a_few_calls() {
     on_a_lane(&yaml(&server), async |redis| {
         assert!(redis.ready(DEADLINE).await);
         let script = Arc::new(Script::new(EACH));
-        each_has_its_own(ask(&redis, &script, DEADLINE).await);
+        each_has_its_own(ask(&redis, &script, AT_A_TIME, DEADLINE).await);
         let before = calls(&server);
-        each_has_its_own(ask(&redis, &script, DEADLINE).await);
+        each_has_its_own(ask(&redis, &script, AT_A_TIME, DEADLINE).await);
         let calls = calls(&server) - before;
         println!("{AT_A_TIME} asked, for {calls} calls");
         // At most 32 in one.
@@ -88,9 +89,9 @@ fn a_server_that_parts_keys_by_slots_is_asked_one_by_one() {
     on_a_lane(&yaml(&server), async |redis| {
         assert!(redis.ready(DEADLINE).await);
         let script = Arc::new(Script::new(EACH));
-        each_has_its_own(ask(&redis, &script, DEADLINE).await);
+        each_has_its_own(ask(&redis, &script, AT_A_TIME, DEADLINE).await);
         let before = calls(&server);
-        each_has_its_own(ask(&redis, &script, DEADLINE).await);
+        each_has_its_own(ask(&redis, &script, AT_A_TIME, DEADLINE).await);
         assert_eq!(calls(&server) - before, AT_A_TIME as u64);
     });
 }
@@ -102,13 +103,13 @@ fn each_who_asked_hears_that_there_is_no_answer() {
         assert!(redis.ready(DEADLINE).await);
         let script = Arc::new(Script::new(EACH));
         server.pause();
-        let answers = ask(&redis, &script, Duration::from_millis(50)).await;
+        let answers = ask(&redis, &script, AT_A_TIME, Duration::from_millis(50)).await;
         assert_eq!(answers, vec![Err(CallError::Timeout); AT_A_TIME]);
         server.resume();
         let broken = Arc::new(Script::new("return 1"));
-        let answers = ask(&redis, &broken, DEADLINE).await;
+        let answers = ask(&redis, &broken, AT_A_TIME, DEADLINE).await;
         assert_eq!(answers, vec![Err(CallError::Nonsense); AT_A_TIME]);
-        each_has_its_own(ask(&redis, &script, DEADLINE).await);
+        each_has_its_own(ask(&redis, &script, AT_A_TIME, DEADLINE).await);
     });
 }
 
@@ -120,13 +121,7 @@ fn a_key_that_cannot_be_written_spoils_no_other() {
     on_a_lane(&yaml(&server), async |redis| {
         assert!(redis.ready(DEADLINE).await);
         let script = Arc::new(Script::new(said));
-        let one = |number: usize| {
-            let mut arg = Doubles::default();
-            arg.push(number as f64);
-            let keys = [format!("{{{number}}}")].into_iter().collect();
-            redis.run_joined(&script, keys, arg, clock::now() + DEADLINE)
-        };
-        let [first, second, third] = &join_all((0..3).map(one)).await[..] else {
+        let [first, second, third] = &ask(&redis, &script, 3, DEADLINE).await[..] else {
             unreachable!("three were asked");
         };
         let own = |number: f64| Ok(Value::BulkString(number.to_le_bytes().to_vec()));
