@@ -156,6 +156,38 @@ fn entries_of_a_killed_worker_are_taken_over() {
     });
 }
 
+/// By `XGROUP SETID` or `DELCONSUMER`, or `XACK`, by hand.
+#[test]
+fn entries_that_were_taken_from_all_workers_are_given_out_again() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let mut world = World::new(database.url()).await;
+        world.settings.worker.claim_after = Duration::from_millis(300);
+        let mut boot = boot(1, clock::wall());
+        for shard in 0..3 {
+            for _ in 0..3 {
+                world.add(shard, &pack(&mut boot, 5, clock::wall()).1).await;
+            }
+        }
+        let [set, forgotten, acknowledged] = [0, 1, 2].map(|shard| world.key(shard));
+        for shard in 0..3 {
+            assert_eq!(world.streams.rewind(shard).await, Ok(false));
+            let read = world.streams.read(shard, "gone", 2).await.unwrap();
+            assert_eq!(read.len(), 2);
+            assert_eq!(world.streams.rewind(shard).await, Ok(false));
+        }
+        world.cli(&["XGROUP", "SETID", &set, "weir", "$"]);
+        world.cli(&["XGROUP", "DELCONSUMER", &forgotten, "weir", "gone"]);
+        let first = &world.ids(2)[0];
+        world.cli(&["XACK", &acknowledged, "weir", first]);
+        let worker = world.work();
+        world.ingested().await;
+        world.is_whole(45);
+        assert_eq!(world.dead_letters().await, 0);
+        worker.stop().await;
+    });
+}
+
 /// Redis 6.2 gives out nothing in the place of each, and keeps it as given out; later ones leave it out, and forget it.
 #[test]
 fn entries_that_were_removed_behind_a_worker_hold_up_no_others() {
