@@ -276,6 +276,67 @@ fn a_batch_that_postgres_will_not_take_holds_up_no_other() {
     });
 }
 
+/// It refuses whatever comes.
+#[test]
+fn what_was_added_to_the_tables_by_hand_buries_no_batch() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let worker = world.work();
+        let mut boot = boot(1, clock::wall());
+        let failed = || worker.counted(r#"weir_ingest_transactions_total{result="failed"}"#);
+        let mut sent = 0;
+        let mut add = async || {
+            for shard in 0..3 {
+                world.add(shard, &pack(&mut boot, 5, clock::wall()).1).await;
+                sent += 5;
+            }
+            sent
+        };
+        add().await;
+        world.ingested().await;
+        let added = [
+            (
+                "audit_events ADD COLUMN new integer NOT NULL DEFAULT 1",
+                "audit_events ALTER COLUMN new DROP DEFAULT",
+                "audit_events DROP COLUMN new",
+            ),
+            (
+                "audit_batches ADD CONSTRAINT none CHECK (false) NOT VALID",
+                "audit_batches ALTER COLUMN stored SET DEFAULT now()",
+                "audit_batches DROP CONSTRAINT none",
+            ),
+        ];
+        for (first, second, back) in added {
+            let before = failed();
+            database.query(&format!(
+                "ALTER TABLE weir.{first}; ALTER TABLE weir.{second}"
+            ));
+            let sent = add().await;
+            eventually(async || {
+                let dead = world.dead_letters().await;
+                failed() >= before + 2 || dead > 0
+            })
+            .await;
+            database.query(&format!("ALTER TABLE weir.{back}"));
+            world.ingested().await;
+            assert_eq!(world.dead_letters().await, 0, "{first}");
+            world.is_whole(sent);
+        }
+        // Beside what holds of all rows that batches have, one that is refused for its own sake is buried.
+        database.query(
+            "ALTER TABLE weir.audit_events ADD CONSTRAINT usual CHECK (status >= 100 AND boot_id > 0 AND seq > 0 AND path <> '');
+             CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS
+                 $$ BEGIN IF NEW.first = 46 THEN RAISE 'not this one' USING ERRCODE = 'check_violation'; END IF; RETURN NEW; END $$;
+             CREATE TRIGGER no BEFORE INSERT ON weir.audit_batches FOR EACH ROW EXECUTE FUNCTION no()",
+        );
+        assert_eq!(add().await, 60);
+        world.ingested().await;
+        assert_eq!((world.rows(), world.dead_letters().await), (55, 1));
+        worker.stop().await;
+    });
+}
+
 #[test]
 fn a_batch_that_another_transaction_holds_waits_for_it_alone() {
     let database = Database::new();
