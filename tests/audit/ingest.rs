@@ -338,6 +338,38 @@ fn what_was_added_to_the_tables_by_hand_buries_no_batch() {
 }
 
 #[test]
+fn a_day_is_made_and_found_whatever_was_done_to_the_tables() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let mut boot = boot(1, clock::wall());
+        world.add(0, &pack(&mut boot, 5, clock::wall()).1).await;
+        let worker = world.work();
+        world.ingested().await;
+        worker.stop().await;
+        database.query(
+            "ALTER TABLE weir.audit_events ADD CONSTRAINT status CHECK (status >= 0),
+                 ADD COLUMN class integer GENERATED ALWAYS AS (status / 100) STORED;
+             ALTER TABLE weir.audit_batches ADD COLUMN note text",
+        );
+        let mut connection = world.postgres.write().await.unwrap();
+        let today = partitions::today(&connection).await.unwrap();
+        let later = Day(today.0 + 9);
+        let made = partitions::admit(&mut connection, later, DAY).await;
+        assert_eq!(made, Ok(partitions::Admission::Ready));
+        // One that is there by another name is no reason to store nothing more.
+        let events = format!("audit_events_{}", today.to_string().replace('-', "_"));
+        database.query(&format!("ALTER TABLE weir.{events} RENAME TO renamed"));
+        world.add(0, &pack(&mut boot, 5, clock::wall()).1).await;
+        let worker = world.work();
+        eventually(async || world.rows() == 10).await;
+        world.ingested().await;
+        world.is_whole(10);
+        worker.stop().await;
+    });
+}
+
+#[test]
 fn a_batch_that_another_transaction_holds_waits_for_it_alone() {
     let database = Database::new();
     on_a_runtime(async {
