@@ -392,7 +392,8 @@ impl Link {
                 load.uncommitted
                     .lock()
                     .added(first, Entry { shard, id, added });
-                if self.told.replace(false) {
+                // Beside a stream that takes none, others go on.
+                if self.shards.iter().all(Shard::takes) && self.told.replace(false) {
                     info!("redis takes audit events again");
                 }
             }
@@ -401,7 +402,7 @@ impl Link {
                 load.uncommitted.lock().again(first, now);
                 self.common.shared.errors.fetch_add(1, Ordering::Relaxed);
                 if !self.told.replace(true) {
-                    warn!(%error, "redis does not take audit events; they are held and sent again");
+                    warn!(shard, %error, "redis does not take audit events; they are held and sent again");
                 }
             }
         }
@@ -450,6 +451,11 @@ impl Link {
 }
 
 impl Shard {
+    /// Whether it took what it was sent last.
+    fn takes(&self) -> bool {
+        self.not_before.get().is_none()
+    }
+
     fn begin(&self) -> Underway<'_> {
         self.sending.set(self.sending.get() + 1);
         Underway(self)

@@ -349,6 +349,7 @@ fn may_pass(error: &PostgresError) -> bool {
                 || code == "25006"
         }
         PostgresError::Beside { .. }
+        | PostgresError::NoRows { .. }
         | PostgresError::Nonsense(_)
         | PostgresError::SchemaOld { .. }
         | PostgresError::SchemaNew { .. }

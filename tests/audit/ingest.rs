@@ -156,6 +156,38 @@ fn entries_of_a_killed_worker_are_taken_over() {
     });
 }
 
+/// By `XGROUP SETID` or `DELCONSUMER`, or `XACK`, by hand.
+#[test]
+fn entries_that_were_taken_from_all_workers_are_given_out_again() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let mut world = World::new(database.url()).await;
+        world.settings.worker.claim_after = Duration::from_millis(300);
+        let mut boot = boot(1, clock::wall());
+        for shard in 0..3 {
+            for _ in 0..3 {
+                world.add(shard, &pack(&mut boot, 5, clock::wall()).1).await;
+            }
+        }
+        let [set, forgotten, acknowledged] = [0, 1, 2].map(|shard| world.key(shard));
+        for shard in 0..3 {
+            assert_eq!(world.streams.rewind(shard).await, Ok(false));
+            let read = world.streams.read(shard, "gone", 2).await.unwrap();
+            assert_eq!(read.len(), 2);
+            assert_eq!(world.streams.rewind(shard).await, Ok(false));
+        }
+        world.cli(&["XGROUP", "SETID", &set, "weir", "$"]);
+        world.cli(&["XGROUP", "DELCONSUMER", &forgotten, "weir", "gone"]);
+        let first = &world.ids(2)[0];
+        world.cli(&["XACK", &acknowledged, "weir", first]);
+        let worker = world.work();
+        world.ingested().await;
+        world.is_whole(45);
+        assert_eq!(world.dead_letters().await, 0);
+        worker.stop().await;
+    });
+}
+
 /// Redis 6.2 gives out nothing in the place of each, and keeps it as given out; later ones leave it out, and forget it.
 #[test]
 fn entries_that_were_removed_behind_a_worker_hold_up_no_others() {
@@ -240,6 +272,99 @@ fn a_batch_that_postgres_will_not_take_holds_up_no_other() {
         world.ingested().await;
         assert_eq!(world.rows(), 40);
         assert_eq!(world.dead_letters().await, 1);
+        worker.stop().await;
+    });
+}
+
+/// It refuses whatever comes.
+#[test]
+fn what_was_added_to_the_tables_by_hand_buries_no_batch() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let worker = world.work();
+        let mut boot = boot(1, clock::wall());
+        let failed = || worker.counted(r#"weir_ingest_transactions_total{result="failed"}"#);
+        let mut sent = 0;
+        let mut add = async || {
+            for shard in 0..3 {
+                world.add(shard, &pack(&mut boot, 5, clock::wall()).1).await;
+                sent += 5;
+            }
+            sent
+        };
+        add().await;
+        world.ingested().await;
+        let added = [
+            (
+                "audit_events ADD COLUMN new integer NOT NULL DEFAULT 1",
+                "audit_events ALTER COLUMN new DROP DEFAULT",
+                "audit_events DROP COLUMN new",
+            ),
+            (
+                "audit_batches ADD CONSTRAINT none CHECK (false) NOT VALID",
+                "audit_batches ALTER COLUMN stored SET DEFAULT now()",
+                "audit_batches DROP CONSTRAINT none",
+            ),
+        ];
+        for (first, second, back) in added {
+            let before = failed();
+            database.query(&format!(
+                "ALTER TABLE weir.{first}; ALTER TABLE weir.{second}"
+            ));
+            let sent = add().await;
+            eventually(async || {
+                let dead = world.dead_letters().await;
+                failed() >= before + 2 || dead > 0
+            })
+            .await;
+            database.query(&format!("ALTER TABLE weir.{back}"));
+            world.ingested().await;
+            assert_eq!(world.dead_letters().await, 0, "{first}");
+            world.is_whole(sent);
+        }
+        // Beside what holds of all rows that batches have, one that is refused for its own sake is buried.
+        database.query(
+            "ALTER TABLE weir.audit_events ADD CONSTRAINT usual CHECK (status >= 100 AND boot_id > 0 AND seq > 0 AND path <> '');
+             CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS
+                 $$ BEGIN IF NEW.first = 46 THEN RAISE 'not this one' USING ERRCODE = 'check_violation'; END IF; RETURN NEW; END $$;
+             CREATE TRIGGER no BEFORE INSERT ON weir.audit_batches FOR EACH ROW EXECUTE FUNCTION no()",
+        );
+        assert_eq!(add().await, 60);
+        world.ingested().await;
+        assert_eq!((world.rows(), world.dead_letters().await), (55, 1));
+        worker.stop().await;
+    });
+}
+
+#[test]
+fn a_day_is_made_and_found_whatever_was_done_to_the_tables() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let mut boot = boot(1, clock::wall());
+        world.add(0, &pack(&mut boot, 5, clock::wall()).1).await;
+        let worker = world.work();
+        world.ingested().await;
+        worker.stop().await;
+        database.query(
+            "ALTER TABLE weir.audit_events ADD CONSTRAINT status CHECK (status >= 0),
+                 ADD COLUMN class integer GENERATED ALWAYS AS (status / 100) STORED;
+             ALTER TABLE weir.audit_batches ADD COLUMN note text",
+        );
+        let mut connection = world.postgres.write().await.unwrap();
+        let today = partitions::today(&connection).await.unwrap();
+        let later = Day(today.0 + 9);
+        let made = partitions::admit(&mut connection, later, DAY).await;
+        assert_eq!(made, Ok(partitions::Admission::Ready));
+        // One that is there by another name is no reason to store nothing more.
+        let events = format!("audit_events_{}", today.to_string().replace('-', "_"));
+        database.query(&format!("ALTER TABLE weir.{events} RENAME TO renamed"));
+        world.add(0, &pack(&mut boot, 5, clock::wall()).1).await;
+        let worker = world.work();
+        eventually(async || world.rows() == 10).await;
+        world.ingested().await;
+        world.is_whole(10);
         worker.stop().await;
     });
 }

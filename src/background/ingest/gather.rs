@@ -145,7 +145,8 @@ impl Ingest {
         }
     }
 
-    /// Takes over what other workers were given long ago, and lets go of those that are gone.
+    /// Takes over what other workers were given long ago, lets go of those that are gone, and has what none would be given any more read
+    /// again.
     async fn claim(&self, reading: &mut Reading, load: &mut Load) {
         let after = self.worker.claim_after;
         let forget = reading.forget_at <= Instant::now();
@@ -157,6 +158,13 @@ impl Ingest {
                 // Tried again in a while.
                 let idle = GONE.max(after * 2);
                 let _ = self.streams.forget_consumers(shard, idle).await;
+            }
+            // Unheard, it is tried again.
+            if self.streams.rewind(shard).await == Ok(true) {
+                warn!(
+                    shard,
+                    "batches of audit events would have been given to no worker any more, as behind XGROUP SETID or DELCONSUMER, or XACK: the stream is read from the start again"
+                );
             }
             let mut from = None;
             while reading.count(load, self.worker.batch_max) > 0 {

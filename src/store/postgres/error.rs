@@ -10,6 +10,8 @@ const LOCK_NOT_AVAILABLE: &str = "55P03";
 const NO_NUMBER_LEFT: &str = "2200H";
 /// What a statement that takes too long ends with.
 pub(super) const QUERY_CANCELED: &str = "57014";
+/// Classes of SQLSTATEs: data exceptions, broken constraints, and rows beyond what the server can hold.
+const OF_THE_DATA: [&str; 3] = ["22", "23", "54"];
 /// Classes of SQLSTATEs: connections, transactions, prepared statements that a pooler has left with another connection, who may do what,
 /// conflicts of transactions, resources, states of the server and of its tables.
 const OF_THE_SERVER: [&str; 11] = [
@@ -42,6 +44,11 @@ pub enum PostgresError {
         "postgres refused a boot or a day's tables, which is no batch's fault: {message} (SQLSTATE {code}); bring the sequence of weir.audit_boots behind its ids (\"Moving\" in docs/audit.md), detach DEFAULT partitions"
     )]
     Beside { code: String, message: String },
+    /// What it said of rows of the audit, whatever is in them.
+    #[error(
+        "postgres takes no rows of the audit at all, which is no batch's fault: {message} (SQLSTATE {code}); take back what was added by hand to weir's tables (a column, a constraint, a trigger)"
+    )]
+    NoRows { code: String, message: String },
     /// It answered in another shape than it was asked for.
     #[error("postgres answered in another shape than weir's schema promises: {0}")]
     Nonsense(String),
@@ -60,9 +67,8 @@ pub enum PostgresError {
 impl PostgresError {
     /// Whether the server said that it is about the data, so that it will say so again.
     pub(super) fn is_about_data(&self) -> bool {
-        // Data exceptions, broken constraints, and rows beyond what the server can hold.
         self.class()
-            .is_some_and(|class| ["22", "23", "54"].contains(&class))
+            .is_some_and(|class| OF_THE_DATA.contains(&class))
     }
 
     /// The same, met at what a batch needs beside its rows. Of that it has only values, such as its instance's name.
@@ -72,6 +78,17 @@ impl PostgresError {
                 if code.starts_with("23") || code.starts_with("54") || code == NO_NUMBER_LEFT =>
             {
                 PostgresError::Beside { code, message }
+            }
+            other => other,
+        }
+    }
+
+    /// The same, met at a row that no batch has.
+    pub(super) fn at_any_row(self) -> PostgresError {
+        let is_about_data = self.is_about_data();
+        match self {
+            PostgresError::Refused { code, message } if is_about_data => {
+                PostgresError::NoRows { code, message }
             }
             other => other,
         }
@@ -88,6 +105,7 @@ impl PostgresError {
             }
             PostgresError::Nonsense(_) => false,
             PostgresError::Beside { .. }
+            | PostgresError::NoRows { .. }
             | PostgresError::Busy { .. }
             | PostgresError::Lost(_)
             | PostgresError::Late(_)
@@ -150,6 +168,7 @@ impl PostgresError {
         match self {
             PostgresError::Refused { code, .. } => Some(code),
             PostgresError::Beside { .. }
+            | PostgresError::NoRows { .. }
             | PostgresError::Busy { .. }
             | PostgresError::Lost(_)
             | PostgresError::Late(_)

@@ -102,11 +102,14 @@ async fn make(connection: &mut Client, day: Day) -> Result<bool, PostgresError> 
         ("audit_batches", &names.batches),
         ("audit_events", &names.events),
     ];
-    // For each of the two whether it is attached; null where there is none.
+    let next = Day(day.0 + 1);
+    // For each of the two whether it is attached; null where there is none, and none that was given another name.
     let [batches, events] = pairs.map(|(parent, name)| {
         format!(
-            "(SELECT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = c.oid AND inhparent = 'weir.{parent}'::regclass)
-              FROM pg_class c WHERE c.oid = to_regclass('weir.{name}'))"
+            "coalesce((SELECT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = c.oid AND inhparent = 'weir.{parent}'::regclass)
+              FROM pg_class c WHERE c.oid = to_regclass('weir.{name}')),
+             (SELECT true FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid WHERE inhparent = 'weir.{parent}'::regclass
+              AND pg_get_expr(c.relpartbound, c.oid) = 'FOR VALUES FROM (''{day}'') TO (''{next}'')'))"
         )
     });
     let attached = format!("SELECT {batches}, {events}");
@@ -121,7 +124,10 @@ async fn make(connection: &mut Client, day: Day) -> Result<bool, PostgresError> 
     let transaction = connection.transaction().await?;
     let lock = format!("{LOCK_TIMEOUT}; SELECT pg_advisory_xact_lock({MAKING})");
     transaction.batch_execute(&lock).await?;
-    for (parent, name) in pairs {
+    for ((parent, name), attached) in pairs.into_iter().zip(attached) {
+        if attached.is_some() {
+            continue;
+        }
         // By what the table of tables has now. to_regclass() goes by what the server's process remembers, which is not told of a table
         // that another has made while this transaction waited for its turn.
         let there = format!(
@@ -130,11 +136,11 @@ async fn make(connection: &mut Client, day: Day) -> Result<bool, PostgresError> 
         if transaction.query_one(&there, &[]).await?.try_get(0)? {
             continue;
         }
-        // `CREATE TABLE … PARTITION OF` would wait for all that read or write the other days, and hold them up.
+        // `CREATE TABLE … PARTITION OF` would wait for all that read or write the other days, and hold them up. What others have added to
+        // the parent is to be there, or it is not attached.
         let make = format!(
-            "CREATE TABLE weir.{name} (LIKE weir.{parent} INCLUDING DEFAULTS INCLUDING STORAGE);
-             ALTER TABLE weir.{parent} ATTACH PARTITION weir.{name} FOR VALUES FROM ('{day}') TO ('{}')",
-            Day(day.0 + 1)
+            "CREATE TABLE weir.{name} (LIKE weir.{parent} INCLUDING DEFAULTS INCLUDING STORAGE INCLUDING CONSTRAINTS INCLUDING GENERATED);
+             ALTER TABLE weir.{parent} ATTACH PARTITION weir.{name} FOR VALUES FROM ('{day}') TO ('{next}')"
         );
         transaction.batch_execute(&make).await?;
     }

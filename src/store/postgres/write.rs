@@ -73,12 +73,14 @@ const FIND: &str = "SELECT b.place, a.id IS NOT NULL, s.hash, s.before
          LEFT JOIN weir.audit_batches s ON s.boot_id = b.boot_id AND s.first = b.first AND s.is_end = b.is_end AND s.day = b.day
              AND s.day = ANY ($2)";
 
-/// A batch and an event that no boot has, of which nothing stays.
+/// A batch and an event that no boot has, of which nothing stays. Else as they are, so that what others demand of rows is true of them, too.
 const TRY: &str = "SAVEPOINT tried;
      INSERT INTO weir.audit_batches (day, boot_id, first, last, sealed, arrival, dropped, is_end, before, hash)
-         VALUES ((now() AT TIME ZONE 'UTC')::date, -1, -1, -1, now(), 0, 0, false, '', '');
-     INSERT INTO weir.audit_events (day, boot_id, seq, time, client, method, path, status, arrival, detail)
-         VALUES ((now() AT TIME ZONE 'UTC')::date, -1, -1, now(), '::', '', '', 0, 0, '');
+         SELECT (now() AT TIME ZONE 'UTC')::date, coalesce(max(id), -1), 9223372036854775807, 9223372036854775807, now(),
+             pg_current_xact_id()::text::bigint, 0, false, sha256(''), sha256('') FROM weir.audit_boots;
+     INSERT INTO weir.audit_events (day, boot_id, seq, time, client, route, method, path, status, arrival, detail)
+         SELECT (now() AT TIME ZONE 'UTC')::date, coalesce(max(id), -1), 9223372036854775807, now(), '127.0.0.1', '/', 'GET', '/', 200,
+             pg_current_xact_id()::text::bigint, sha256('') FROM weir.audit_boots;
      ROLLBACK TO tried";
 
 /// A record of its own in the server's log, for which a commit waits as for rows: without one it waits for no standby. Anyone may
@@ -147,28 +149,41 @@ impl Writer {
                         outcome => outcome?,
                     });
                 }
+                // Where no row is taken, none of them is to blame.
+                if !outcomes.contains(&Outcome::Stored) {
+                    self.try_rows().await.map_err(PostgresError::at_any_row)?;
+                }
                 Ok(outcomes)
             }
             outcomes => outcomes,
         }
     }
 
-    /// Whether the database takes rows at all, and commits: none is left of the one that is tried. Today has its partitions then.
+    /// Whether the database takes rows at all, and commits. Today has its partitions then.
     pub async fn takes_rows(&self) -> bool {
+        self.try_rows().await == Ok(Admission::Ready)
+    }
+
+    /// Tries a row, of which none is left, and commits; unless today's partitions are not to be had.
+    async fn try_rows(&self) -> Result<Admission, PostgresError> {
         let tried = held(
             &self.postgres,
             &self.beat,
             async |connection: &mut Client| {
                 let today = partitions::today(connection).await?;
-                partitions::admit(connection, today, self.retention).await?;
+                let admission = partitions::admit(connection, today, self.retention).await?;
+                if admission != Admission::Ready {
+                    return Ok(admission);
+                }
                 let transaction = connection.transaction().await?;
                 transaction.batch_execute(BOUNDS).await?;
                 transaction.batch_execute(TRY).await?;
                 transaction.batch_execute(RECORD).await?;
-                Ok(transaction.commit().await?)
+                transaction.commit().await?;
+                Ok(admission)
             },
         );
-        tried.await.is_ok()
+        tried.await
     }
 
     /// In one transaction.

@@ -38,6 +38,7 @@ pub struct Streams {
     bury: Script,
     lag: Script,
     forget: Script,
+    rewind: Script,
     pub(super) replay: Script,
 }
 
@@ -104,6 +105,7 @@ impl Streams {
             bury: Script::new(include_str!("../../../lua/audit_bury.lua")),
             lag: Script::new(include_str!("../../../lua/audit_lag.lua")),
             forget: Script::new(include_str!("../../../lua/audit_consumers.lua")),
+            rewind: Script::new(include_str!("../../../lua/audit_rewind.lua")),
             replay: Script::new(include_str!("../../../lua/audit_replay.lua")),
         }
     }
@@ -376,6 +378,19 @@ impl Streams {
             .run_within(BUDGET, &self.forget, &[stream], &args)
             .await?;
         number(answer).ok_or(CallError::Nonsense)
+    }
+
+    /// Has a stream read from the start again whose oldest entry would be given to no worker any more; whether it had one.
+    pub async fn rewind(&self, shard: u16) -> Result<bool, CallError> {
+        let stream = &self.shard(shard).stream;
+        let args = [Arg::Text(&self.group)];
+        let answer = self
+            .redis
+            .run_within(BUDGET, &self.rewind, &[stream], &args)
+            .await?;
+        number(answer)
+            .map(|rewound| rewound == 1)
+            .ok_or(CallError::Nonsense)
     }
 
     /// How far the storing of all streams is behind, of those beyond the file's as far as they answer. An error if one of the file's does not.
