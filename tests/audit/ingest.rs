@@ -642,7 +642,7 @@ fn old_days_go_though_no_new_one_can_be_made() {
         database.query(&format!(
             "CREATE TABLE weir.in_its_way PARTITION OF weir.audit_batches FOR VALUES FROM ('{}') TO ('{}')",
             Day(last),
-            Day(last + 1)
+            Day(last + 2)
         ));
         eventually(async || keep(0).await.is_err()).await;
         let connection = world.postgres.write().await.unwrap();
