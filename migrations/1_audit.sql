@@ -44,7 +44,8 @@ CREATE TABLE weir.audit_events (
     seq bigint NOT NULL,
     time timestamptz NOT NULL,
     client inet NOT NULL,
-    username text,
+    -- By bytes: an index in a language's order is wrong once the system's libraries have another one.
+    username text COLLATE "C",
     -- Why weir answered in the upstream's place.
     label text,
     route text,

@@ -138,6 +138,10 @@ pub struct Words {
     pub admitted: &'static str,
     pub refused: &'static str,
     pub shadow_refused: &'static str,
+    /// It refuses for want of its key, unasked.
+    pub missing_key: &'static str,
+    /// It refuses since Redis does not answer.
+    pub redis_lost: &'static str,
     /// Its name alone, as a JSON string.
     pub json: &'static str,
 }

@@ -175,6 +175,8 @@ fn limits(config: &Config, counters: &Limits, metrics: &Metrics) -> Vec<Limit> {
                 admitted: said("admitted"),
                 refused: said("refused"),
                 shadow_refused: said("shadow_refused"),
+                missing_key: said("missing_key"),
+                redis_lost: said("redis_lost"),
                 json: intern(&Value::from(limit.name.as_str()).to_string()),
             },
         }

@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 use super::facts::{Facts, refuses};
 use super::record::Record;
 use super::reply::Rejection;
-use super::verdicts::{Said, Verdicts};
+use super::verdicts::{self, Said, Verdicts};
 use crate::config::limits::{KeyPart, Limit, Mode, Rule, Rules};
 use crate::plan::Plan;
 use crate::policy::lease::Batch;
@@ -124,7 +124,9 @@ impl<'p> Quota<'p> {
             if limit.mode == Mode::Disabled || (mine.is_none() && plan.shares(limit)) {
                 continue;
             }
-            let Some(parts) = facts.key(limit_index, plan)? else {
+            let key = facts.key(limit_index, plan);
+            let key = key.inspect_err(|_| verdicts::lacks_key(plan, limit_index, record));
+            let Some(parts) = key? else {
                 continue;
             };
             let (whole, part) = match mine {

@@ -54,6 +54,8 @@ pub(super) struct Record {
     pub sent: Option<Duration>,
     /// When its response's head was here.
     pub answered: Option<Duration>,
+    /// The status of that, whatever the client is told.
+    pub answer_status: Option<u16>,
     /// When it was known that the exchange had failed.
     failed: Option<Duration>,
     /// Where it is a probe of a half-open breaker.
@@ -103,6 +105,7 @@ impl Record {
             forwarded: None,
             sent: None,
             answered: None,
+            answer_status: None,
             failed: None,
             probe: None,
             tried_again: 0,
@@ -143,7 +146,7 @@ impl Record {
     /// The head of the response is here.
     pub(super) fn note_answered(&mut self, status: u16) {
         let now = clock::mono();
-        self.answered = Some(now);
+        (self.answered, self.answer_status) = (Some(now), Some(status));
         if let Some(probe) = &self.probe {
             probe.answered(status, self.waited().unwrap_or_default(), now);
         }
@@ -191,7 +194,8 @@ impl Record {
         next: &Rc<Pool>,
         head: &mut [u8],
     ) -> Option<Renamed> {
-        (self.sent, self.answered, self.sent_by) = (None, None, None);
+        (self.sent, self.sent_by) = (None, None);
+        (self.answered, self.answer_status) = (None, None);
         self.tried_again += 1;
         if let Some(tried) = tried {
             self.before.push(tried);

@@ -11,7 +11,7 @@ use super::facts::{Facts, Parts, refuses};
 use super::quota::Quota;
 use super::record::Record;
 use super::reply::Rejection;
-use super::verdicts::Said;
+use super::verdicts::{Said, lacks_key};
 use crate::clock;
 use crate::config::limits::{Cost, Mode, OnLoss, Rule, Rules, Window};
 use crate::plan::{SharedAsk, SharedLimits};
@@ -37,8 +37,8 @@ struct Round<'a> {
     shared: &'a SharedLimits,
     now: Now,
     admitted: bool,
-    /// Why it is refused all the same.
-    lost: Option<Rejection>,
+    /// Which limits refuse it all the same, since Redis does not answer.
+    lost: SmallVec<[usize; 1]>,
     said: SmallVec<[OfRule; 2]>,
 }
 
@@ -69,10 +69,10 @@ impl<'p> Quota<'p> {
             shared,
             now,
             admitted: true,
-            lost: None,
+            lost: SmallVec::new(),
             said: SmallVec::new(),
         };
-        let decided = self.decide(limits, facts, &mut round);
+        let decided = self.decide(limits, facts, &mut round, record);
         let open = decided.inspect_err(|_| self.put_back(now))?;
         // Once a lease has refused the request, Redis is asked of nothing for it: a flood of one key costs no calls by another. Nor is it
         // where this process refuses.
@@ -102,7 +102,8 @@ impl<'p> Quota<'p> {
             Ok(true) => Ok(()),
             refused => {
                 self.give_back(now, |_| true);
-                let lost = round.lost.filter(|_| round.admitted);
+                let lost = round.admitted && !round.lost.is_empty();
+                let lost = lost.then_some(Rejection::LimitUnknown);
                 let why = refused.err().or(lost);
                 Err(why.unwrap_or_else(|| self.refusal()))
             }
@@ -111,7 +112,7 @@ impl<'p> Quota<'p> {
 
     /// Takes down what was decided since the last time; whether that lets the request pass.
     fn take_down(&mut self, round: &mut Round<'_>, record: &mut Record) -> bool {
-        let passes = round.admitted && round.lost.is_none();
+        let passes = round.admitted && round.lost.is_empty();
         let said = std::mem::take(&mut round.said);
         let said = said.iter().map(|said| Said {
             limit: said.limit_index,
@@ -122,6 +123,10 @@ impl<'p> Quota<'p> {
             counter: None,
         });
         self.note(passes, said, record);
+        if let Some(draft) = &mut record.draft {
+            let words = |limit: &usize| self.plan.limits[*limit].words.redis_lost;
+            draft.add_limits(round.lost.iter().map(words));
+        }
         passes
     }
 
@@ -132,6 +137,7 @@ impl<'p> Quota<'p> {
         limits: &[usize],
         facts: &Facts<'a>,
         round: &mut Round<'_>,
+        record: &mut Record,
     ) -> Result<SmallVec<[Open<'a>; 1]>, Rejection>
     where
         'p: 'a,
@@ -144,7 +150,9 @@ impl<'p> Quota<'p> {
             if limit.mode == Mode::Disabled || !plan.shares(limit) {
                 continue;
             }
-            let Some(parts) = facts.key(limit_index, plan)? else {
+            let key = facts.key(limit_index, plan);
+            let key = key.inspect_err(|_| lacks_key(plan, limit_index, record));
+            let Some(parts) = key? else {
                 continue;
             };
             let Some(rules) = limits::rules(limit, &parts, &overrides) else {
@@ -261,7 +269,7 @@ impl<'p> Quota<'p> {
                         self.leave_alone(limit_index, rules.clone(), part);
                     }
                     OnLoss::Allow => {}
-                    OnLoss::Deny if enforced => round.lost = Some(Rejection::LimitUnknown),
+                    OnLoss::Deny if enforced => round.lost.push(limit_index),
                     OnLoss::Deny => {}
                 }
                 return;

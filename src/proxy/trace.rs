@@ -53,7 +53,6 @@ impl Trace {
     pub(super) fn traced(&self, record: &Record, draft: &Draft, event: AuditEvent<&str>) -> Traced {
         let text = |it: &Option<Text>| it.as_ref().map(|it| draft.text(it).to_owned());
         let since = |then: Duration| then.saturating_sub(record.began).into();
-        let answered = record.answered.is_some() && !record.rejected;
         let call = |number, it: &Try, until| Call {
             span_id: it.span_id,
             after: since(it.began),
@@ -74,7 +73,7 @@ impl Trace {
             ended: Duration::ZERO,
             pool: record.aimed_at.clone(),
             sent_by: record.sent_by,
-            status: answered.then_some(record.status),
+            status: record.answer_status,
             reason: record.reason,
             waited: record.waited(),
         });

@@ -275,7 +275,12 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Way<'_, R, W> {
         if !frames.has_closed() {
             // What goes to a server has a mask (RFC 6455 section 5.3).
             let mask = self.is_up.then(|| fastrand::u32(..).to_ne_bytes());
+            let passed = self.passed.get();
             self.write(&websocket::close(code, mask)).await?;
+            // The client has this one, and has not sent that one.
+            if self.is_up {
+                self.passed.set(passed);
+            }
         }
         loop {
             frames.follow(&buffer);
@@ -363,6 +368,30 @@ mod tests {
         let mut heard = String::new();
         client.read_to_string(&mut heard).await.unwrap();
         assert_eq!(heard, "answer");
+    }
+
+    #[tokio::test]
+    async fn what_weir_closes_with_is_sent_to_the_client_and_not_by_it() {
+        for is_up in [true, false] {
+            let (other, from) = duplex(1024);
+            let (to, _upstream) = duplex(1024);
+            let (passed, moved) = (Cell::new(0), Cell::new(clock::now()));
+            let (_closes, closing) = watch::channel(Some(GOING_AWAY));
+            let way = Way {
+                from,
+                to,
+                first: b"\x81\x01a".to_vec(),
+                passed: &passed,
+                moved: &moved,
+                closing,
+                is_up,
+            };
+            // The other end says nothing more.
+            drop(other);
+            assert_eq!(way.pass().await, Ok(()));
+            let own = websocket::close(GOING_AWAY, None).len() as u64;
+            assert_eq!(passed.get(), if is_up { 0 } else { own }, "{is_up}");
+        }
     }
 
     /// One that is read with the end of the frame that is under way does not go on, and so closes nothing at the other end.

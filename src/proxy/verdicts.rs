@@ -241,6 +241,14 @@ fn count_decision(plan: &Plan, admitted: bool, rules: &mut [Told<'_>]) {
     }
 }
 
+/// Takes down that a limit refuses the request for want of its key.
+pub(super) fn lacks_key(plan: &Plan, limit_index: usize, record: &mut Record) {
+    if let Some(draft) = &mut record.draft {
+        let words = &plan.limits[limit_index].words;
+        draft.add_limits([words.missing_key].into_iter());
+    }
+}
+
 /// What one rule says, for the audit.
 fn said_by(words: &Words, said: &Said<'_>) -> &'static str {
     match (said.verdict.admitted, said.enforced) {

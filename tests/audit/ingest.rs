@@ -553,6 +553,10 @@ fn days_are_made_ahead_indexed_once_over_and_removed_with_a_mark() {
         let indexed = "SELECT count(*) FROM pg_index JOIN pg_class ON oid = indexrelid
             WHERE relname LIKE 'audit\\_events\\_%\\_by\\_user' AND indisvalid";
         assert_eq!(database.one(indexed), "3");
+        let ordered_by_libraries = "SELECT count(*) FROM pg_index, unnest(indcollation) AS used
+            JOIN pg_collation c ON c.oid = used
+            WHERE indrelid::regclass::text LIKE 'weir.%' AND collname <> 'C'";
+        assert_eq!(database.one(ordered_by_libraries), "0");
 
         eventually(async || keep(8).await == [-8, -1, 0, 1, 2]).await;
         assert_eq!(world.rows(), 20);

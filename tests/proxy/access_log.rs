@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::harness::process::{Running, audited, file, signal};
 use super::harness::raw::{read_head, scripted};
+use super::harness::redis::free_port;
 use super::harness::{Client, DEADLINE, Upstream, eventually, metrics};
 use serde_json::Value;
 
@@ -90,6 +91,36 @@ fn each_request_is_a_line_that_says_what_became_of_it() {
         (&400.into(), &"bad_head".into())
     );
     eventually(|| weir.metric("weir_access_log_lines_total{result=\"written\"}") == 7);
+}
+
+/// Else nobody could tell which of a route's limits it was.
+#[test]
+fn a_line_names_the_limit_that_refuses_unasked() {
+    let check = |redis: &str, path: &str, label: &str, said: &[&str]| {
+        let upstream = Upstream::answering("");
+        let config = file(&format!(
+            "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\ntelemetry: {{access_log: {{format: json}}}}\n{redis}\
+             upstreams: {{app: {{endpoints: ['{}']}}}}\nrate_limits:\n  keyed: {{limit: 9/h, by: 'header:t', if_missing: deny}}\n\
+             \x20 shared: {{limit: 9/h, by: constant, accuracy: strict, on_redis_loss: deny}}\n\
+             routes:\n  - {{match: {{path: /keyed}}, upstream: app, rate_limits: [keyed, shared]}}\n\
+             \x20 - {{upstream: app, rate_limits: [shared]}}\n",
+            upstream.url()
+        ));
+        let mut weir = Running::start_as("proxy", config.path(), &[]);
+        let lines = weir.output();
+        weir.client().get(path);
+        let line = next(&lines);
+        assert_eq!(
+            (&line["label"], &line["limits"]),
+            (&label.into(), &said.into()),
+            "{line}"
+        );
+    };
+    let gone = format!("redis: {{urls: ['redis://127.0.0.1:{}']}}\n", free_port());
+    for redis in ["", &gone] {
+        check(redis, "/keyed", "quota_exceeded", &["keyed: missing_key"]);
+    }
+    check(&gone, "/", "limit_unknown", &["shared: redis_lost"]);
 }
 
 #[test]

@@ -461,6 +461,63 @@ fn an_answer_that_is_tried_again_is_a_call_of_its_own() {
     });
 }
 
+/// Whatever the client is told.
+#[test]
+fn a_call_has_the_status_that_the_upstream_answered() {
+    for (asks, serves) in PAIRINGS {
+        eprintln!("from {asks:?} to {serves:?}");
+        run(answered(asks, serves));
+    }
+}
+
+async fn answered(asks: Version, serves: Version) {
+    let (mut origin, collector) = (Origin::start(serves).await, Collector::start(None));
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\ntelemetry: {{traces: {{otlp: '{}', sample: 100%}}}}\n\
+         sessions: {{web: {{}}}}\nroutes: [{{upstream: app, session: {{use: web, require: false}}}}]\n\
+         upstreams: {{app: {{endpoints: ['http://{}'], protocol: {}, trust_session_headers: true, timeout: 1d, \
+         retries: {{attempts: 1, retry_on: ['503'], methods: [GET, PUT], buffer: 1KiB, backoff: {{base: 1d, max: 1d}}}}}}}}\n",
+        collector.url(),
+        origin.address,
+        serves.name()
+    ));
+    let weir = Running::start_as("proxy", config.path(), &[]);
+    let mut client = Caller::connect(asks, weir.address.parse().unwrap()).await;
+    let told = |spans: Vec<Vec<Value>>| {
+        let of = |span: &Value| {
+            let attributes = &span["attributes"];
+            let of = |key: &str| attributes.get(key).cloned().unwrap_or_default();
+            (of("http.response.status_code"), of("error.type"))
+        };
+        spans[0].iter().map(of).collect::<Vec<_>>()
+    };
+    // An answer that weir does not pass on.
+    let call = client.get("/").await;
+    let mut asked = origin.asked().await;
+    let fields = [("x-weir-session-start", "{")];
+    drop(asked.reply(201, &fields, Length::None).await);
+    assert_eq!(call.whole().await.0, 502);
+    let broken = json!("upstream_broken");
+    assert_eq!(
+        told(collector.requests(2)),
+        [(json!(502), broken.clone()), (json!(201), broken)]
+    );
+    if asks == Version::One {
+        return;
+    }
+    // One behind which another try was due, for which its client does not wait.
+    let fields = [("content-type", "application/grpc"), ("grpc-timeout", "1S")];
+    let call = client.call("GET", "/", &fields, Length::None).await;
+    let mut asked = origin.asked().await;
+    drop(asked.reply(503, &[], Length::None).await);
+    assert_eq!(call.whole().await.0, 200);
+    let late = json!("deadline_exceeded");
+    assert_eq!(
+        told(collector.requests(2)),
+        [(json!(504), late.clone()), (json!(503), late)]
+    );
+}
+
 #[test]
 fn requests_of_each_version_are_traced_alike() {
     for (asks, serves) in PAIRINGS {

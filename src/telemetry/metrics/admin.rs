@@ -18,12 +18,16 @@ struct StatusLabels {
 
 impl AdminMetrics {
     pub(super) fn register(registry: &mut Registry) -> AdminMetrics {
-        let refused = Family::default();
+        let refused = Family::<StatusLabels, Counter>::default();
         registry.register(
             "admin_refused",
             "Calls of the admin port that were refused: 401 without the token, 403 from a web page",
             refused.clone(),
         );
+        // From the start: who asks for increases sees none in a series that begins with 1.
+        for status in [401, 403] {
+            drop(refused.get_or_create(&StatusLabels { status }));
+        }
         AdminMetrics { refused }
     }
 
