@@ -106,7 +106,7 @@ enum Command {
     /// Bring the schema of postgres up to date.
     #[command(after_help = "Example: weir migrate -c weir.yaml")]
     Migrate(File),
-    /// Say every mistake in a file with its line and column, and exit 1 if there is one; warn of what is hardly meant.
+    /// Say every mistake in a file with its line and column, and exit 1 if there is one; warn of what is probably not meant.
     #[command(
         after_help = "Example: weir check -c weir.yaml\nExample: weir check -c weir.yaml --print > long.yaml\nSecrets are printed as ***, which weir refuses: put the real ones back in long.yaml, or ${VARIABLES}."
     )]
@@ -145,7 +145,7 @@ enum Command {
     /// Put weir into the pods that a Kubernetes cluster makes, as its API server asks, until SIGTERM.
     #[command(after_help = WEBHOOK)]
     Webhook(Box<cli::webhook::Arguments>),
-    /// Have the kernel redirect what comes in to weir, or stop it: what redirect mode begins with in Kubernetes.
+    /// Have the kernel redirect incoming connections to weir, or stop it: the first step of redirect mode in Kubernetes.
     #[command(after_help = REDIRECT)]
     Redirect(cli::redirect::Arguments),
     /// Read the audit database.

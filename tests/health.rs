@@ -316,6 +316,8 @@ fn tasks(weir: &Running) -> Vec<(String, f64, f64)> {
         .collect()
 }
 
+const PAGE: &str = include_str!("../docs/health.md");
+
 /// What runs in `weir proxy`, and what in `weir worker`; in `weir run` runs all of it but a worker's look at its stores.
 const OF_PROXY: [&str; 8] = [
     "breakers",
@@ -358,6 +360,20 @@ fn every_task_has_a_bound_on_its_silence() {
                 1.0..=120.0
             };
             assert!(bounds.contains(bound), "{name}: {bound}");
+            let told = PAGE
+                .lines()
+                .find_map(|line| line.strip_prefix(&format!("| `{name}` |")))
+                .and_then(|row| row.trim_end_matches(" |").rsplit(" | ").next());
+            // By the file of `with_every_task`.
+            let told = match told.unwrap_or_else(|| panic!("{name} is not on the page")) {
+                "183 s and 8 times `postgres.pool.timeout`" => "187 s",
+                "2 × (`worker.health.interval` + `worker.health.timeout`)" => "4 s",
+                told => told,
+            };
+            assert!(
+                told.contains(&format!("{bound} s")),
+                "{name}: {bound}, {told}"
+            );
         }
     }
 }

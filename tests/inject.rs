@@ -538,6 +538,46 @@ fn the_page_tells_of_every_annotation() {
 }
 
 #[test]
+fn the_page_tells_the_defaults_of_the_command() {
+    let page = include_str!("../docs/inject.md");
+    let help = Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(["inject", "--help"])
+        .output()
+        .unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let default = |option: &str| {
+        let (_, of) = help.split_once(&format!("  {option} <")).unwrap();
+        let of = of.split("\n      --").next().unwrap();
+        let default = of.split_once("[default: ").map(|it| it.1);
+        default.map(|it| it.split(']').next().unwrap().to_owned())
+    };
+    let mut seen = 0;
+    for row in page.lines().filter(|line| line.starts_with("| `weir.dev/")) {
+        let Some((_, told)) = row.split_once("| `--") else {
+            continue;
+        };
+        let (option, told) = told.split_once("`: ").unwrap();
+        let told = told.split([',', '|']).next().unwrap().trim();
+        let told = Some(told.trim_matches('`').to_owned()).filter(|told| told != "none");
+        assert_eq!(default(&format!("--{option}")), told, "{option}");
+        seen += 1;
+    }
+    assert_eq!(seen, 7);
+    for (option, told) in [
+        ("--port", "its ports `weir` (9900)"),
+        ("--metrics-port", "`weir-metrics` (9902)"),
+        ("--admin-port", "The admin port (9901)"),
+        ("--uid", "65532 unless `--uid` says otherwise"),
+    ] {
+        let default = default(option).unwrap();
+        assert!(
+            told.contains(&default) && page.contains(told),
+            "{option}: {default}"
+        );
+    }
+}
+
+#[test]
 fn the_configuration_that_the_page_shows_is_the_one_of_a_golden_file() {
     let page = include_str!("../docs/inject.md");
     let (_, shown) = page.split_once("  ```yaml\n").unwrap();

@@ -20,7 +20,7 @@ for server in \
         --skip a_fixed_window_is_never_exceeded \
         --skip a_hot_key_costs_less_than_a_call_in_a_hundred_requests ||
         failed="$failed $server"
-    cargo test --no-fail-fast --test audit -- --test-threads 4 shipping:: ingest:: dead_letters:: \
+    cargo test --no-fail-fast --test audit -- --test-threads 4 shipping:: ingest:: dead_letters:: rights:: \
         --skip a_full_spool_refuses_until_events_are_committed \
         --skip a_batch_that_another_transaction_holds_waits_for_it_alone \
         --skip whatever_becomes_of_postgres_each_event_is_stored_once ||

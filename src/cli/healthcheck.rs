@@ -11,10 +11,10 @@ use super::print;
 pub struct Arguments {
     #[command(flatten)]
     admin: AdminPort,
-    /// Ask whether it does its work now.
+    /// Ask /ready: whether it can take traffic.
     #[arg(long)]
     ready: bool,
-    /// Ask whether it goes on at all.
+    /// Ask /live: whether it goes on, or needs a restart.
     #[arg(long, conflicts_with = "ready")]
     live: bool,
 }

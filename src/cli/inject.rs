@@ -50,13 +50,16 @@ pub struct Sidecar {
     /// The ConfigMap with weir.yaml; unless told, each pod gets one of its own in an annotation.
     #[arg(long, value_name = "NAME")]
     config_map: Option<String>,
+    /// The CPU that weir's container requests.
     #[arg(long, value_name = "QUANTITY", default_value_t = Settings::default().cpu_request)]
     cpu_request: String,
+    /// The memory that weir's container requests.
     #[arg(long, value_name = "QUANTITY", default_value_t = Settings::default().memory_request)]
     memory_request: String,
+    /// The most CPU that it may use; none unless told.
     #[arg(long, value_name = "QUANTITY")]
     cpu_limit: Option<String>,
-    /// "" for none.
+    /// The most memory that it may use; "" for none.
     #[arg(long, value_name = "QUANTITY", default_value = "256Mi")]
     memory_limit: String,
     /// Where weir takes requests.

@@ -40,6 +40,7 @@ enum Command {
         after_help = "Example: weir session create ann -c weir.yaml --claim role=customer --claim level=3"
     )]
     Create {
+        /// Whose session, as the app is to be told.
         user: String,
         /// What is known of the user; may be given several times. Values are JSON, or else text.
         #[arg(long = "claim", value_name = "NAME=VALUE", value_parser = claim)]
@@ -56,7 +57,10 @@ enum Command {
     #[command(
         after_help = "Example: weir session show -c weir.yaml 4f1d7a20c6e98b35d2407f6b91ce03a8"
     )]
-    Show { id: String },
+    Show {
+        /// As `list` shows it.
+        id: String,
+    },
     /// End one session, or with --user all of a user.
     #[command(
         after_help = "Example: weir session revoke -c weir.yaml 4f1d7a20c6e98b35d2407f6b91ce03a8\nExample: weir session revoke -c weir.yaml --user ann"
@@ -67,7 +71,9 @@ enum Command {
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 struct Revoked {
+    /// As `list` shows it.
     id: Option<String>,
+    /// End all sessions of this user.
     #[arg(long)]
     user: Option<String>,
 }

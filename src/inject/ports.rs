@@ -366,6 +366,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn protocols_that_are_none_of_http_are_those_of_the_page() {
+        let page = include_str!("../../docs/inject.md");
+        let (_, told) = page.split_once("is, up to a hyphen,\n").unwrap();
+        let (told, _) = told.split_once(", or that a\n").unwrap();
+        let told: Vec<_> = told.split('`').skip(1).step_by(2).collect();
+        assert_eq!(told, OTHERS);
+    }
+
+    #[test]
     fn a_port_that_is_none_of_http_is_weirs_only_where_its_owner_says_so() {
         let check = |mut container: Value, annotations: Value, injected: bool| {
             container["name"] = json!("app");

@@ -12,6 +12,7 @@ mod dead_letters;
 mod ingest;
 mod postgres;
 mod query;
+mod rights;
 mod search;
 mod shipping;
 mod spool;

@@ -334,6 +334,31 @@ fn an_audit_of_another_cluster_is_refused_rather_than_shown_in_part() {
     assert_eq!(kept.faults(), []);
 }
 
+#[test]
+fn queries_of_the_page_are_answered() {
+    let (kept, _process) = Kept::with(Kind::Postgres, 10);
+    let (_, page) = include_str!("../../docs/audit.md")
+        .split_once("\n### SQL\n")
+        .unwrap();
+    let (shown, _) = page.split_once("\n## ").unwrap();
+    let (_, shown) = shown.split_once("```sql\n").unwrap();
+    let (shown, _) = shown.split_once("```").unwrap();
+    let mut asked = 0;
+    for query in shown.split_inclusive(";\n") {
+        kept.sql("", query);
+        asked += 1;
+    }
+    assert_eq!(asked, 3);
+    // What the page names the columns.
+    let (_, columns) = page.split_once("Columns of `weir.audit_events`: ").unwrap();
+    let (columns, _) = columns.split_once("which only weir reads").unwrap();
+    let columns: Vec<_> = columns.split('`').skip(1).step_by(2).collect();
+    kept.sql(
+        "",
+        &format!("SELECT {} FROM weir.audit_events", columns.join(", ")),
+    );
+}
+
 fn the_command_and_the_admin_port_show_the_same_events(kind: Kind) {
     let (kept, process) = Kept::with(kind, 2_500);
     kept.end(process);

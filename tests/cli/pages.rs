@@ -191,3 +191,65 @@ fn every_link_leads_to_what_is_there() {
     assert!(broken.is_empty(), "{broken:#?}");
     assert!(followed > 150, "{followed}");
 }
+
+/// Of each row of the page's table that says of fields that they are dropped: from others, and kept or dropped from trusted proxies.
+#[test]
+fn fields_by_which_clients_are_named_go_on_as_the_security_page_says() {
+    let page = include_str!("../../docs/security.md");
+    let (_, table) = page
+        .split_once("\n| field | from others | from trusted proxies |\n")
+        .unwrap();
+    let (table, _) = table.split_once("\n\n").unwrap();
+    let echo = Echo::start();
+    let run = |trusted: &str| {
+        Running::start(
+            file(&format!(
+                "listeners: [{{address: '127.0.0.1:0', client_ip: {{trusted_proxies: [{trusted}]}}}}]\n\
+                 upstreams: {{app: {{endpoints: 'http://{}'}}}}\nsessions: {{web: {{}}}}\n\
+                 admin: {{address: 127.0.0.1:0}}\nroutes: [{{upstream: app}}]\n",
+                echo.address
+            ))
+            .path(),
+        )
+    };
+    let (anyone, trusted) = (run(""), run("127.0.0.1"));
+    let mut seen = 0;
+    for row in table.lines() {
+        let cells: Vec<_> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let &[fields, from_others, from_trusted] = &cells[..] else {
+            continue;
+        };
+        let is_kept = from_trusted.starts_with("kept");
+        if !from_others.starts_with("dropped") || !(is_kept || from_trusted.starts_with("dropped"))
+        {
+            continue;
+        }
+        let names = fields.split([',', ' ', '(', ')']);
+        let names = names.filter(|name| {
+            name.starts_with(|c: char| c.is_ascii_uppercase()) && !name.ends_with('*')
+        });
+        for name in names {
+            let value = match name {
+                "X-Forwarded-Proto" => "https",
+                "Forwarded" => "for=6.6.6.6",
+                _ => "6.6.6.6",
+            };
+            let is_told = |weir: &Running| {
+                let reply = weir
+                    .client()
+                    .send("GET", "/", &[&format!("{name}: {value}")], "");
+                assert_eq!(reply.status, 200, "{name}");
+                let told: serde_json::Value = serde_json::from_str(&reply.body).unwrap();
+                let told = &told["headers"][name.to_ascii_lowercase()];
+                told.to_string().contains(value)
+            };
+            assert_eq!(
+                (is_told(&anyone), is_told(&trusted)),
+                (false, is_kept),
+                "{name}"
+            );
+            seen += 1;
+        }
+    }
+    assert!(seen > 22, "{seen}");
+}

@@ -40,7 +40,7 @@ pub(super) enum Command {
         after_help = "Example: weir audit dead-letters replay -c weir.yaml 3/1732541000000-0"
     )]
     Replay(Which),
-    /// Remove them for good: their events are lost, and `weir audit verify` will miss them.
+    /// Remove them for good: their events are lost, and `weir audit verify` will report them missing.
     #[command(after_help = "Example: weir audit dead-letters drop -c weir.yaml --all")]
     Drop(Which),
 }

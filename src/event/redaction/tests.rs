@@ -217,6 +217,27 @@ fn what_signs_the_urls_of_clouds_is_hidden() {
     }
 }
 
+#[test]
+fn what_is_always_hidden_is_what_the_page_names() {
+    let page = include_str!("../../../docs/audit.md");
+    let (_, told) = page.split_once("Always hidden are the headers").unwrap();
+    let (told, _) = told.split_once(".\n").unwrap();
+    let (headers, query) = told.split_once("in queries").unwrap();
+    let named = |text: &str| -> Vec<String> {
+        let mut names: Vec<_> = text
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .map(str::to_lowercase)
+            .collect();
+        names.sort();
+        names
+    };
+    let always = Redaction::default();
+    assert_eq!(named(headers), always.headers().collect::<Vec<_>>());
+    assert_eq!(named(query), always.query().collect::<Vec<_>>());
+}
+
 proptest! {
     #[test]
     fn no_spelling_of_a_redacted_name_shows_its_value(

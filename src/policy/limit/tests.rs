@@ -138,6 +138,21 @@ fn a_sliding_window_weighs_the_last_one() {
     assert_eq!(ask(&rule, &mut state, 1, 4_500).remaining, 9);
 }
 
+/// What docs/limits.md says of it: all of a window's come at its end, and the next one's as soon as they may.
+#[test]
+fn a_sliding_window_admits_nearly_twice_its_limit_at_worst() {
+    let (rule, mut state) = (
+        Rule::Window(Window::Sliding {
+            limit: 10,
+            window: SECOND,
+        }),
+        State::default(),
+    );
+    let asked = [1_999; 20].into_iter().chain(2_000..2_999);
+    let admitted = asked.filter(|at| ask(&rule, &mut state, 1, *at).admitted);
+    assert_eq!(admitted.count(), 19);
+}
+
 #[test]
 fn a_fixed_window_ends_at_its_time_and_never_opens_twice() {
     let (rule, mut state) = (
@@ -331,6 +346,23 @@ proptest! {
                 sum += cost;
                 prop_assert!(sum * per <= burst * per + count * (to - from), "{sum} from {from} to {to}");
             }
+        }
+    }
+
+    #[test]
+    fn a_sliding_window_never_admits_twice_its_limit_in_its_time(limit in 1u64..50, window in 1u64..5_000, arrivals in arrivals()) {
+        let rule = Rule::Window(Window::Sliding { limit, window: Duration::from_millis(window) });
+        let (mut state, mut now, mut admitted) = (State::default(), 0, Vec::new());
+        for (gap, cost) in arrivals {
+            now += gap;
+            if ask(&rule, &mut state, cost, now).admitted {
+                admitted.push((now, cost));
+            }
+        }
+        for (first, (from, _)) in admitted.iter().enumerate() {
+            let within = admitted[first..].iter().take_while(|(to, _)| to - from < window);
+            let sum: u64 = within.map(|(_, cost)| cost).sum();
+            prop_assert!(sum < 2 * limit, "{sum} from {from} on");
         }
     }
 
