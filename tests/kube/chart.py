@@ -216,6 +216,10 @@ def refused() -> Iterator[str]:
         ({"config": {"redis": "redis://redis:6379"}}, "/config/redis"),
         ({"config": {"audit": {"sqlite": "audit.db"}}}, "/config/audit/sqlite"),
         ({"fullnameOverride": "Weir.eu"}, 'fullnameOverride: "Weir.eu"'),
+        ({"fullnameOverride": "2nd"}, 'fullnameOverride: "2nd"'),
+        ({"proxy": {"service": {"loadBalancerSourceRanges": ["10.0.0.0/8"]}}}, "proxy.service.loadBalancerSourceRanges: the type is ClusterIP"),
+        (merged({"proxy": {"service": {"type": "ClusterIP"}}}, values("aws")), "proxy.service."),
+        ({"proxy": {"service": {"ports": [{"name": "http", "port": 80, "targetPort": "inbound", "nodePort": 30080}]}}}, 'a ClusterIP has no nodePort, and the port "http" has'),
         ({"commonLabels": {"app.kubernetes.io/part-of": "shop"}}, "commonLabels: app.kubernetes.io/part-of is the chart's own"),
         ({"proxy": {"podLabels": {"app.kubernetes.io/name": "shop"}}}, "proxy.podLabels: app.kubernetes.io/name"),
         # What is null is not there, to Helm, and left "null" in the middle of an object.

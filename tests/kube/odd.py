@@ -48,7 +48,7 @@ def told() -> Iterator[str]:
         "worker": {"priorityClassName": "4", "serviceAccount": {"create": True, "name": "5"}},
     }
     given = chart.merged(parts, everything)
-    for more in ({}, {"fullnameOverride": "12"}, {"existingConfigMap": "13"}):
+    for more in ({"fullnameOverride": "null"}, {"fullnameOverride": "on"}, {"fullnameOverride": "edge", "existingConfigMap": "13"}):
         documents = objects(chart.merged(more, given), "123", "456")
         for document in documents:
             yield from (f"{more}: {fault}" for fault in chart.invalid(document, definitions))

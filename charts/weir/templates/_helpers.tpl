@@ -11,8 +11,8 @@
 {{- $full = ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
 {{- end -}}
 {{- $full = $full | trunc 43 | trimSuffix "-" -}}
-{{- if not (regexMatch "^[a-z0-9]([a-z0-9-]*[a-z0-9])?$" $full) -}}
-{{- fail (printf "fullnameOverride: %q, of which the names of Services are made, is none: set it to letters in lower case, digits and -, with a letter or digit at both ends" $full) -}}
+{{- if not (regexMatch "^[a-z]([a-z0-9-]*[a-z0-9])?$" $full) -}}
+{{- fail (printf "fullnameOverride: %q, of which the names of Services are made, is none: set it to letters in lower case, digits and -, with a letter in front and no - at the end" $full) -}}
 {{- end -}}
 {{- $full -}}
 {{- end }}
