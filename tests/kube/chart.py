@@ -232,6 +232,9 @@ def refused() -> Iterator[str]:
         ({"monitoring": {"prometheusRule": {"runbookBase": "docs"}}}, "runbookBase"),
         ({"injector": {"onUnfit": "deny"}}, "onUnfit"),
         ({"injector": {"sidecar": {"uid": 0}}}, "uid"),
+        # What no sidecar would get.
+        ({"injector": {"sidecar": {"resources": {"limits": {"ephemeral-storage": "1Gi"}}}}}, "ephemeral-storage"),
+        ({"proxy": {"terminationGracePeriodSeconds": 0}}, "terminationGracePeriodSeconds"),
         ({"injector": {"enabled": True, "certificates": {"existingSecret": "mine"}}}, "go together"),
         ({"injector": {"enabled": True, "certificates": {"caBundle": "-----BEGIN CERTIFICATE-----\n"}}}, "go together"),
         ({"injector": {"certificates": {"existingSecret": "mine", "caBundle": "LS0tLS1CRUdJTi"}}}, "caBundle"),
