@@ -48,6 +48,8 @@ const WITHIN: Duration = Duration::from_secs(8);
 const MAX_CONNECTIONS: usize = 1000;
 /// Bodies that are here or come at a time: with one review of them made at a time, this bounds the memory.
 const MAX_BODIES: usize = 8;
+/// Before one of these that is not here yet makes room: of many pods that are made at once, each of some ten KB, none is slow.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// For what is under way at the end.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -133,7 +135,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
         tls,
         stage,
         places: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
-        bodies: Places::new(MAX_BODIES),
+        bodies: Places::new(MAX_BODIES).patient(PATIENCE),
         reviews: Arc::new(Semaphore::new(1)),
     });
     info!(address = %listener.local_addr()?, admin = %admin.local_addr()?, "reviewing pods");

@@ -304,11 +304,13 @@ fn resource(
 
 /// A Kubernetes quantity in its unit.
 fn quantity(at: &str, text: &str) -> Result<f64, Unfit> {
-    const SUFFIXES: [(&str, f64); 13] = [
+    const SUFFIXES: [(&str, f64); 16] = [
         ("Ki", 1024.0),
         ("Mi", 1_048_576.0),
         ("Gi", 1_073_741_824.0),
         ("Ti", 1_099_511_627_776.0),
+        ("Pi", 1_125_899_906_842_624.0),
+        ("Ei", 1_152_921_504_606_846_976.0),
         ("n", 1e-9),
         ("u", 1e-6),
         ("m", 1e-3),
@@ -317,15 +319,17 @@ fn quantity(at: &str, text: &str) -> Result<f64, Unfit> {
         ("G", 1e9),
         ("T", 1e12),
         ("P", 1e15),
+        ("E", 1e18),
         ("", 1.0),
     ];
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let factor = SUFFIXES
-        .iter()
-        .find(|(suffix, _)| *suffix == &text[digits.len()..]);
-    let plain = |digits: &str| digits.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.');
+    let (digits, unit) = text.split_at(end.unwrap_or(text.len()));
+    let named = SUFFIXES.iter().find(|(suffix, _)| *suffix == unit);
+    // Or a power of ten: 1e9, or 2.68435456e+08, as Helm writes large numbers.
+    let power = || Some(10_f64.powi(unit.strip_prefix(['e', 'E'])?.parse().ok()?));
+    let factor = named.map(|(_, factor)| *factor).or_else(power);
     match (digits.parse::<f64>(), factor) {
-        (Ok(number), Some((_, factor))) if plain(digits) => Ok(number * factor),
+        (Ok(number), Some(factor)) if (number * factor).is_finite() => Ok(number * factor),
         (Ok(_) | Err(_), _) => Err(Unfit::new(
             at,
             format!("{text:?} is no quantity: write it as 100m, 0.5, 64Mi or 1Gi"),
@@ -423,6 +427,31 @@ mod tests {
             error.unwrap_err(),
             "metadata.annotations[\"weir.dev/memory-limit\"]: 512Mi is less than the request, 1Gi: raise it, or lower the request"
         );
+    }
+
+    #[test]
+    fn quantities_are_those_of_kubernetes() {
+        for (text, amount) in [
+            ("0", 0.0),
+            ("0.5", 0.5),
+            (".5", 0.5),
+            ("100m", 0.1),
+            ("64Mi", 67_108_864.0),
+            ("1e3", 1000.0),
+            ("12E6", 12e6),
+            ("5e-1", 0.5),
+            ("2.68435456e+08", 268_435_456.0),
+            ("1E", 1e18),
+            ("1Ei", 1_152_921_504_606_846_976.0),
+        ] {
+            assert_eq!(quantity("", text), Ok(amount), "{text}");
+        }
+        for text in [
+            "", ".", "m", "e3", "-1", "1.2.3", "1e", "1e3m", "1ee3", "1e999", "1 e3", "1e1.5",
+            "NaN", "1b", "é",
+        ] {
+            assert!(quantity("", text).is_err(), "{text}");
+        }
     }
 
     #[test]

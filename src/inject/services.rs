@@ -13,7 +13,7 @@ const TARGETS: &str = "targetPorts";
 
 /// Points ports of a Service that go to the app's by number to weir, and says so, a line a port.
 pub(super) fn follow(service: &mut Value, named: &str, workloads: &[Workload]) -> Vec<String> {
-    let Some(selector) = service["spec"]["selector"].as_object().cloned() else {
+    let Some(selector) = selector(service).cloned() else {
         return Vec::new();
     };
     let selected: Vec<_> = of(service, &selector, workloads).collect();
@@ -85,7 +85,7 @@ pub(super) fn follow(service: &mut Value, named: &str, workloads: &[Workload]) -
 /// What keeps weir out: a Service that it could not note in what it has changed, or ports whose `appProtocol` says that the app's is none of HTTP,
 /// where its owner has not said otherwise.
 pub(super) fn refusals(service: &Value, named: &str, workloads: &[Workload]) -> Vec<String> {
-    let Some(selector) = service["spec"]["selector"].as_object() else {
+    let Some(selector) = selector(service) else {
         return Vec::new();
     };
     let injected: Vec<_> = of(service, selector, workloads)
@@ -169,6 +169,12 @@ pub(super) fn shut_out(policy: &Value, named: &str, workloads: &[Workload]) -> O
         injected.app_port.unwrap_or_default(),
         injected.port
     ))
+}
+
+/// A Service's, which selects nothing where it is empty: others say what its endpoints are.
+fn selector(service: &Value) -> Option<&Map<String, Value>> {
+    let selector = service["spec"]["selector"].as_object()?;
+    (!selector.is_empty()).then_some(selector)
 }
 
 /// The workloads of the object's namespace that a selector selects.

@@ -48,9 +48,11 @@ impl Shutdown {
     /// A native sidecar is told to end once the app has ended: no one waits for endpoints to forget it then. 10 s are for the last audit events, and
     /// to spare, as the chart has it; of a short period a third.
     pub(super) fn within(pod: &Value, native_sidecar: bool, settings: &Settings) -> Shutdown {
+        // Kubernetes takes more than a duration of weir's holds.
         let grace = pod["spec"]["terminationGracePeriodSeconds"]
             .as_u64()
-            .unwrap_or(GRACE_SECONDS);
+            .unwrap_or(GRACE_SECONDS)
+            .min(u64::from(u32::MAX));
         let propagation_delay = match native_sidecar {
             true => 0,
             false => u64::from(settings.propagation_delay_seconds).min(grace / 3),
@@ -120,12 +122,12 @@ pub(super) fn workload(pod: &Value) -> Option<String> {
 /// What stands for the namespace of a pod while its configuration is checked.
 pub(super) const NAMESPACE: (&str, &str) = ("WEIR_NAMESPACE", "namespace");
 
-/// The same as a container has it, and what only the cluster knows.
+/// The same as a container has it, where `$$` stands for `$`, and what only the cluster knows.
 fn environment(made: &Made) -> Value {
     let told = variables(made);
     let told = told
         .iter()
-        .map(|(name, value)| json!({"name": name, "value": value}));
+        .map(|(name, value)| json!({"name": name, "value": value.replace('$', "$$")}));
     let address =
         json!({"name": "WEIR_POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}});
     let asks = !made.probes.is_empty();

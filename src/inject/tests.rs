@@ -150,3 +150,35 @@ proptest! {
         }
     }
 }
+
+fn injected(mut pod: Value) -> Value {
+    let outcome = inject_pod(&mut pod, &Namespace::default(), &Settings::default());
+    assert!(matches!(outcome, Ok(Outcome::Injected(_))), "{outcome:?}");
+    pod
+}
+
+#[test]
+fn what_a_probe_asks_is_not_taken_for_a_reference_to_the_environment() {
+    let probe = json!({"httpGet": {"path": "/$(HOME)", "port": 80, "httpHeaders": [{"name": "X", "value": "pa$$word"}]}});
+    let pod = injected(json!({
+        "metadata": {"annotations": {"weir.dev/mode": "redirect"}},
+        "spec": {"containers": [{"name": "app", "readinessProbe": probe}]},
+    }));
+    let told = pod["spec"]["initContainers"][1]["env"].as_array().unwrap();
+    let probes = told.iter().find(|told| told["name"] == "WEIR_APP_PROBES");
+    let text = probes.unwrap()["value"].as_str().unwrap();
+    // The kubelet makes one `$` of two, and replaces what stands in `$(…)`.
+    assert!(text.contains(r#""/$$(HOME)""#), "{text}");
+    assert!(text.contains(r#""pa$$$$word""#), "{text}");
+}
+
+#[test]
+fn the_longest_grace_period_makes_a_file_that_weir_takes() {
+    let pod = injected(json!({"spec": {
+        "containers": [{"name": "app", "ports": [{"containerPort": 80}]}],
+        "terminationGracePeriodSeconds": i64::MAX,
+    }}));
+    let text = &pod["metadata"]["annotations"][CONFIG_INLINE];
+    let checked = crate::config::check::parse(text.as_str().unwrap(), &|_| None);
+    assert!(checked.is_ok(), "{checked:?}");
+}

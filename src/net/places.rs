@@ -2,16 +2,20 @@
 //! nothing must not keep others out. Must not know what comes.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::timeout;
 
 /// Of one kind.
 #[derive(Debug)]
 pub struct Places {
     free: Arc<Semaphore>,
     silent: Arc<Mutex<Silent>>,
+    patience: Duration,
 }
 
 /// Who is waited for, the one that has been for longest first.
@@ -49,18 +53,28 @@ impl Places {
         Places {
             free: Arc::new(Semaphore::new(count)),
             silent: Arc::default(),
+            patience: Duration::ZERO,
         }
+    }
+
+    /// Where all are taken, whoever comes waits so long for one before another has to leave: many that come at once are slow to be heard, too.
+    pub fn patient(self, patience: Duration) -> Places {
+        Places { patience, ..self }
     }
 
     /// A place once there is one, and what resolves to `Ok` if it has to be left. Whoever takes it is silent at first.
     pub async fn take(&self) -> Result<(Place, oneshot::Receiver<()>), AcquireError> {
-        if self.free.available_permits() == 0
-            && let Some((_, oldest)) = self.silent.lock().leave.pop_first()
-        {
-            // It may be gone already.
-            let _ = oldest.send(());
-        }
-        let permit = self.free.clone().acquire_owned().await?;
+        let mut permit = pin!(self.free.clone().acquire_owned());
+        let permit = match timeout(self.patience, permit.as_mut()).await {
+            Ok(permit) => permit?,
+            Err(_) => {
+                if let Some((_, oldest)) = self.silent.lock().leave.pop_first() {
+                    // It may be gone already.
+                    let _ = oldest.send(());
+                }
+                permit.await?
+            }
+        };
         let (leave, left) = oneshot::channel();
         let number = self.silent.lock().put(leave);
         let place = Place {
@@ -95,5 +109,49 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.heard();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_soon_heard_need_not_leave() {
+        let places = Places::new(1).patient(Duration::from_secs(1));
+        let (first, mut told) = places.take().await.unwrap();
+        let mut second = pin!(places.take());
+        let waiting = timeout(Duration::from_millis(900), second.as_mut());
+        assert!(waiting.await.is_err());
+        assert!(told.try_recv().is_err());
+        // Heard, it is not to leave, however long the next one waits.
+        first.heard();
+        let waiting = timeout(Duration::from_secs(9), second.as_mut());
+        assert!(waiting.await.is_err());
+        assert!(told.try_recv().is_err());
+        drop(first);
+        assert!(second.await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_stays_silent_has_to_leave() {
+        for patience in [Duration::ZERO, Duration::from_secs(1)] {
+            let places = Places::new(1).patient(patience);
+            let (first, told) = places.take().await.unwrap();
+            let began = tokio::time::Instant::now();
+            let mut second = pin!(places.take());
+            let mut told = pin!(told);
+            poll_fn(|context| {
+                assert!(second.as_mut().poll(context).is_pending());
+                told.as_mut().poll(context)
+            })
+            .await
+            .unwrap();
+            assert!(began.elapsed() <= patience + Duration::from_millis(2));
+            drop(first);
+            assert!(second.await.is_ok());
+        }
     }
 }

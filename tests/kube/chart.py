@@ -58,10 +58,10 @@ def packed() -> Path:
     return target
 
 
-def render(given: dict, name: str = "weir") -> dict[str, str]:
+def render(given: dict, name: str = "weir", namespace: str = NAMESPACE) -> dict[str, str]:
     """Each template's text by its path in the chart."""
     with Chart.load(packed()) as chart:
-        made = chart.render(given, name=name, namespace=NAMESPACE)
+        made = chart.render(given, name=name, namespace=namespace)
     return {name.removeprefix("weir/templates/"): text for name, text in sorted(made.items())}
 
 
@@ -211,9 +211,30 @@ def refused() -> Iterator[str]:
         ({"secrets": {"redisPassword": {"existingSecret": "redis"}}}, "add config.redis.urls"),
         ({"secrets": {"auditKey": {"existingSecret": "audit"}}}, "add config.audit"),
         ({"secrets": {"databaseUrl": {"existingSecret": "postgres"}}}, "add config.postgres"),
+        ({"config": {"listeners": [{**listener, "address": "[::]:${PORT}"}]}}, 'config.listeners[0].address: "[::]:${PORT}" does not end with a port'),
+        ({"config": {"listeners": [{**listener, "address": "0.0.0.0:65536"}]}}, "config.listeners[0].address"),
+        ({"config": {"redis": "redis://redis:6379"}}, "/config/redis"),
+        ({"config": {"audit": {"sqlite": "audit.db"}}}, "/config/audit/sqlite"),
+        ({"fullnameOverride": "Weir.eu"}, 'fullnameOverride: "Weir.eu"'),
+        ({"fullnameOverride": "2nd"}, 'fullnameOverride: "2nd"'),
+        ({"proxy": {"service": {"loadBalancerSourceRanges": ["10.0.0.0/8"]}}}, "proxy.service.loadBalancerSourceRanges: the type is ClusterIP"),
+        (merged({"proxy": {"service": {"type": "ClusterIP"}}}, values("aws")), "proxy.service."),
+        ({"proxy": {"service": {"ports": [{"name": "http", "port": 80, "targetPort": "inbound", "nodePort": 30080}]}}}, 'a ClusterIP has no nodePort, and the port "http" has'),
+        ({"commonLabels": {"app.kubernetes.io/part-of": "shop"}}, "commonLabels: app.kubernetes.io/part-of is the chart's own"),
+        ({"proxy": {"podLabels": {"app.kubernetes.io/name": "shop"}}}, "proxy.podLabels: app.kubernetes.io/name"),
+        # What is null is not there, to Helm, and left "null" in the middle of an object.
+        ({"proxy": {"probes": {"startup": None}}}, "missing property 'startup'"),
+        ({"worker": {"dataVolume": None}}, "missing property 'dataVolume'"),
+        ({"proxy": {"probes": {"liveness": {"successThreshold": 2}}}}, "/proxy/probes/liveness/successThreshold"),
+        ({"monitoring": {"serviceMonitor": {"enabled": True, "interval": "5s"}}}, "monitoring.serviceMonitor.scrapeTimeout: 10s is more than interval, 5s"),
+        ({"monitoring": {"serviceMonitor": {"enabled": True, "scrapeTimeout": "1m30s", "interval": "89999ms"}}}, "monitoring.serviceMonitor.scrapeTimeout"),
+        ({"injector": {"certificates": {"certManager": {"issuerRef": {"kind": "ClusterIssuer"}}}}}, "issuerRef"),
         ({"monitoring": {"prometheusRule": {"runbookBase": "docs"}}}, "runbookBase"),
         ({"injector": {"onUnfit": "deny"}}, "onUnfit"),
         ({"injector": {"sidecar": {"uid": 0}}}, "uid"),
+        # What no sidecar would get.
+        ({"injector": {"sidecar": {"resources": {"limits": {"ephemeral-storage": "1Gi"}}}}}, "ephemeral-storage"),
+        ({"proxy": {"terminationGracePeriodSeconds": 0}}, "terminationGracePeriodSeconds"),
         ({"injector": {"enabled": True, "certificates": {"existingSecret": "mine"}}}, "go together"),
         ({"injector": {"enabled": True, "certificates": {"caBundle": "-----BEGIN CERTIFICATE-----\n"}}}, "go together"),
         ({"injector": {"certificates": {"existingSecret": "mine", "caBundle": "LS0tLS1CRUdJTi"}}}, "caBundle"),
@@ -239,6 +260,8 @@ def taken() -> Iterator[str]:
         {"proxy": {"strategy": {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}}},
         {"config": {"listeners": [{"name": "admin", "address": "0.0.0.0:8080"}]}, "proxy": {"service": {"ports": [{"name": "http", "port": 80, "targetPort": "admin"}]}}},
         {"proxy": {"autoscaling": {"enabled": True, "targetCPUUtilizationPercentage": None, "targetMemoryUtilizationPercentage": 80}}},
+        {"config": {"listeners": [{"name": "inbound", "address": "[::]:{{ .Values.proxy.replicaCount }}"}]}},
+        {"proxy": {"probes": {"startup": {"periodSeconds": None, "failureThreshold": None}, "readiness": {"successThreshold": 2}}}},
     ):
         yield from (f"{mended}: {fault}" for document in objects(mended) for fault in invalid(document, {}))
 
@@ -319,6 +342,10 @@ def noted() -> Iterator[str]:
         yield from (f"{where}: {command}" for command in typed if " -c /etc/weir/config/weir.yaml" not in command)
         if where == "NOTES.txt" and not typed:
             yield "NOTES.txt has no command"
+    # What is in a ConfigMap that the chart has not made is not known.
+    for given, said in (({}, True), ({"existingConfigMap": "mine"}, False)):
+        if ("There is no `config.redis`" in render(given)["NOTES.txt"]) != said:
+            yield f"{given}: the notes do {'not ' if said else ''}say that there is no Redis"
 
 
 def warned() -> Iterator[str]:

@@ -19,6 +19,7 @@ import yaml
 import chart
 import found
 import inject
+import odd
 import queries
 import running
 import schema
@@ -127,6 +128,10 @@ def main() -> None:
         "helm lint": chart.linted,
         "mistakes are refused": chart.refused,
         "mends are taken": chart.taken,
+        "unusual names": odd.told,
+        "labels": odd.labelled,
+        "numbers": odd.counted,
+        "monitors": odd.monitored,
         "lanes": chart.laned,
         "replicas": found.scaled,
         "migrations": chart.migrates,

@@ -84,21 +84,20 @@ spec:
   template:
     metadata:
       annotations:
+        {{- if not (hasKey $values.podAnnotations "kubectl.kubernetes.io/default-container") }}
         kubectl.kubernetes.io/default-container: {{ $component }}
+        {{- end }}
         {{- /* A worker takes no change while it runs. */}}
         {{- if or (eq $component "worker") (eq $root.Values.configReload "rollout") }}
         checksum/config: {{ include "weir.config" $root | sha256sum }}
         {{- end }}
-        {{- with $values.podAnnotations }}
+        {{- with omit $values.podAnnotations "checksum/config" }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
       labels:
-        {{- include "weir.labels" (list $root $component) | nindent 8 }}
-        {{- with $values.podLabels }}
-        {{- toYaml . | nindent 8 }}
-        {{- end }}
+        {{- include "weir.labels" (list $root $component $values.podLabels (printf "%s.podLabels" $component)) | nindent 8 }}
     spec:
-      serviceAccountName: {{ include "weir.serviceAccount" (list $root $component) }}
+      serviceAccountName: {{ include "weir.serviceAccount" (list $root $component) | toYaml }}
       automountServiceAccountToken: false
       enableServiceLinks: false
       terminationGracePeriodSeconds: {{ $values.terminationGracePeriodSeconds | default (index . 2) }}
@@ -125,7 +124,7 @@ spec:
           ports:
             {{- if eq $component "proxy" }}
             {{- range include "weir.listeners" $root | fromJsonArray }}
-            - {name: {{ .name }}, containerPort: {{ .port }}, protocol: TCP}
+            - {name: {{ .name | quote }}, containerPort: {{ .port }}, protocol: TCP}
             {{- end }}
             {{- end }}
             {{- if $root.Values.secrets.adminToken.existingSecret }}
@@ -165,7 +164,7 @@ spec:
 {{- $values := index (index . 0).Values (index . 1) -}}
 {{- $selector := include "weir.selector" . -}}
 {{- with $values.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ toYaml . }}
 {{- end }}
 {{- with $values.nodeSelector }}
 nodeSelector:

@@ -1,4 +1,4 @@
-{{/* Names and labels. A component is proxy, worker, injector, echo or test. */}}
+{{/* Names and labels. A component is proxy, worker, injector, echo or test. What is put in as a name goes through toYaml or quote: 123 and on are names. */}}
 {{- define "weir.name" -}}
 {{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
 {{- end }}
@@ -6,42 +6,60 @@
 {{/* Short enough for the longest suffix, "-prometheus-adapter", within 63 characters. */}}
 {{- define "weir.fullname" -}}
 {{- $name := include "weir.name" . -}}
-{{- if .Values.fullnameOverride -}}
-{{- .Values.fullnameOverride | trunc 43 | trimSuffix "-" -}}
-{{- else if contains $name .Release.Name -}}
-{{- .Release.Name | trunc 43 | trimSuffix "-" -}}
-{{- else -}}
-{{- printf "%s-%s" .Release.Name $name | trunc 43 | trimSuffix "-" -}}
+{{- $full := .Values.fullnameOverride -}}
+{{- if not $full -}}
+{{- $full = ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
 {{- end -}}
+{{- $full = $full | trunc 43 | trimSuffix "-" -}}
+{{- if not (regexMatch "^[a-z]([a-z0-9-]*[a-z0-9])?$" $full) -}}
+{{- fail (printf "fullnameOverride: %q, of which the names of Services are made, is none: set it to letters in lower case, digits and -, with a letter in front and no - at the end" $full) -}}
+{{- end -}}
+{{- $full -}}
 {{- end }}
 
 {{/* What pods are selected by: never changes for a release. Takes (list ROOT COMPONENT). */}}
 {{- define "weir.selector" -}}
 {{- $root := index . 0 -}}
-app.kubernetes.io/name: {{ include "weir.name" $root }}
-app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/name: {{ include "weir.name" $root | toYaml }}
+app.kubernetes.io/instance: {{ toYaml $root.Release.Name }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end }}
 
+{{/* Takes (list ROOT COMPONENT), or (list ROOT COMPONENT LABELS WHERE) for labels of the values that go before commonLabels. */}}
 {{- define "weir.labels" -}}
 {{- $root := index . 0 -}}
+{{- $labels := deepCopy $root.Values.commonLabels -}}
+{{- include "weir.refuseOwnLabels" (list $labels "commonLabels") -}}
+{{- if gt (len .) 2 -}}
+{{- include "weir.refuseOwnLabels" (rest . | rest) -}}
+{{- $labels = merge (deepCopy (index . 2)) $labels -}}
+{{- end -}}
 {{ include "weir.selector" . }}
-app.kubernetes.io/version: {{ $root.Values.image.tag | default $root.Chart.AppVersion | quote }}
+app.kubernetes.io/version: {{ $root.Values.image.tag | default $root.Chart.AppVersion | trunc 63 | trimAll "-_." | quote }}
 app.kubernetes.io/part-of: weir
 app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" | trunc 63 }}
-{{- with $root.Values.commonLabels }}
+{{- with $labels }}
 {{ toYaml . }}
 {{- end }}
 {{- end }}
 
-{{/* Name, namespace and labels. Takes (list ROOT COMPONENT NAME). */}}
+{{/* A label that is there twice is the last one's, and Services, monitors and alerts go by the chart's. Takes (list LABELS WHERE). */}}
+{{- define "weir.refuseOwnLabels" -}}
+{{- range $label := list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" "app.kubernetes.io/version" "app.kubernetes.io/part-of" "app.kubernetes.io/managed-by" "helm.sh/chart" "weir.dev/metrics" -}}
+{{- if hasKey (index $ 0) $label -}}
+{{- fail (printf "%s: %s is the chart's own, by which pods, metrics and alerts are found: leave it out" (index $ 1) $label) -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{/* Name, namespace and labels. Takes (list ROOT COMPONENT NAME), or (list ROOT COMPONENT NAME LABELS WHERE), as weir.labels does. */}}
 {{- define "weir.meta" -}}
 {{- $root := index . 0 -}}
-name: {{ index . 2 }}
-namespace: {{ $root.Release.Namespace }}
+name: {{ index . 2 | toYaml }}
+namespace: {{ toYaml $root.Release.Namespace }}
 labels:
-  {{- include "weir.labels" . | nindent 2 }}
+  {{- include "weir.labels" (concat (list $root (index . 1)) (slice . 3)) | nindent 2 }}
 {{- end }}
 
 {{- define "weir.image" -}}
@@ -81,6 +99,16 @@ labels:
 {{- end -}}
 {{- end }}
 
+{{/* Of a duration as Prometheus writes it: 15s, 1m30s. */}}
+{{- define "weir.milliseconds" -}}
+{{- $sum := 0 -}}
+{{- $in := dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000 -}}
+{{- range regexFindAll "[0-9]+(ms|s|m|h)" . -1 -}}
+{{- $sum = add $sum (mul (regexFind "^[0-9]+" . | int64) (get $in (regexFind "[a-z]+$" .))) -}}
+{{- end -}}
+{{- $sum -}}
+{{- end }}
+
 {{/* Bytes of a size as Kubernetes or weir write it (1Gi, 256MiB, 1500); nothing for what is neither. */}}
 {{- define "weir.bytes" -}}
 {{- $text := ternary (toString .) (int64 . | toString) (kindIs "string" .) -}}
@@ -92,6 +120,11 @@ labels:
 {{- end -}}
 {{- end }}
 
+{{/* A quantity as it was written: Go would print 268435456 as 2.68435456e+08. */}}
+{{- define "weir.quantity" -}}
+{{- ternary (toString .) (toJson .) (kindIs "string" .) -}}
+{{- end }}
+
 {{/* The listeners that have a port, as a JSON list of {name, port}. */}}
 {{- define "weir.listeners" -}}
 {{- $found := list -}}
@@ -100,14 +133,18 @@ labels:
 {{- $taken = append $taken "admin" -}}
 {{- end -}}
 {{- range $index, $listener := .Values.config.listeners -}}
-{{- $address := toString $listener.address -}}
+{{- $address := tpl (toString $listener.address) $ -}}
 {{- if not (hasPrefix "unix:" $address) -}}
 {{- $name := $listener.name | default (printf "listener-%d" $index) -}}
 {{- if has $name $taken -}}
 {{- fail (printf "config.listeners[%d].name: another port of the pod has the name %q already, and the listener's port is to have its name: choose another" $index $name) -}}
 {{- end -}}
 {{- $taken = append $taken $name -}}
-{{- $found = append $found (dict "name" $name "port" (regexFind "[0-9]+$" $address | int)) -}}
+{{- $port := regexFind ":[0-9]+$" $address | trimPrefix ":" | int -}}
+{{- if or (lt $port 1) (gt $port 65535) -}}
+{{- fail (printf "config.listeners[%d].address: %q does not end with a port, which the pod is to open: write it as \"[::]:8080\"" $index $address) -}}
+{{- end -}}
+{{- $found = append $found (dict "name" $name "port" $port) -}}
 {{- end -}}
 {{- end -}}
 {{- toJson $found -}}
@@ -203,7 +240,9 @@ exec:
   command: [weir, healthcheck, --address, "127.0.0.1:{{ $root.Values.ports.admin }}", --{{ $path }}]
 timeoutSeconds: 6
 {{- end }}
-{{ toYaml (index (index $root.Values (index . 1)).probes (index . 2)) }}
+{{- with index (index $root.Values (index . 1)).probes (index . 2) }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
 {{/* The files of a pod: weir.yaml, and what `secrets` and `tls` name. */}}
@@ -228,7 +267,7 @@ timeoutSeconds: 6
 
 {{- define "weir.volumes" -}}
 - name: config
-  configMap: {name: {{ include "weir.configMapName" . }}}
+  configMap: {name: {{ include "weir.configMapName" . | quote }}}
 {{- if include "weir.hasSecrets" . }}
 - name: secrets
   projected:
@@ -237,13 +276,13 @@ timeoutSeconds: 6
       {{- range $name, $path := dict "adminToken" "admin-token" "auditKey" "audit-key" "databaseUrl" "database-url" "redisPassword" "redis-password" }}
       {{- with get $.Values.secrets $name }}
       {{- if .existingSecret }}
-      - secret: {name: {{ .existingSecret }}, items: [{key: {{ .key }}, path: {{ $path }}}]}
+      - secret: {name: {{ .existingSecret | quote }}, items: [{key: {{ .key | quote }}, path: {{ $path }}}]}
       {{- end }}
       {{- end }}
       {{- end }}
 {{- end }}
 {{- with .Values.tls.existingSecret }}
 - name: tls
-  secret: {secretName: {{ . }}, defaultMode: 0440}
+  secret: {secretName: {{ . | quote }}, defaultMode: 0440}
 {{- end }}
 {{- end }}
