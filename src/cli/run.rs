@@ -435,10 +435,8 @@ impl Running {
                 _ = over.wait_for(is_over) => {}
             }
         }
-        if let Why::Replaced = why {
-            // They are the other process's.
-            self.socket_files.leave();
-        }
+        // Those at which no other process listens.
+        drop(self.socket_files);
         ended
     }
 }
