@@ -234,8 +234,8 @@ impl Plan {
                 new.go_on_from(old);
             }
         }
-        // Those of a fleet are read from Redis.
-        if self.fleet.is_none() && self.config.limits != old.config.limits {
+        // Those of a fleet are then read from Redis, too, which may be away.
+        if self.config.limits != old.config.limits {
             self.counters.reread_overrides(&self.config.limits);
         }
         plans.send_replace(self)
