@@ -127,7 +127,8 @@ pub struct Route {
 pub struct Limit {
     /// What its keys begin with.
     pub keys: LimitKeys,
-    pub sharing: Sharing,
+    /// Carried over by a reload, by name, where processes have the limit in common before and after it.
+    pub sharing: Arc<Sharing>,
     pub metrics: LimitMetrics,
     pub words: Words,
 }
@@ -237,8 +238,8 @@ impl Plan {
                 new.go_on_from(old);
             }
         }
-        // Those of a fleet are read from Redis.
-        if self.fleet.is_none() && self.config.limits != old.config.limits {
+        // Those of a fleet are then read from Redis, too, which may be away.
+        if self.config.limits != old.config.limits {
             self.counters.reread_overrides(&self.config.limits);
         }
         plans.send_replace(self)
@@ -403,6 +404,41 @@ mod tests {
         assert!(slots.counters.set_override("a", "k", None));
         let again = next(&slots, "limit: 8/m, algorithm: fixed_window");
         assert_eq!(set(&again), None);
+    }
+
+    #[test]
+    fn a_reload_forgets_not_that_a_limit_is_not_shared() {
+        let config = |limit: &str| {
+            let text = format!(
+                "listen: 127.0.0.1:1\nupstream: http://x:1\nredis: {{urls: 'redis://h:1'}}\n\
+                 rate_limits: {{b: {{limit: 9/m, by: constant}}, a: {{limit: 9/m, by: constant{limit}}}}}\n"
+            );
+            check::parse(&text, &|_| None).unwrap()
+        };
+        let first = config("");
+        let process = Process {
+            fleet: Some(Fleet::new(first.redis.as_ref().unwrap(), &Metrics::default()).unwrap()),
+            ..Process::default()
+        };
+        let mut plan = Plan::first(first, Secured::default(), process);
+        let now = Duration::from_secs(100);
+        let told = |plan: &Plan| {
+            plan.tell_sharing(now);
+            let text = plan.metrics.text();
+            ["a", "b"].map(|name| text.contains(&format!("weir_limit_alone{{limit=\"{name}\"}} 1")))
+        };
+        assert_eq!(told(&plan), [false, false]);
+        let names = |plan: &Plan| plan.config.limits.iter().position(|it| it.name == "a");
+        plan.limits[names(&plan).unwrap()].sharing.lost(now);
+        // Of this process alone from now on, it has nothing to be told.
+        for (limit, is_alone) in [
+            (", burst: 3", true),
+            (", accuracy: local", false),
+            ("", false),
+        ] {
+            plan = plan.replaced_by(config(limit), Secured::default()).unwrap();
+            assert_eq!(told(&plan), [is_alone, false], "{limit}");
+        }
     }
 
     #[test]

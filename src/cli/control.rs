@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -29,9 +30,21 @@ use crate::telemetry::metrics::Metrics;
 
 /// Runs `main` on a control thread, which is this one.
 pub(super) fn run<T>(main: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    files::raise();
+    run_once_read(|| Ok(main))
+}
+
+/// As [`run`], of what `read` makes of the file. Whoever asks that it be read again may do so before it was read once: from here on a
+/// SIGHUP does not end the process, and a change of the file since then is seen by itself.
+pub(super) fn run_once_read<T, M>(read: impl FnOnce() -> anyhow::Result<M>) -> anyhow::Result<T>
+where
+    M: Future<Output = anyhow::Result<T>>,
+{
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let ended = runtime.block_on(async {
+        // Its handler stays.
+        signal(SignalKind::hangup()).map(drop)?;
+        let main = read()?;
+        files::raise();
         files::outlive_long_ones()?;
         main.await
     });

@@ -83,14 +83,16 @@ pub enum TakesOver {
 
 /// Runs until SIGTERM, SIGQUIT or SIGINT, or until another process has taken over; then drains. An error too once a task cannot be kept up.
 pub fn run(file: PathBuf, role: Role, takes_over: TakesOver) -> anyhow::Result<()> {
-    let files = ConfigFiles::of(file.clone());
-    let Checked {
-        config, warnings, ..
-    } = read(&file)?;
-    begin_to_log(config.log);
-    warn_of(&warnings, &file);
     // Signals, reloads and the admin port, apart from the lanes.
-    control::run(supervise(config, files, role, takes_over))
+    control::run_once_read(|| {
+        let files = ConfigFiles::of(file.clone());
+        let Checked {
+            config, warnings, ..
+        } = read(&file)?;
+        begin_to_log(config.log);
+        warn_of(&warnings, &file);
+        Ok(supervise(config, files, role, takes_over))
+    })
 }
 
 /// As a file is read again.
@@ -433,10 +435,8 @@ impl Running {
                 _ = over.wait_for(is_over) => {}
             }
         }
-        if let Why::Replaced = why {
-            // They are the other process's.
-            self.socket_files.leave();
-        }
+        // Those at which no other process listens.
+        drop(self.socket_files);
         ended
     }
 }

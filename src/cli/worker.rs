@@ -33,19 +33,21 @@ use crate::telemetry::metrics::Metrics;
 /// `wait_for_deps`: how long Redis and Postgres are waited for; without, it begins before they are there. An error too once a task
 /// cannot be kept up.
 pub fn run(file: PathBuf, migrate: bool, wait_for_deps: Option<Duration>) -> anyhow::Result<()> {
-    let mut config = load(&file)?;
-    begin_to_log(config.log);
-    let Some(redis) = config.redis.clone() else {
-        bail!(missing(&file, "redis"));
-    };
-    match &mut config.postgres {
-        Some(postgres) => postgres.migrate |= migrate,
-        None => bail!(missing(&file, "postgres")),
-    }
-    // Both are of those that serve requests: a worker has no view of endpoints to tell of, and no vote on breakers.
-    config.routes.clear();
-    config.upstreams.clear();
-    control::run(supervise(config, redis, wait_for_deps))
+    control::run_once_read(|| {
+        let mut config = load(&file)?;
+        begin_to_log(config.log);
+        let Some(redis) = config.redis.clone() else {
+            bail!(missing(&file, "redis"));
+        };
+        match &mut config.postgres {
+            Some(postgres) => postgres.migrate |= migrate,
+            None => bail!(missing(&file, "postgres")),
+        }
+        // Both are of those that serve requests: a worker has no view of endpoints to tell of, and no vote on breakers.
+        config.routes.clear();
+        config.upstreams.clear();
+        Ok(supervise(config, redis, wait_for_deps))
+    })
 }
 
 fn missing(file: &Path, section: &str) -> String {

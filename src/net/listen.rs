@@ -155,11 +155,6 @@ impl SocketFiles {
         };
         SocketFiles(sockets.filter_map(file).collect())
     }
-
-    /// Leaves them where they are.
-    pub fn leave(mut self) {
-        self.0.clear();
-    }
 }
 
 impl Drop for SocketFiles {

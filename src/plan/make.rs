@@ -10,7 +10,7 @@ use super::{
     Greeting, Limit, Listener, Plan, Process, Route, SharedLimits, Upstream, Words, by_name,
 };
 use crate::audit::Recorder;
-use crate::config::limits::Mode;
+use crate::config::limits::{Accuracy, Mode};
 use crate::config::sessions::TokenSource;
 use crate::config::{self, Config};
 use crate::event::Redaction;
@@ -102,7 +102,7 @@ pub(super) fn plan(
         index: Index::new(config.routes.iter().map(|route| &route.matches)),
         listeners: listeners(&config, &secured, &metrics, old),
         routes: routes(&config, &metrics),
-        limits: limits(&config, &counters, &metrics),
+        limits: limits(&config, &counters, &metrics, old),
         upstreams: upstreams(&config, &secured, fleet.as_ref(), &metrics, old),
         sessions: sessions(&config, fleet.as_ref(), &metrics, old),
         identity_fields: session::identity_fields(identities),
@@ -164,12 +164,21 @@ fn breaker(
     })
 }
 
-fn limits(config: &Config, counters: &Limits, metrics: &Metrics) -> Vec<Limit> {
-    let limit = |limit: &config::limits::Limit| {
+fn limits(config: &Config, counters: &Limits, metrics: &Metrics, old: Option<&Plan>) -> Vec<Limit> {
+    let shared = |limit: &config::limits::Limit| limit.accuracy != Accuracy::Local;
+    let before = old.map_or(&[][..], |old| &old.config.limits);
+    let before: Vec<_> = before
+        .iter()
+        .zip(old.iter().flat_map(|old| &old.limits))
+        .collect();
+    let mut before = by_name(&before, |(settings, _)| &*settings.name);
+    let limit = |(index, limit): (usize, &config::limits::Limit)| {
         let said = |verdict: &str| intern(&[&limit.name, ": ", verdict].concat());
+        let before = before(index, &limit.name).filter(|(old, _)| shared(old) && shared(limit));
+        let sharing = before.map(|(_, live)| live.sharing.clone());
         Limit {
             keys: counters.keys_of(&limit.name),
-            sharing: Sharing::new(&limit.name),
+            sharing: sharing.unwrap_or_else(|| Arc::new(Sharing::new(&limit.name))),
             metrics: metrics.limits.of(&limit.name),
             words: Words {
                 admitted: said("admitted"),
@@ -181,7 +190,7 @@ fn limits(config: &Config, counters: &Limits, metrics: &Metrics) -> Vec<Limit> {
             },
         }
     };
-    config.limits.iter().map(limit).collect()
+    config.limits.iter().enumerate().map(limit).collect()
 }
 
 fn sessions(

@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Mutex, MutexGuard, Notify};
 use tokio::time::timeout;
 
+use super::caps::ConnectionPermit;
 use super::pool::Connected;
 use super::reach::{Stage, Unreached, too_late};
 use crate::clock;
@@ -89,6 +90,8 @@ struct Usage {
     /// Whether it gives none, so that no other is to go by it.
     silent: Cell<bool>,
     window: Rc<Window>,
+    /// Below the cap, where it has one.
+    place: RefCell<Option<ConnectionPermit>>,
 }
 
 /// How long a connection may take.
@@ -227,6 +230,7 @@ impl Multiplexed {
             pings: Cell::new(0),
             silent: Cell::new(false),
             window: Rc::new(Window::new(STREAM_WINDOW)),
+            place: RefCell::new(counted),
         });
         let place = StreamPermit::new(requests.clone(), false, &usage);
         self.open.borrow_mut().push(Open {
@@ -235,7 +239,7 @@ impl Multiplexed {
         });
         tokio::task::spawn_local(async move {
             let pings = connection.ping_pong();
-            let _counted = (counted, ours);
+            let _ours = ours;
             sender.hold(true);
             let mut unused = pin!(unused(&usage, times.idle));
             let mut watched = pin!(watch(&usage, pings, times.answer));
@@ -254,8 +258,16 @@ impl Multiplexed {
                 let set = |size| connection.set_initial_window_size(size).is_ok();
                 usage.window.grow(set);
             }
+            usage.place.take();
         });
         Ok(place)
+    }
+
+    /// Its connections end with their requests and take no place any more: others are to be made, and a stream may be long.
+    pub(super) fn leave(&self) {
+        for open in &*self.open.borrow() {
+            open.usage.place.take();
+        }
     }
 
     /// Closes a connection without requests; whether there was one.

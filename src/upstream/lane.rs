@@ -81,10 +81,13 @@ impl LaneUpstream {
     pub fn new(shared: Arc<LiveUpstream>, old: Option<&LaneUpstream>) -> Rc<LaneUpstream> {
         let under_way = old.map(|old| old.under_way.clone()).unwrap_or_default();
         shared.count_lane(under_way.clone());
-        let old = old.filter(|old| old.shared.connects_as(&shared));
-        let old = old.map(|old| old.view.borrow().clone());
+        let kept = old.filter(|old| old.shared.connects_as(&shared));
+        let kept = kept.map(|old| old.view.borrow().clone());
         let snapshot = shared.snapshot().clone();
-        let view = View::new(&shared, snapshot, old.as_deref());
+        let view = View::new(&shared, snapshot, kept.as_deref());
+        if let Some(old) = old {
+            old.leave_but(&view);
+        }
         Rc::new_cyclic(|upstream: &Weak<LaneUpstream>| LaneUpstream {
             // Lanes that begin with different endpoints do not go round together.
             turn: Cell::new(fastrand::usize(..)),
@@ -188,6 +191,15 @@ impl LaneUpstream {
         for pool in left.filter(|pool| Rc::strong_count(pool) == 1) {
             while pool.close_one() || pool.close_bound() {}
         }
+    }
+
+    /// Leaves the connections that `taken` does not have.
+    fn leave_but(&self, taken: &View) {
+        let is_taken = |pool: &Rc<Pool>| taken.pools.iter().any(|it| Rc::ptr_eq(it, pool));
+        let (view, originals) = (self.view.borrow(), self.originals.borrow());
+        let left = view.pools.iter().chain(originals.values());
+        left.filter(|pool| !is_taken(pool))
+            .for_each(|pool| pool.leave());
     }
 
     /// Closes an idle connection, or else the one of all clients' own that was not used for longest.

@@ -456,6 +456,12 @@ impl Pool {
         bound.first_key_value().map(|(_, (since, _))| *since)
     }
 
+    /// No other request is to come: connections of HTTP/2 that still have some keep no place below the cap. One of HTTP/1.1 has it until its
+    /// request ends.
+    pub(super) fn leave(&self) {
+        self.multiplexed.leave();
+    }
+
     /// Whether a client has one.
     pub(super) fn has_bound(&self) -> bool {
         !self.bound.borrow().is_empty()

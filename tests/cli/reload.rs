@@ -1,12 +1,14 @@
 //! When a running weir takes its file up again, and what it says of that.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
-use super::harness::process::Running;
+use super::harness::process::{Log, Running, signal};
 use super::harness::servers::{Kept, NameServer};
 use super::harness::{Upstream, eventually, raw};
 
@@ -203,4 +205,28 @@ fn a_file_that_can_be_read_once_is_read_once() {
     let pipe = format!("exec 3<<'END'\n{}END\n:", replying("piped"));
     let running = Running::start_after(&pipe, Path::new("/dev/fd/3"), &[]);
     assert_eq!(running.client().get("/").body, "piped");
+}
+
+/// As of a service manager that is told to reload what it has just begun, or of one that tells all processes in a take-over.
+#[test]
+fn a_signal_to_reload_that_comes_before_the_file_is_read_ends_no_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weir.yaml");
+    let made = Command::new("mkfifo").arg(&path).status().unwrap();
+    assert!(made.success());
+    let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(["run", "-c"])
+        .arg(&path)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Open once it reads.
+    let mut pipe = File::options().write(true).open(&path).unwrap();
+    signal(&child, "HUP");
+    pipe.write_all(replying("read").as_bytes()).unwrap();
+    drop(pipe);
+    Log::of(&mut child).until("listening");
+    // It may be about to read the file again, and wait for a writer.
+    child.kill().unwrap();
+    child.wait().unwrap();
 }

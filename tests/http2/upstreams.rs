@@ -643,6 +643,32 @@ fn an_old_connection_in_use_stays_where_no_other_may_be() {
     });
 }
 
+/// A stream on it may be long, and all that come meanwhile would be refused.
+#[test]
+fn a_connection_that_a_reload_leaves_keeps_no_other_out() {
+    run(async {
+        let mut origin = Origin::start(Version::Two).await;
+        let file = |keys: &str| {
+            format!(
+                "listen: '127.0.0.1:0'\nupstreams: {{app: {{endpoints: 'http://{}', protocol: http2, concurrency: {{max_connections: 1}}, {keys}}}}}\n",
+                origin.address
+            )
+        };
+        let (before, after) = (file("max_age: 1h"), file("max_age: 2h"));
+        let lane = Lane::start(&before);
+        let mut client = Client::connect(Version::Two, lane.address).await;
+        let held = client.get("/held").await;
+        let mut asked = origin.asked().await;
+        lane.reload(&after);
+        let call = client.get("/").await;
+        let mut other = origin.asked().await;
+        other.ok("").await;
+        assert_eq!((call.whole().await.0, other.connection), (200, 2));
+        asked.ok("held").await;
+        assert_eq!(held.whole().await.1, "held");
+    });
+}
+
 /// As those of HTTP/1.1: a lane has no use for the connections of another.
 #[test]
 fn connections_without_requests_make_room_for_other_lanes() {

@@ -414,6 +414,32 @@ fn a_take_over_that_is_under_way_or_fails_leaves_the_socket_to_who_listens() {
 }
 
 #[test]
+fn the_socket_of_a_listener_that_the_new_process_lacks_goes_with_the_old_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let [stays, goes] = ["stays.sock", "goes.sock"].map(|name| folder.path().join(name));
+    let text = |paths: &[&Path], admin: &str| {
+        let listeners = paths
+            .iter()
+            .map(|path| format!("{{address: 'unix:{}'}}", path.display()));
+        let listeners = listeners.collect::<Vec<_>>().join(", ");
+        file(&format!(
+            "listeners: [{listeners}]\nroutes: [{{reply: {{status: 200, body: ok}}}}]\nadmin: {{address: '{admin}'}}\n\
+             runtime: {{lanes: 2}}\nshutdown: {{propagation_delay: 0s}}\n"
+        ))
+    };
+    let config = text(&[&stays, &goes], "127.0.0.1:0");
+    let mut old = Running::taking_over(config.path());
+    let config = text(&[&stays], &old.admin);
+    let mut new = Running::taking_over(config.path());
+    assert!(old.child.wait().unwrap().success());
+    assert!(stays.exists() && !goes.exists());
+    assert!(UnixStream::connect(&stays).is_ok());
+    new.signal("TERM");
+    assert!(new.child.wait().unwrap().success());
+    assert!(!stays.exists());
+}
+
+#[test]
 fn a_take_over_that_is_told_to_end_before_it_serves_leaves_the_old_process() {
     let text = |listener: &str, admin: &str, lanes: usize, more: &str| {
         file(&format!(

@@ -131,6 +131,37 @@ fn an_override_that_is_stored_as_older_weirs_spelled_it_can_be_deleted() {
     assert_eq!(admin(&weir, "DELETE", at, "").status, 204, "it alone");
 }
 
+/// Else a reload would have a key go by rules of a kind that its limit is not of any more.
+#[test]
+fn an_override_goes_by_its_limit_s_new_rules_while_redis_is_away() {
+    let echo = Echo::start();
+    let server = Server::single();
+    let text = |limit: &str| {
+        let config = config(&echo, limit, &server.yaml("t"));
+        std::fs::read_to_string(config.path()).unwrap()
+    };
+    let config = file(&text(
+        "{limit: 3/h, by: 'header:t', algorithm: fixed_window}",
+    ));
+    let weir = Running::start(config.path());
+    let path = "/v1/limits/a/overrides/big";
+    assert_eq!(admin(&weir, "PUT", path, r#"{"limit": "5/h"}"#).status, 200);
+    let algorithm = || {
+        let shown = json(&admin(&weir, "GET", "/v1/limits", ""));
+        shown["limits"][0]["overrides"]["big"][0]["algorithm"].clone()
+    };
+    eventually(|| algorithm() == "fixed_window");
+    server.kill();
+    std::fs::write(
+        config.path(),
+        text("{limit: 3/h, by: 'header:t', algorithm: sliding_window}"),
+    )
+    .unwrap();
+    weir.signal("HUP");
+    weir.log_until("configuration reloaded");
+    eventually(|| algorithm() == "sliding_window");
+}
+
 #[test]
 fn a_redis_that_comes_back_empty_is_told_the_overrides() {
     let echo = Echo::start();

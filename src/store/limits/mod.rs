@@ -65,7 +65,7 @@ pub struct Limits {
     secret: [u8; 16],
     /// By limit and key; set at run time, in place of the file's.
     overrides: ArcSwap<BTreeMap<(String, String), Override>>,
-    /// Of those set here, what they say: a limit that changes reads it anew.
+    /// What they say: a limit that changes reads it anew.
     words: Mutex<BTreeMap<(String, String), String>>,
 }
 
@@ -222,30 +222,29 @@ impl Limits {
         was_set.is_some() || before.contains_key(&place)
     }
 
-    /// Has what was set here go by these limits, which may be of another kind than before.
-    pub fn reread_overrides(&self, limits: &[Limit]) {
-        let words = self.words.lock();
-        let words = words.iter();
-        self.replace_overrides(
-            limits,
-            words.map(|((limit, key), says)| (&**limit, &**key, &**says)),
-        );
-    }
-
-    /// Puts what these words say, each behind its limit and its key, in place of all overrides. Those of limits that are not there are left
-    /// alone: they may come.
+    /// Puts what these words say, each behind its limit and its key, in place of all overrides.
     pub fn replace_overrides<'w>(
         &self,
         limits: &[Limit],
         words: impl Iterator<Item = (&'w str, &'w str, &'w str)>,
     ) {
+        let words =
+            words.map(|(limit, key, says)| ((limit.to_owned(), key.to_owned()), says.to_owned()));
+        *self.words.lock() = words.collect();
+        self.reread_overrides(limits);
+    }
+
+    /// Has them go by these limits, which may be of another kind than before. Those of limits that are not there are left alone: they may
+    /// come.
+    pub fn reread_overrides(&self, limits: &[Limit]) {
         let mut overrides = BTreeMap::new();
-        for (limit, key, says) in words {
-            let Some(known) = limits.iter().find(|known| known.name == limit) else {
+        for (place, says) in &*self.words.lock() {
+            let (limit, key) = place;
+            let Some(known) = limits.iter().find(|known| known.name == *limit) else {
                 continue;
             };
             match override_rules(known, says) {
-                Ok(rules) => drop(overrides.insert((limit.to_owned(), key.to_owned()), rules)),
+                Ok(rules) => drop(overrides.insert(place.clone(), rules)),
                 Err(error) => warn!(
                     limit,
                     key, error, "an override set at run time cannot be used"
