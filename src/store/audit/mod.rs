@@ -50,6 +50,9 @@ pub enum StoreError {
         "audit was copied here from another Postgres, or this one was put back, as by a restore: the transactions had come further; see \"Moving\" in docs/audit.md"
     )]
     Moved,
+    /// SQLite's files and Postgres have other numbers.
+    #[error("the place is of another store: begin anew, by \"since\"")]
+    Elsewhere,
     /// As of a search with a deadline, which [`Found::stopped_at`] would have no place for.
     #[error(
         "the search came nowhere in its time: ask for less by \"since\", or give it longer by \"timeout\""
@@ -82,6 +85,7 @@ impl StoreError {
             | StoreError::Key
             | StoreError::Changed
             | StoreError::Moved
+            | StoreError::Elsewhere
             | StoreError::OutOfTime
             | StoreError::OfDay(..) => self,
         }
