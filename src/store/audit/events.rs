@@ -79,6 +79,7 @@ impl Events {
             events: found,
             stopped_at,
             settled_to,
+            removed: _,
         } = self.search(filter, deadline).await?;
         let end = asked.or(settled_to).unwrap_or_default();
         let is_full = filter

@@ -206,4 +206,6 @@ pub struct Found {
     /// Behind all that nothing can come to stand ahead of any more, as of this search and by the server that answered it. SQLite's files
     /// do not tell with it.
     pub settled_to: Option<Cursor>,
+    /// The day of the place that it was to go on from, if its file is gone: what was behind the place was not seen. SQLite's alone.
+    pub removed: Option<Day>,
 }

@@ -70,6 +70,10 @@ impl Reader {
             filter,
             stored: Vec::new(),
             place: None,
+            removed: match filter.order {
+                Order::OldestFirst => filter.after.map(|after| after.day),
+                Order::NewestFirst => None,
+            },
         };
         for (day, path) in files {
             if search.is_full() {
@@ -94,6 +98,7 @@ impl Reader {
         }
         Ok(Found {
             events: search.stored,
+            removed: search.removed,
             ..Found::default()
         })
     }
@@ -156,6 +161,8 @@ struct Search<'a> {
     stored: Vec<Stored>,
     /// Up to where all was looked at, as far as that is known.
     place: Option<Cursor>,
+    /// The day to go on from, until its file was found.
+    removed: Option<Day>,
 }
 
 impl Search<'_> {
@@ -175,6 +182,7 @@ impl Search<'_> {
         let Some(mut connection) = open_if_made(path)? else {
             return Ok(());
         };
+        self.removed = self.removed.filter(|removed| *removed != day);
         let earliest = Ledger::read(&connection)?.earliest;
         let too_new = |until| earliest.is_some_and(|earliest| earliest >= until);
         if filter.until.is_some_and(|until| too_new(until.0)) {
@@ -233,6 +241,7 @@ impl Search<'_> {
             place @ Some(_) if place != began => Ok(Found {
                 events: self.stored,
                 stopped_at: place,
+                removed: self.removed,
                 ..Found::default()
             }),
             Some(_) | None => Err(StoreError::OutOfTime),
