@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use super::{Answer, Problem, Reply, pairs};
 use crate::clock;
 use crate::config::units::TimeLength;
+use crate::event::Micros;
 use crate::plan::Plan;
 use crate::store::audit::events::Events;
 use crate::store::audit::record::Record;
@@ -105,7 +106,10 @@ async fn search(
             (found.events, last.filter(|_| is_full).or(found.stopped_at))
         }),
     };
-    found.map_err(|error| unanswered(&error))
+    found.map_err(|error| match error {
+        StoreError::Elsewhere => Problem::bad(format!("after: {error}")),
+        error => unanswered(&error),
+    })
 }
 
 fn unanswered(error: &dyn Display) -> Problem {
@@ -123,8 +127,8 @@ fn asked(query: &str) -> Result<Asked, Problem> {
     let mut after = None;
     for (name, value) in pairs(query)? {
         match name.as_str() {
-            "since" => filter.since = Some(read::<When>(&name, &value)?.0),
-            "until" => filter.until = Some(read::<When>(&name, &value)?.0),
+            "since" => filter.since = Some(time(&name, &value)?),
+            "until" => filter.until = Some(time(&name, &value)?),
             "user" => filter.user = Some(value),
             "route" => filter.route = Some(value),
             "client" => {
@@ -187,6 +191,21 @@ fn asked(query: &str) -> Result<Asked, Problem> {
     Ok(Asked { filter, within })
 }
 
+/// A time, of which the `+` of an offset may have come as a space: few escape it.
+fn time(name: &str, value: &str) -> Result<Micros, Problem> {
+    let spaced = value
+        .split_once('T')
+        .and_then(|(_, it)| it.rsplit_once(' '));
+    let When(time) = match spaced {
+        Some((_, offset)) => {
+            let (time, _) = value.split_at(value.len() - offset.len() - 1);
+            read(name, &format!("{time}+{offset}"))?
+        }
+        None => read(name, value)?,
+    };
+    Ok(time)
+}
+
 fn read<T: FromStr<Err = String>>(name: &str, value: &str) -> Result<T, Problem> {
     value
         .parse()
@@ -196,7 +215,6 @@ fn read<T: FromStr<Err = String>>(name: &str, value: &str) -> Result<T, Problem>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::Micros;
 
     #[test]
     fn parameters_are_those_of_the_command() {
@@ -223,6 +241,25 @@ mod tests {
         };
         let within = Duration::from_secs(2);
         assert_eq!(asked, Asked { filter, within });
+    }
+
+    #[test]
+    fn the_plus_of_an_offset_need_not_be_escaped() {
+        let since = |text: &str| asked(&format!("since={text}")).unwrap().filter.since;
+        let expected = since("1970-01-02T00:00:00Z");
+        for text in [
+            "1970-01-02T01:00:00+01:00",
+            "1970-01-02T01:00:00%2B01:00",
+            "1970-01-01T23:00:00-01:00",
+        ] {
+            assert_eq!(since(text), expected, "{text}");
+        }
+        let problem = asked("until=1970-01-02T01:00:00+x").unwrap_err();
+        assert!(
+            problem
+                .detail
+                .starts_with("until: \"1970-01-02T01:00:00+x\" is not a time")
+        );
     }
 
     #[test]

@@ -230,6 +230,7 @@ pub(super) fn mend(error: &StoreError) -> &'static str {
         | StoreError::Key
         | StoreError::Changed
         | StoreError::Moved
+        | StoreError::Elsewhere
         | StoreError::OutOfTime
         | StoreError::Folder(_)
         | StoreError::Damaged(_)

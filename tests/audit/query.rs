@@ -30,6 +30,7 @@ crate::in_each_store!(
     what_does_not_pass_is_not_looked_at_again,
     the_command_and_the_admin_port_show_the_same_events,
     a_tail_shows_what_arrives,
+    a_place_of_another_store_is_refused,
 );
 
 fn each_filter_finds_what_it_names_and_nothing_else(kind: Kind) {
@@ -822,4 +823,27 @@ fn a_place_ahead_of_a_replica_is_one_of_the_primary() {
         let reader = Reader::open(&servers(&primary.url(), vec![url])).unwrap();
         assert_eq!(seqs(&reader.query(&after).await.unwrap()), [3, 4]);
     });
+}
+
+/// Who followed SQLite's files may go on asking once the configuration has Postgres.
+fn a_place_of_another_store_is_refused(kind: Kind) {
+    let (kept, _process) = Kept::with(kind, 10);
+    let place: Cursor = match kind {
+        Kind::Sqlite => "0.81234.3.77",
+        Kind::Postgres => "20782.5.0.0",
+    }
+    .parse()
+    .unwrap();
+    for order in [Order::OldestFirst, Order::NewestFirst] {
+        let mut filter = Filter {
+            order,
+            ..Filter::default()
+        };
+        match order {
+            Order::OldestFirst => filter.after = Some(place),
+            Order::NewestFirst => filter.before = Some(place),
+        }
+        let found = kept.block(kept.events().query(&filter));
+        assert!(matches!(found, Err(StoreError::Elsewhere)), "{found:?}");
+    }
 }

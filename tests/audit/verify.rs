@@ -257,6 +257,12 @@ fn each_tampering_in_postgres_is_named_with_its_events() {
         "DELETE FROM weir.audit_boots",
         &[(1..=600, InstanceMissing)],
     );
+    // Nor do queries find what no span tells of.
+    check("DELETE FROM weir.audit_spans", &[(0..=0, FaultKind::File)]);
+    check(
+        "UPDATE weir.audit_spans SET day = day - 1",
+        &[(0..=0, FaultKind::File)],
+    );
     // A partition of another kind hides from queries what is in it.
     check(
         "CREATE TABLE weir.odd PARTITION OF weir.audit_events DEFAULT",

@@ -180,6 +180,58 @@ fn files_that_a_time_rules_out_are_not_read() {
     assert_eq!(count(late), 0);
 }
 
+/// What is of many events is not sorted for each page, but looked for where it may be.
+#[test]
+fn pages_of_a_part_of_a_closed_day_join_without_a_gap() {
+    let audit = Audit::empty();
+    let mut writer = audit.writer();
+    for first in (1..=24_000).step_by(1_000) {
+        writer
+            .append(&mut events(first..=first + 999), NOW)
+            .unwrap();
+    }
+    // As of a connection that was open for long: behind events that are later than it.
+    writer.append(&mut events(1_000..=1_000), NOW).unwrap();
+    writer.append(&mut events(1..=1), NOW + DAY).unwrap();
+    assert_eq!(close(writer.files()).len(), 1);
+    let check = |first: Option<u64>, last: Option<u64>| {
+        for order in [Order::OldestFirst, Order::NewestFirst] {
+            let mut filter = Filter {
+                since: first.map(|n| event(n).time),
+                until: last.map(|n| event(n + 1).time),
+                limit: Some(3_000),
+                order,
+                ..Filter::default()
+            };
+            let mut found = Vec::new();
+            loop {
+                let page = audit.reader().query(&filter).unwrap();
+                let Some(place) = page.last().map(|last| Some(last.cursor)) else {
+                    break;
+                };
+                found.extend(page.iter().map(|stored| stored.event.bytes_out));
+                match order {
+                    Order::OldestFirst => filter.after = place,
+                    Order::NewestFirst => filter.before = place,
+                }
+            }
+            if order == Order::NewestFirst {
+                found.reverse();
+            }
+            let (first, last) = (first.unwrap_or(1), last.unwrap_or(24_000));
+            let has = |n: &u64| (first..=last).contains(n);
+            let all = (1..=24_000).chain([1_000, 1]).filter(has);
+            assert_eq!(found, all.collect::<Vec<_>>(), "{first} to {last}");
+        }
+    };
+    check(None, None);
+    check(Some(500), None);
+    check(None, Some(21_000));
+    check(Some(500), Some(21_000));
+    check(Some(2_000), Some(23_000));
+    check(Some(5_000), Some(5_100));
+}
+
 #[test]
 fn tampering_is_named_in_the_files_of_all_days() {
     let one = |seq, kind| (seq..=seq, kind);

@@ -203,6 +203,15 @@ fn each_tampering_is_named_with_its_rows() {
         "UPDATE events SET user = 'eve' WHERE seq = 7",
         &[one(7, Changed)],
     );
+    // It would come last of all.
+    check(
+        "UPDATE events SET arrival = 9999 WHERE seq = 7",
+        &[(7..=8, OutOfPlace)],
+    );
+    check(
+        "UPDATE events SET arrival = -1 WHERE seq = 7",
+        &[(6..=7, OutOfPlace)],
+    );
     check(
         "UPDATE events SET time = time + 1 WHERE seq = 7",
         &[one(7, Changed)],

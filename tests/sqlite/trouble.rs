@@ -287,6 +287,39 @@ fn an_export_ends_with_what_was_there_when_it_began() {
     assert_eq!(lines.lines().count(), 6_000);
 }
 
+/// As by the retention, which may remove the very day that is saved from it.
+#[test]
+fn an_export_tells_of_a_day_that_is_removed_while_it_is_read() {
+    let audit = Audit::empty();
+    let mut writer = audit.writer();
+    writer.append(&mut [batch(1..=6_000)], NOW).unwrap();
+    let tomorrow = NOW + DAY;
+    writer
+        .append(&mut [batch(6_001..=6_100)], tomorrow)
+        .unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(["audit", "export", "--database"])
+        .arg(&audit.path)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = child.stdout.take().unwrap();
+    let mut said = vec![0];
+    out.read_exact(&mut said).unwrap();
+    fs::remove_file(audit.file(NOW)).unwrap();
+    out.read_to_end(&mut said).unwrap();
+    let ended = child.wait_with_output().unwrap();
+    let lines = String::from_utf8(said).unwrap();
+    assert_eq!(lines.lines().count(), 5_100);
+    let error = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(1), "{error}");
+    assert!(
+        error.contains("day 2023-11-15 was removed while"),
+        "{error}"
+    );
+}
+
 #[test]
 fn what_verify_of_files_cannot_know_is_told() {
     let audit = Audit::with(10);

@@ -4,11 +4,13 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::bail;
+
 use super::FilterFlags;
 use super::format::{Format, print};
 use crate::cli::tell;
 use crate::store::audit::events::{Events, may_pass};
-use crate::store::audit::{Filter, Order, StoreError, Stored};
+use crate::store::audit::{Filter, Found, Order, StoreError, Stored};
 
 /// Rows read at a time, so that an export of any size needs little memory.
 const PAGE: u32 = 5_000;
@@ -99,8 +101,11 @@ pub(super) async fn export(
         limit: Some(PAGE),
         ..flags.filter()
     };
+    let mut removed = None;
     loop {
-        let mut events = page(store, &filter).await?;
+        let found = page(store, &filter).await?;
+        removed = removed.or(found.removed);
+        let mut events = found.events;
         let last = events.last().map(|last| last.cursor);
         events.retain(|event| end.is_none_or(|end| Some(event.cursor) <= end));
         print(&events, format, filter.after.is_none(), &mut out)?;
@@ -110,15 +115,18 @@ pub(super) async fn export(
         filter.after = last;
     }
     out.flush()?;
+    if let Some(day) = removed {
+        bail!("day {day} was removed while it was read: what was left of it is not in the output");
+    }
     Ok(ExitCode::SUCCESS)
 }
 
 /// A page of an export. One behind others is asked for again, if need be: a standby ends what stands in the way of what its primary has
 /// done, and servers begin anew.
-async fn page(store: &Events, filter: &Filter) -> Result<Vec<Stored>, StoreError> {
+async fn page(store: &Events, filter: &Filter) -> Result<Found, StoreError> {
     let mut tries = 1;
     loop {
-        match store.query(filter).await {
+        match store.search(filter, None).await {
             Err(error) if filter.after.is_some() && may_pass(&error) && tries < TRIES => {
                 tracing::warn!(%error, "the audit cannot be read now; asking again");
                 tries += 1;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::chain::Keys;
+use super::days::Day;
 use super::{Cursor, Filter, Found, Order, Report, StoreError, Stored};
 use crate::blocking;
 use crate::clock;
@@ -39,6 +40,10 @@ impl Events {
         filter: &Filter,
         deadline: Option<Instant>,
     ) -> Result<Found, StoreError> {
+        let places = [filter.after, filter.before];
+        if places.into_iter().flatten().any(|place| !self.has(place)) {
+            return Err(StoreError::Elsewhere);
+        }
         match self {
             Events::Sqlite(reader) => {
                 let (reader, filter) = (reader.clone(), filter.clone());
@@ -74,6 +79,7 @@ impl Events {
             events: found,
             stopped_at,
             settled_to,
+            removed: _,
         } = self.search(filter, deadline).await?;
         let end = asked.or(settled_to).unwrap_or_default();
         let is_full = filter
@@ -86,6 +92,14 @@ impl Events {
             (None, last, _) => last.map_or(end, |last| last.max(end)),
         };
         Ok((found, next))
+    }
+
+    /// Whether a place can be one of this store.
+    fn has(&self, place: Cursor) -> bool {
+        match self {
+            Events::Sqlite(_) => (place.boot, place.seq) == (0, 0),
+            Events::Postgres(_) => place.day == Day::default(),
+        }
     }
 
     /// The place behind all that has arrived, to follow from by [`Filter::settled`].
@@ -138,6 +152,7 @@ pub fn may_pass(error: &StoreError) -> bool {
         | StoreError::Key
         | StoreError::Changed
         | StoreError::Moved
+        | StoreError::Elsewhere
         | StoreError::Damaged(_)
         | StoreError::Folder(_) => false,
     }

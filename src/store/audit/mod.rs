@@ -50,6 +50,9 @@ pub enum StoreError {
         "audit was copied here from another Postgres, or this one was put back, as by a restore: the transactions had come further; see \"Moving\" in docs/audit.md"
     )]
     Moved,
+    /// SQLite's files and Postgres have other numbers.
+    #[error("the place is of another store: begin anew, by \"since\"")]
+    Elsewhere,
     /// As of a search with a deadline, which [`Found::stopped_at`] would have no place for.
     #[error(
         "the search came nowhere in its time: ask for less by \"since\", or give it longer by \"timeout\""
@@ -82,6 +85,7 @@ impl StoreError {
             | StoreError::Key
             | StoreError::Changed
             | StoreError::Moved
+            | StoreError::Elsewhere
             | StoreError::OutOfTime
             | StoreError::OfDay(..) => self,
         }
@@ -202,4 +206,6 @@ pub struct Found {
     /// Behind all that nothing can come to stand ahead of any more, as of this search and by the server that answered it. SQLite's files
     /// do not tell with it.
     pub settled_to: Option<Cursor>,
+    /// The day of the place that it was to go on from, if its file is gone: what was behind the place was not seen. SQLite's alone.
+    pub removed: Option<Day>,
 }

@@ -267,6 +267,7 @@ async fn search(
         events: stored,
         stopped_at: place,
         settled_to: Some(before(settled)),
+        removed: None,
     })
 }
 

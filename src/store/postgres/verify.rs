@@ -61,6 +61,12 @@ SELECT boot_id, first, last, day, dropped, is_end, before, hash,
     sealed BETWEEN now() - interval '5 minutes' AND now() + interval '5 minutes'
 FROM weir.audit_batches WHERE boot_id > $1 AND boot_id <= $2 ORDER BY boot_id, first, is_end DESC, day";
 
+/// The days of batches that no query would find: `audit_spans` does not tell of them.
+const HIDDEN: &str = "
+SELECT DISTINCT day FROM weir.audit_batches AS batches
+WHERE NOT EXISTS (SELECT FROM weir.audit_spans AS spans WHERE span = arrival >> 17 AND spans.day = batches.day)
+ORDER BY day";
+
 const INSTANCES: &str = "
 SELECT id, boot, instance, started, key_check, removed_to, removed_hash, removed_mark
 FROM weir.audit_boots WHERE id > $1 ORDER BY id LIMIT $2";
@@ -140,6 +146,7 @@ pub(super) async fn verify(client: &mut Client, keys: &Keys) -> Result<Report, P
         look.day(day).await?;
     }
     look.chains().await?;
+    look.hidden().await?;
     let report = look.report;
     transaction.rollback().await?;
     Ok(report)
@@ -421,6 +428,15 @@ impl Look<'_> {
         if !batch.is_end {
             boot.before = batch.hash;
         }
+    }
+
+    async fn hidden(&mut self) -> Result<(), PostgresError> {
+        for row in self.transaction.query(HIDDEN, &[]).await? {
+            let Date(day) = row.try_get(0)?;
+            let fault = Fault::of_file(day, FaultKind::File);
+            self.report.faults.push(fault);
+        }
+        Ok(())
     }
 
     /// Names the fault, in one with the one before where it goes on from it.

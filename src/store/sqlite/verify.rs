@@ -17,7 +17,7 @@ const LOOKUPS: u32 = 16;
 /// Columns in the order that they are read here; those that queries look at are 4 to 7. All rows in one pass: there is no index by
 /// instance, and a process that is started again and again makes many instances in a day.
 const ROWS: &str = "
-SELECT instance_id, seq, body, hash, time, user, client, label
+SELECT instance_id, seq, body, hash, time, user, client, label, arrival
 FROM events ORDER BY instance_id, seq, arrival";
 
 /// Checks the file of a day, adds to the report, and returns what it says of other files.
@@ -211,6 +211,8 @@ impl Look<'_, '_> {
             found.ok().flatten()
         };
         let mut check = Check::new(hasher, seal, before.last, end);
+        let mut last = None;
+        let mut out_of_order = Vec::new();
         while let Some(row) = self.events.get().filter(|row| is_of(row, id)) {
             self.report.events += 1;
             let body = row.get_ref(2)?.as_blob().unwrap_or_default();
@@ -227,9 +229,21 @@ impl Look<'_, '_> {
                 is_of_another_version: is_of_another_version(body),
             };
             check.row(&found, &mut partner);
+            // What was written is in the order of its numbers.
+            let place = (integer(row, 8), found.seq);
+            if let Some((arrival, seq)) = last.replace(place)
+                && arrival >= place.0
+            {
+                out_of_order.push((seq..=found.seq, FaultKind::OutOfPlace));
+            }
             self.events.advance()?;
         }
-        let faults = check.finish().into_iter().map(|(seqs, kind)| Fault {
+        let mut faults = check.finish();
+        // Else it follows from another fault.
+        if faults.is_empty() {
+            faults = out_of_order;
+        }
+        let faults = faults.into_iter().map(|(seqs, kind)| Fault {
             days: self.day..=self.day,
             instance: instance.clone(),
             seqs,
