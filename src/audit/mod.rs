@@ -94,7 +94,7 @@ pub struct SpoolCounts {
     pub bytes: u64,
     pub max: u64,
     pub batches: u64,
-    /// Since the oldest of them came.
+    /// Since the oldest of them came, in whole seconds.
     pub age: Duration,
     /// Damage that was found in what other processes left, a stretch each.
     pub corrupt: u64,
@@ -131,14 +131,9 @@ struct Shared {
     refuses: AtomicBool,
     /// When the thread that empties the queue was last seen to, by [`clock::mono`] in milliseconds.
     moved: AtomicU64,
-    has_spool: AtomicBool,
-    spool_bytes: AtomicU64,
-    spool_max: AtomicU64,
-    spool_batches: AtomicU64,
-    /// In seconds.
-    spool_age: AtomicU64,
+    /// As it was last told; but for what is corrupt.
+    spool: Mutex<Option<SpoolCounts>>,
     spool_corrupt: AtomicU64,
-    spool_takes: AtomicBool,
     troubles: Mutex<Troubles>,
     /// Where panics of the threads are counted.
     panics: OnceLock<Counter>,
@@ -290,13 +285,9 @@ impl Shared {
         let waiting = self.accepted.load(Ordering::Acquire).saturating_sub(left);
         let ended = self.ended.load(Ordering::Acquire);
         let (queued, lost) = if ended { (0, waiting) } else { (waiting, 0) };
-        let spool = self.has_spool.load(Ordering::Relaxed).then(|| SpoolCounts {
-            bytes: read(&self.spool_bytes),
-            max: read(&self.spool_max),
-            batches: read(&self.spool_batches),
-            age: Duration::from_secs(read(&self.spool_age)),
+        let spool = self.spool.lock().map(|told| SpoolCounts {
             corrupt: read(&self.spool_corrupt),
-            takes: self.spool_takes.load(Ordering::Relaxed),
+            ..told
         });
         Counts {
             written: read(&self.written),

@@ -18,7 +18,7 @@ use tracing::{error, info, warn};
 
 use super::receipt::Duty;
 use super::uncommitted::{Released, Uncommitted};
-use super::{Queue, Recorder, Shared, Taken, Writers, send};
+use super::{Queue, Recorder, Shared, SpoolCounts, Taken, Writers, send};
 use crate::clock;
 use crate::config::audit::{Delivery, Stream};
 use crate::store::audit::batch::Boot;
@@ -178,17 +178,17 @@ impl Common {
         let Some(spool) = &*self.spool.lock() else {
             return;
         };
-        let shared = &self.shared;
-        shared.has_spool.store(true, Ordering::Relaxed);
-        let (bytes, batches) = (spool.bytes(), spool.records() as u64);
-        shared.spool_bytes.store(bytes, Ordering::Relaxed);
-        let max = bytes.saturating_add(spool.room());
-        shared.spool_max.store(max, Ordering::Relaxed);
-        shared.spool_batches.store(batches, Ordering::Relaxed);
-        let age = spool.oldest_age().unwrap_or_default().as_secs();
-        shared.spool_age.store(age, Ordering::Relaxed);
-        let takes = trouble == Trouble::None;
-        shared.spool_takes.store(takes, Ordering::Relaxed);
+        let bytes = spool.bytes();
+        let age = spool.oldest_age().unwrap_or_default();
+        let counts = SpoolCounts {
+            bytes,
+            max: bytes.saturating_add(spool.room()),
+            batches: spool.records() as u64,
+            age: Duration::from_secs(age.as_secs()),
+            corrupt: 0,
+            takes: trouble == Trouble::None,
+        };
+        *self.shared.spool.lock() = Some(counts);
     }
 
     /// Puts what is at risk into the spool, syncs it, and settles what waits for that. `until` so few bytes are in memory, or all
@@ -351,19 +351,48 @@ impl Packing {
 
     /// Spools what is to be, and decides whether requests are to be refused.
     fn keep_safe(&mut self) {
-        let common = self.common.clone();
-        let persisted = match common.delivery {
+        let persisted = self.persist();
+        if persisted.is_err() {
+            self.queue.shared.errors.fetch_add(1, Ordering::Relaxed);
+        }
+        let before = self.trouble;
+        self.trouble = self.trouble_after(persisted);
+        if self.common.delivery == Delivery::Guaranteed {
+            self.pass_by_spool(self.trouble != Trouble::None);
+        }
+        self.common.work.notify_one();
+        match (before, self.trouble) {
+            (Trouble::None | Trouble::Disk, Trouble::Full) => {
+                error!("the audit's spool is full: is a worker running, and Postgres?");
+            }
+            (Trouble::Full | Trouble::Disk, Trouble::None) => {
+                info!("the audit's spool takes events again");
+            }
+            _ => {}
+        }
+        let refuses = self.refuses();
+        self.queue.shared.refuses.store(refuses, Ordering::Relaxed);
+        self.common.tell();
+        self.common.tell_spool(self.trouble);
+    }
+
+    /// Whether there was something to spool. What memory has no room for is let go where it may be.
+    fn persist(&self) -> Result<bool, SpoolError> {
+        let common = &*self.common;
+        let shed = || {
+            let shed = common.uncommitted.lock().shed(common.memory);
+            common.release(shed);
+        };
+        match common.delivery {
             Delivery::Guaranteed => {
                 if self.trouble == Trouble::Disk {
                     // Safe is what Redis has taken then.
-                    let shed = common.uncommitted.lock().shed(common.memory);
-                    common.release(shed);
+                    shed();
                 }
                 common.persist(None)
             }
             Delivery::BestEffort => {
-                let shed = common.uncommitted.lock().shed(common.memory);
-                common.release(shed);
+                shed();
                 let over = common.uncommitted.lock().memory() > common.memory;
                 let persisted = match over {
                     true => common.persist(Some(common.memory / 2)),
@@ -375,59 +404,51 @@ impl Packing {
                 }
                 persisted
             }
-        };
-        if persisted.is_err() {
-            self.queue.shared.errors.fetch_add(1, Ordering::Relaxed);
         }
-        let before = self.trouble;
-        self.trouble = match persisted {
+    }
+
+    fn trouble_after(&self, persisted: Result<bool, SpoolError>) -> Trouble {
+        match persisted {
             Ok(_) if self.is_full() => Trouble::Full,
             // It is not known to work again until something was written.
-            Ok(false) if matches!(before, Trouble::Disk) => before,
+            Ok(false) if self.trouble == Trouble::Disk => Trouble::Disk,
             Ok(_) => Trouble::None,
             Err(SpoolError::Full(_)) => Trouble::Full,
             Err(error) => {
-                if before != Trouble::Disk {
+                if self.trouble != Trouble::Disk {
                     error!(%error, "the audit's spool cannot be written; redis has to take the events");
                 }
                 Trouble::Disk
             }
-        };
-        if common.delivery == Delivery::Guaranteed {
-            let passes = self.trouble != Trouble::None;
-            let is_first = passes && !self.has_passed;
-            self.has_passed |= passes;
-            if self.has_passed && self.is_vouched {
-                let unvouched = common.spool.lock().as_mut().map_or(Ok(()), Spool::unvouch);
-                self.is_vouched = unvouched.is_err();
-                if let (true, Err(error)) = (is_first, unvouched) {
-                    warn!(%error, "who takes the audit's spool over will think it complete; tried again");
-                }
-            }
-            // Better in Redis alone than nowhere.
-            common.uncommitted.lock().spool_first = !passes;
         }
-        common.work.notify_one();
-        match (before, self.trouble) {
-            (Trouble::None | Trouble::Disk, Trouble::Full) => {
-                error!("the audit's spool is full: is a worker running, and Postgres?");
+    }
+
+    /// Has Redis take events that are not in the spool, or no longer. Once it did, the spool is not complete.
+    fn pass_by_spool(&mut self, passes: bool) {
+        let common = &*self.common;
+        let is_first = passes && !self.has_passed;
+        self.has_passed |= passes;
+        if self.has_passed && self.is_vouched {
+            let unvouched = common.spool.lock().as_mut().map_or(Ok(()), Spool::unvouch);
+            self.is_vouched = unvouched.is_err();
+            if let (true, Err(error)) = (is_first, unvouched) {
+                warn!(%error, "who takes the audit's spool over will think it complete; tried again");
             }
-            (Trouble::Full | Trouble::Disk, Trouble::None) => {
-                info!("the audit's spool takes events again");
-            }
-            _ => {}
         }
-        let refuses = match (common.delivery, self.trouble) {
+        // Better in Redis alone than nowhere.
+        common.uncommitted.lock().spool_first = !passes;
+    }
+
+    /// Whether requests are to be refused.
+    fn refuses(&self) -> bool {
+        match (self.common.delivery, self.trouble) {
             (Delivery::BestEffort, _) | (_, Trouble::None) => false,
             (Delivery::Guaranteed, Trouble::Full) => true,
             (Delivery::Guaranteed, Trouble::Disk) => {
-                let since = common.uncommitted.lock().at_risk_since();
+                let since = self.common.uncommitted.lock().at_risk_since();
                 since.is_some_and(|since| since.elapsed() > PATIENCE)
             }
-        };
-        self.queue.shared.refuses.store(refuses, Ordering::Relaxed);
-        common.tell();
-        common.tell_spool(self.trouble);
+        }
     }
 
     /// Whether the spool was full, and has no room yet for some batches.

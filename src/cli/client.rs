@@ -11,6 +11,7 @@ use hyper::client::conn::http1;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
+use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -24,7 +25,7 @@ pub(super) const WITHIN: Duration = Duration::from_secs(5);
 /// Bytes of an answer, at most; a page of sessions has far fewer.
 const MAX_ANSWER: usize = 64 << 20;
 
-/// How the admin token is given to a command.
+/// How an [`AdminToken`] is given.
 pub(super) const MEND_OF_401: &str = "; here by -c FILE, --token or WEIR_ADMIN_TOKEN";
 
 /// The admin port of a weir on this machine.
@@ -48,6 +49,27 @@ pub(super) struct AdminPort {
         conflicts_with = "address"
     )]
     config: Option<PathBuf>,
+}
+
+/// The token that the admin port wants.
+#[derive(clap::Args)]
+pub(super) struct AdminToken {
+    /// The admin token; with --config that of the file, unless told.
+    #[arg(
+        long,
+        global = true,
+        value_name = "TOKEN",
+        env = "WEIR_ADMIN_TOKEN",
+        hide_env_values = true
+    )]
+    token: Option<String>,
+}
+
+impl AdminToken {
+    /// What is given, or else that of the file.
+    pub(super) fn or(self, of_file: Option<Secret>) -> Option<String> {
+        self.token.or(of_file.map(|Secret(token)| token))
+    }
 }
 
 impl AdminPort {
@@ -109,6 +131,12 @@ pub(super) struct Call<'a> {
     /// JSON, or empty.
     pub body: String,
     pub within: Duration,
+}
+
+/// Why a call was refused, as the answer says.
+pub(super) fn detail(answer: &Value) -> &str {
+    let detail = answer["detail"].as_str();
+    detail.unwrap_or("without a word why: is it weir's admin port?")
 }
 
 /// The status and the body of the answer.

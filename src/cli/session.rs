@@ -9,9 +9,8 @@ use hyper::Method;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Map, Value, json};
 
-use super::client::{AdminPort, Call, MEND_OF_401, WITHIN, call};
+use super::client::{AdminPort, AdminToken, Call, MEND_OF_401, WITHIN, call, detail};
 use super::print;
-use crate::config::Secret;
 
 #[derive(Args)]
 pub struct Arguments {
@@ -19,15 +18,8 @@ pub struct Arguments {
     command: Command,
     #[command(flatten)]
     admin: AdminPort,
-    /// The admin token; with --config that of the file, unless told.
-    #[arg(
-        long,
-        global = true,
-        value_name = "TOKEN",
-        env = "WEIR_ADMIN_TOKEN",
-        hide_env_values = true
-    )]
-    token: Option<String>,
+    #[command(flatten)]
+    token: AdminToken,
     /// Which sessions, where the configuration has several.
     #[arg(long, global = true, value_name = "NAME")]
     sessions: Option<String>,
@@ -87,7 +79,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         sessions,
     } = arguments;
     let (address, of_file) = admin.find()?;
-    let token = token.or(of_file.map(|Secret(token)| token));
+    let token = token.or(of_file);
     let port = Port {
         address,
         token,
@@ -182,8 +174,7 @@ impl Port {
             })?,
         };
         if !(200..300).contains(&status) {
-            let detail = answer["detail"].as_str();
-            let detail = detail.unwrap_or("without a word why: is it weir's admin port?");
+            let detail = detail(&answer);
             let mend = match status {
                 401 => MEND_OF_401,
                 400 if detail.contains("sessions=NAME") => "; here by --sessions NAME",

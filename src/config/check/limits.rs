@@ -47,10 +47,9 @@ impl Checker {
                 accuracy,
                 on_redis_loss: on_loss,
                 ..limit
-            })
-            .collect::<Vec<_>>();
-        let count = on_every_route.len();
+            });
         limits.extend(on_every_route);
+        let count = limits.len();
         for (name, at) in long {
             if name == SHORT_LIMIT && count > 0 {
                 let message = "\"rate_limit\" is the name of the limit that the key rate_limit makes: the two would share their counters; take another name";
