@@ -415,3 +415,59 @@ fn no_answer_of_an_upstream_of_http2_ends_before_its_event_is_safe() {
         });
     }
 }
+
+/// To a client of HTTP/1.1 the last byte of a length is the end, which an upstream of HTTP/2 may say in a frame of its own: its event is
+/// safe before that byte, and one that leaves then has all.
+#[test]
+fn the_last_byte_of_a_length_is_the_end_of_an_answer() {
+    let (goes_on, last) = mpsc::channel::<()>();
+    let (ends, end) = mpsc::channel::<()>();
+    let (last, end) = (Mutex::new(last), Mutex::new(end));
+    let upstream = scripted(move |stream| {
+        let mut raw = Raw::server(stream, &[]).unwrap();
+        raw.until(|frame| frame.kind == HEADERS);
+        let head = frames::block(&[(":status", "200"), ("content-length", "10")]);
+        let head = frames::frame(HEADERS, END_HEADERS, 1, &head);
+        raw.send(&[head, frames::frame(DATA, 0, 1, b"first")].concat());
+        let _ = last.lock().unwrap().recv();
+        raw.send(&frames::frame(DATA, 0, 1, b"other"));
+        let _ = end.lock().unwrap().recv();
+        raw.send(&frames::frame(DATA, END_STREAM, 1, b""));
+        let _ = raw.farewell();
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let database = folder.path().join("audit.db");
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\n\
+         upstreams: {{app: {{endpoints: ['http://{upstream}'], connect_timeout: 60s, protocol: http2}}}}\n\
+         audit: {{delivery: guaranteed, sqlite: {{path: {}}}}}\n",
+        database.display()
+    ));
+    let weir = start(config.path());
+    let locked = lock(&database);
+    let requests = || weir.admin().get("/metrics").body;
+    run(async {
+        let mut client = Client::connect(Version::One, weir.address.parse().unwrap()).await;
+        let mut answer = client.get("/held").await.answer().await;
+        answer.body.expect(b"first").await;
+        goes_on.send(()).unwrap();
+        {
+            let rest = answer.body.rest();
+            tokio::pin!(rest);
+            let early =
+                tokio::time::timeout(std::time::Duration::from_millis(600), &mut rest).await;
+            assert!(early.is_err(), "{early:?}");
+            assert_eq!(on_record(&database), [""; 0]);
+            locked.execute_batch("ROLLBACK").unwrap();
+            assert_eq!(soon(rest).await.unwrap().0, b"other");
+            assert_eq!(on_record(&database), ["/held"]);
+        }
+    });
+    // The client is gone; weir has time to hear of that.
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    ends.send(()).unwrap();
+    eventually(|| requests().contains("upstream=\"app\",class=\"2xx\"} 1"));
+    let metrics = requests();
+    assert!(!metrics.contains("reason=\"client_left\"} 1"), "{metrics}");
+    assert_eq!(audited(config.path(), &[])[0]["label"], Value::Null);
+}

@@ -147,6 +147,8 @@ fn tell_http2(
 pub(super) struct Down<'r, 'c> {
     pub head: Vec<u8>,
     pub chunked: bool,
+    /// What is left of a length that a client of HTTP/1.1 is told: to it the last byte of that is the end.
+    pub left: Option<u64>,
     /// Once the head is on its way.
     pub sink: Option<Sink<'c>>,
     pub plan: &'r Plan,
@@ -216,6 +218,9 @@ impl<'c> Down<'_, 'c> {
                 match next.as_mut().now_or_never() {
                     Some(part) => part.map_err(|_| None),
                     None => {
+                        if self.left == Some(0) {
+                            self.safe(record).await?;
+                        }
                         let bytes_in = &mut record.bytes_in;
                         let waited = self.wait(next, uploading, back, &mut deadlines, bytes_in);
                         waited.await?
@@ -226,8 +231,10 @@ impl<'c> Down<'_, 'c> {
             let told = self.sink.is_some();
             match part {
                 Ok(Part::Data { bytes, last }) => {
-                    record.bytes_out += bytes.len() as u64;
-                    if last {
+                    let count = bytes.len() as u64;
+                    record.bytes_out += count;
+                    self.left = self.left.map(|left| left.saturating_sub(count));
+                    if last || self.left == Some(0) {
                         self.safe(record).await?;
                     }
                     let sink = self.begin(back, false)?;
@@ -280,6 +287,8 @@ impl<'c> Down<'_, 'c> {
         bytes_in: &mut u64,
     ) -> Result<Result<Part, Option<Rejection>>, Failure> {
         let (request, progress) = (self.request, self.progress);
+        // An upstream of HTTP/2 may say the end in a frame of its own, and who has all may leave before.
+        let has_all = self.left == Some(0);
         let sink = self.begin(back, false)?;
         let flushed = sink.flush(|| progress.made());
         let flushed = while_moving(deadlines, progress, || request.idle, flushed);
@@ -289,6 +298,9 @@ impl<'c> Down<'_, 'c> {
             let unless_gone = poll_fn(|cx| {
                 if let Poll::Ready(part) = next.as_mut().poll(cx) {
                     return Poll::Ready(Ok(part));
+                }
+                if has_all {
+                    return Poll::Pending;
                 }
                 let gone = poll_gone(sink, back, is_sending, cx);
                 gone.map(|()| Err(Failure::ClientGone))

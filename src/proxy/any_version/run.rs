@@ -149,6 +149,10 @@ impl Exchange<'_, '_, '_> {
         let mut down = Down {
             head: std::mem::take(&mut *outgoing.out),
             chunked: answered.chunked() && !request.is_http10,
+            left: match answered.head.body {
+                ResponseBody::Length(BodyLength::Fixed(bytes)) if back.is_http1() => Some(bytes),
+                ResponseBody::Length(_) | ResponseBody::UntilClose => None,
+            },
             sink: None,
             plan,
             outbox: &conn.lane.outbox,
