@@ -6,7 +6,7 @@
 -- reply   1 if so, else 0
 --
 -- Weirs let go of entries in one step with their removal, so that only an operator brings this about: by XGROUP SETID or DELCONSUMER, or by
--- XACK. What is given out twice by that is found stored. Atomic, since an entry that is given out or removed meanwhile is none of these.
+-- XACK. Those behind an entry that a consumer has are found once that is stored. What is given out twice by that is found stored. Atomic, since an entry that is given out or removed meanwhile is none of these.
 
 local oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
 if not oldest then return 0 end

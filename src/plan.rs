@@ -428,8 +428,8 @@ mod tests {
             ["a", "b"].map(|name| text.contains(&format!("weir_limit_alone{{limit=\"{name}\"}} 1")))
         };
         assert_eq!(told(&plan), [false, false]);
-        let names = |plan: &Plan| plan.config.limits.iter().position(|it| it.name == "a");
-        plan.limits[names(&plan).unwrap()].sharing.lost(now);
+        let place = |plan: &Plan| plan.config.limits.iter().position(|it| it.name == "a");
+        plan.limits[place(&plan).unwrap()].sharing.lost(now);
         // Of this process alone from now on, it has nothing to be told.
         for (limit, is_alone) in [
             (", burst: 3", true),

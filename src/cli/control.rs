@@ -33,16 +33,26 @@ pub(super) fn run<T>(main: impl Future<Output = anyhow::Result<T>>) -> anyhow::R
     run_once_read(|| Ok(main))
 }
 
-/// As [`run`], of what `read` makes of the file. Whoever asks that it be read again may do so before it was read once: from here on a
-/// SIGHUP does not end the process, and a change of the file since then is seen by itself.
-pub(super) fn run_once_read<T, M>(read: impl FnOnce() -> anyhow::Result<M>) -> anyhow::Result<T>
+/// As [`run`], of what serves once `read` has read the file. Whoever asks that it be read again may do so before it was read once: a
+/// SIGHUP does not end the process from here on.
+pub(super) fn serve<T, M>(read: impl FnOnce() -> anyhow::Result<M>) -> anyhow::Result<T>
+where
+    M: Future<Output = anyhow::Result<T>>,
+{
+    run_once_read(|| {
+        // Its handler stays.
+        signal(SignalKind::hangup()).map(drop)?;
+        read()
+    })
+}
+
+/// `read` may ask the runtime for what it has.
+fn run_once_read<T, M>(read: impl FnOnce() -> anyhow::Result<M>) -> anyhow::Result<T>
 where
     M: Future<Output = anyhow::Result<T>>,
 {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let ended = runtime.block_on(async {
-        // Its handler stays.
-        signal(SignalKind::hangup()).map(drop)?;
         let main = read()?;
         files::raise();
         files::outlive_long_ones()?;

@@ -84,7 +84,7 @@ pub enum TakesOver {
 /// Runs until SIGTERM, SIGQUIT or SIGINT, or until another process has taken over; then drains. An error too once a task cannot be kept up.
 pub fn run(file: PathBuf, role: Role, takes_over: TakesOver) -> anyhow::Result<()> {
     // Signals, reloads and the admin port, apart from the lanes.
-    control::run_once_read(|| {
+    control::serve(|| {
         let files = ConfigFiles::of(file.clone());
         let Checked {
             config, warnings, ..

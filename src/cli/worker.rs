@@ -33,7 +33,7 @@ use crate::telemetry::metrics::Metrics;
 /// `wait_for_deps`: how long Redis and Postgres are waited for; without, it begins before they are there. An error too once a task
 /// cannot be kept up.
 pub fn run(file: PathBuf, migrate: bool, wait_for_deps: Option<Duration>) -> anyhow::Result<()> {
-    control::run_once_read(|| {
+    control::serve(|| {
         let mut config = load(&file)?;
         begin_to_log(config.log);
         let Some(redis) = config.redis.clone() else {

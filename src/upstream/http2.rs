@@ -54,6 +54,8 @@ pub struct Multiplexed {
     connecting: Mutex<()>,
     /// When one last failed to come about, and why.
     failed: Cell<Option<(Instant, Unreached)>>,
+    /// Whether no other request is to come, but of those that have this one already.
+    left: Cell<bool>,
 }
 
 /// A connection, as those see it who send requests.
@@ -230,7 +232,7 @@ impl Multiplexed {
             pings: Cell::new(0),
             silent: Cell::new(false),
             window: Rc::new(Window::new(STREAM_WINDOW)),
-            place: RefCell::new(counted),
+            place: RefCell::new(counted.filter(|_| !self.left.get())),
         });
         let place = StreamPermit::new(requests.clone(), false, &usage);
         self.open.borrow_mut().push(Open {
@@ -265,6 +267,7 @@ impl Multiplexed {
 
     /// Its connections end with their requests and take no place any more: others are to be made, and a stream may be long.
     pub(super) fn leave(&self) {
+        self.left.set(true);
         for open in &*self.open.borrow() {
             open.usage.place.take();
         }

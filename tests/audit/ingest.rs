@@ -340,6 +340,11 @@ fn what_was_added_to_the_tables_by_hand_buries_no_batch() {
 #[test]
 fn a_day_is_made_and_found_whatever_was_done_to_the_tables() {
     let database = Database::new();
+    let write_days = format!(
+        "ALTER DATABASE {} SET DateStyle = 'SQL, DMY'",
+        database.name
+    );
+    database.query(&write_days);
     on_a_runtime(async {
         let world = World::new(database.url()).await;
         let mut boot = boot(1, clock::wall());
@@ -357,7 +362,7 @@ fn a_day_is_made_and_found_whatever_was_done_to_the_tables() {
         let later = Day(today.0 + 9);
         let made = partitions::admit(&mut connection, later, DAY).await;
         assert_eq!(made, Ok(partitions::Admission::Ready));
-        // One that is there by another name is no reason to store nothing more.
+        // One that is there by another name is no reason to store nothing more, however sessions write days.
         let events = format!("audit_events_{}", today.to_string().replace('-', "_"));
         database.query(&format!("ALTER TABLE weir.{events} RENAME TO renamed"));
         world.add(0, &pack(&mut boot, 5, clock::wall()).1).await;

@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use super::harness::kept::{
     DAY, KEY, Kept, Kind, Process, RETENTION, encoded, event, noon, pools, pools_with, seqs,
     servers,
 };
 use super::harness::postgres::{Server, try_query};
-use super::harness::process::{Running, file};
+use super::harness::process::{Ended, Running, file};
 use super::harness::{Upstream, eventually};
 use serde_json::Value;
 use uuid::Uuid;
@@ -458,16 +458,6 @@ fn said_line(kept: &Kept, seq: u64) -> String {
     let path = format!("/items/{seq}");
     let (_, said) = kept.weir(&["export", "--path", &path]);
     said.trim_end().to_owned()
-}
-
-/// A child that is ended when the test lets go of it.
-struct Ended(Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// `weir audit tail` from the last `count` events on, and the number of the next one that it shows.

@@ -54,7 +54,7 @@ fn a_user_of_redis_needs_no_rights_but_those_that_the_page_names() {
         spool.path().display(),
         database.url(),
     ));
-    let weir = Running::start(config.path());
+    let mut weir = Running::start(config.path());
     let mut admin = weir.admin();
     let json = ["Host: localhost", "Content-Type: application/json"];
     let mut ask = |method: &str, path: &str, body: &str, status: u16| {
@@ -103,7 +103,7 @@ fn a_user_of_redis_needs_no_rights_but_those_that_the_page_names() {
     // By a sweep.
     eventually(|| weir.told("weir_session_users{sessions=\"web\"}") == Some(1.0));
     weir.signal("TERM");
-    weir.log_until("draining");
+    assert!(weir.child.wait().unwrap().success());
 
     let mut waits = Command::new(env!("CARGO_BIN_EXE_weir"))
         .args(["worker", "--wait-for-deps", "-c"])

@@ -3,12 +3,13 @@
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
-use super::harness::process::{Log, Running, signal};
+use super::harness::process::{Ended, Log, Running, signal};
 use super::harness::servers::{Kept, NameServer};
 use super::harness::{Upstream, eventually, raw};
 
@@ -220,13 +221,22 @@ fn a_signal_to_reload_that_comes_before_the_file_is_read_ends_no_process() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // Open once it reads.
-    let mut pipe = File::options().write(true).open(&path).unwrap();
-    signal(&child, "HUP");
+    let log = Log::of(&mut child);
+    // It may be about to read the file again, and wait for a writer.
+    let child = Ended(child);
+    // There is a reader to open it for once it reads.
+    let mut options = File::options();
+    options
+        .write(true)
+        .custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32);
+    let mut pipe = None;
+    eventually(|| {
+        pipe = options.open(&path).ok();
+        pipe.is_some()
+    });
+    signal(&child.0, "HUP");
+    let mut pipe = pipe.unwrap();
     pipe.write_all(replying("read").as_bytes()).unwrap();
     drop(pipe);
-    Log::of(&mut child).until("listening");
-    // It may be about to read the file again, and wait for a writer.
-    child.kill().unwrap();
-    child.wait().unwrap();
+    log.until("listening");
 }

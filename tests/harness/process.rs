@@ -44,6 +44,16 @@ impl Log {
     }
 }
 
+/// A child that is ended when the test lets go of it.
+pub struct Ended(pub Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// `weir echo` on a port of its choice, ended when the test lets go of it.
 pub struct Echo {
     pub child: Child,

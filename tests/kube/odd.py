@@ -81,6 +81,11 @@ def labelled() -> Iterator[str]:
         yield f"{found}"
     if pod["annotations"]["checksum/config"] == "mine":
         yield "pods do not follow the configuration"
+    for theirs in ({"configReload": "live"}, {"existingConfigMap": "theirs"}):
+        [pod] = [document["spec"]["template"]["metadata"] for document in objects({"proxy": {"podAnnotations": {"checksum/config": "mine"}}, **theirs})
+                 if chart.named(document).startswith("Deployment ") and document["spec"]["template"]["spec"]["containers"][0]["name"] == "proxy"]
+        if pod["annotations"].get("checksum/config") != "mine":
+            yield f"{theirs}: pods do not follow what their owner says"
 
 
 def counted() -> Iterator[str]:

@@ -3,7 +3,8 @@
 use std::io::{BufRead, BufReader};
 use std::ops::RangeInclusive;
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::{Command, Stdio};
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -635,20 +636,7 @@ fn a_tail_shows_what_arrives_on_this_day_and_the_next_and_ends_well_when_its_rea
     let audit = Audit::empty();
     let mut writer = audit.writer();
     writer.append(&mut events(1..=20), NOW).unwrap();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
-        .args([
-            "audit",
-            "tail",
-            "-n",
-            "2",
-            "--format",
-            "jsonl",
-            "--database",
-        ])
-        .arg(&audit.path)
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = tail(&audit);
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut next = || {
         let line: serde_json::Value =
@@ -669,4 +657,32 @@ fn a_tail_shows_what_arrives_on_this_day_and_the_next_and_ends_well_when_its_rea
         status.is_some()
     });
     assert!(status.unwrap().success());
+}
+
+/// As a terminal that is closed has it, while nothing arrives that the tail could not write.
+#[test]
+fn a_tail_ends_by_a_hang_up() {
+    let audit = Audit::empty();
+    audit.writer().append(&mut events(1..=2), NOW).unwrap();
+    let mut child = tail(&audit);
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.next().is_some());
+    process::signal(&child, "HUP");
+    let mut status = None;
+    eventually(|| {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    assert_eq!(status.unwrap().signal(), Some(1));
+}
+
+/// `weir audit tail` from the last two events on.
+fn tail(audit: &Audit) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(["audit", "tail", "-n", "2", "--format", "jsonl"])
+        .arg("--database")
+        .arg(&audit.path)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap()
 }

@@ -87,11 +87,13 @@ spec:
         {{- if not (hasKey $values.podAnnotations "kubectl.kubernetes.io/default-container") }}
         kubectl.kubernetes.io/default-container: {{ $component }}
         {{- end }}
-        {{- /* A worker takes no change while it runs. */}}
-        {{- if or (eq $component "worker") (eq $root.Values.configReload "rollout") }}
+        {{- /* A worker takes no change while it runs. Of a configuration that is not the chart's, only its owner knows. */}}
+        {{- $given := $values.podAnnotations }}
+        {{- if and (or (eq $component "worker") (eq $root.Values.configReload "rollout")) (not (and $root.Values.existingConfigMap (hasKey $given "checksum/config"))) }}
+        {{- $given = omit $given "checksum/config" }}
         checksum/config: {{ include "weir.config" $root | sha256sum }}
         {{- end }}
-        {{- with omit $values.podAnnotations "checksum/config" }}
+        {{- with $given }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
       labels:

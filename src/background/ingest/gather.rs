@@ -154,6 +154,7 @@ impl Ingest {
             reading.forget_at = Instant::now() + GONE;
         }
         for shard in self.shards() {
+            self.heartbeat.beat();
             if forget {
                 // Tried again in a while.
                 let idle = GONE.max(after * 2);

@@ -116,7 +116,9 @@ pub(super) async fn export(
     }
     out.flush()?;
     if let Some(day) = removed {
-        bail!("day {day} was removed while it was read: what was left of it is not in the output");
+        bail!(
+            "day {day} was removed while it was read: what may have been left of it is not in the output"
+        );
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -238,7 +238,9 @@ impl Limits {
     /// come.
     pub fn reread_overrides(&self, limits: &[Limit]) {
         let mut overrides = BTreeMap::new();
-        for (place, says) in &*self.words.lock() {
+        // Until they are in place: another that is set meanwhile would be lost.
+        let words = self.words.lock();
+        for (place, says) in &*words {
             let (limit, key) = place;
             let Some(known) = limits.iter().find(|known| known.name == *limit) else {
                 continue;

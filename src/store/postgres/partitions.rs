@@ -109,7 +109,7 @@ async fn make(connection: &mut Client, day: Day) -> Result<bool, PostgresError> 
             "coalesce((SELECT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = c.oid AND inhparent = 'weir.{parent}'::regclass)
               FROM pg_class c WHERE c.oid = to_regclass('weir.{name}')),
              (SELECT true FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid WHERE inhparent = 'weir.{parent}'::regclass
-              AND pg_get_expr(c.relpartbound, c.oid) = 'FOR VALUES FROM (''{day}'') TO (''{next}'')'))"
+              AND pg_get_expr(c.relpartbound, c.oid) = format('FOR VALUES FROM (%L) TO (%L)', date '{day}', date '{next}')))"
         )
     });
     let attached = format!("SELECT {batches}, {events}");

@@ -73,7 +73,8 @@ const FIND: &str = "SELECT b.place, a.id IS NOT NULL, s.hash, s.before
          LEFT JOIN weir.audit_batches s ON s.boot_id = b.boot_id AND s.first = b.first AND s.is_end = b.is_end AND s.day = b.day
              AND s.day = ANY ($2)";
 
-/// A batch and an event that no boot has, of which nothing stays. Else as they are, so that what others demand of rows is true of them, too.
+/// A batch and an event whose number no boot comes to, of which nothing stays. Else they are as real ones, so that what others demand of rows
+/// is true of them, too.
 const TRY: &str = "SAVEPOINT tried;
      INSERT INTO weir.audit_batches (day, boot_id, first, last, sealed, arrival, dropped, is_end, before, hash)
          SELECT (now() AT TIME ZONE 'UTC')::date, coalesce(max(id), -1), 9223372036854775807, 9223372036854775807, now(),
@@ -151,7 +152,7 @@ impl Writer {
                 }
                 // Where no row is taken, none of them is to blame.
                 if !outcomes.contains(&Outcome::Stored) {
-                    self.try_rows().await.map_err(PostgresError::at_any_row)?;
+                    self.try_rows().await?;
                 }
                 Ok(outcomes)
             }
@@ -164,20 +165,22 @@ impl Writer {
         self.try_rows().await == Ok(Admission::Ready)
     }
 
-    /// Tries a row, of which none is left, and commits; unless today's partitions are not to be had.
+    /// Tries a row, of which none is left, and commits; unless today's partitions are not to be had, which says nothing of rows.
     async fn try_rows(&self) -> Result<Admission, PostgresError> {
         let tried = held(
             &self.postgres,
             &self.beat,
             async |connection: &mut Client| {
                 let today = partitions::today(connection).await?;
-                let admission = partitions::admit(connection, today, self.retention).await?;
+                let admission = partitions::admit(connection, today, self.retention).await;
+                let admission = admission.map_err(PostgresError::beside)?;
                 if admission != Admission::Ready {
                     return Ok(admission);
                 }
                 let transaction = connection.transaction().await?;
                 transaction.batch_execute(BOUNDS).await?;
-                transaction.batch_execute(TRY).await?;
+                let tried = transaction.batch_execute(TRY).await;
+                tried.map_err(|error| PostgresError::from(error).at_any_row())?;
                 transaction.batch_execute(RECORD).await?;
                 transaction.commit().await?;
                 Ok(admission)

@@ -274,14 +274,14 @@ pub(super) fn part(
     let sql = format!("SELECT count(*) FROM (SELECT 1 {found} LIMIT {SORTED} + 1)");
     let count: i64 = connection.query_row(&sql, times, |row| row.get(0))?;
     part.sorts = count <= SORTED;
-    // Whether those that would be read first may be of another time.
-    let is_ahead = match filter.order {
-        Order::OldestFirst => {
-            part.after.is_none() && earliest.is_none_or(|earliest| signed(earliest) < since)
-        }
-        Order::NewestFirst => part.before.is_none() && until < signed(day.end().0),
+    // To ask where they are costs as much as to read them all: once, of the first page.
+    let is_first = match filter.order {
+        Order::OldestFirst => part.after.is_none(),
+        Order::NewestFirst => part.before.is_none(),
     };
-    if is_ahead && !part.sorts {
+    let is_part =
+        earliest.is_none_or(|earliest| signed(earliest) < since) || until < signed(day.end().0);
+    if is_first && is_part && !part.sorts {
         let sql = format!("SELECT min(arrival) - 1, max(arrival) + 1 {found}");
         let (after, before): (i64, i64) =
             connection.query_row(&sql, times, |row| Ok((row.get(0)?, row.get(1)?)))?;

@@ -383,6 +383,18 @@ mod tests {
                 },
             };
             assert!(!sorts(&page), "{:?}", plan(&page));
+            for (since, until) in [(Some(100), None), (None, Some(24_000))] {
+                let time = |it: Option<u64>| it.map(|it| event(it).time);
+                let open = Filter {
+                    since: time(since),
+                    until: time(until),
+                    ..most(order)
+                };
+                assert_eq!(
+                    plan(&open)[0],
+                    "SEARCH events USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)"
+                );
+            }
         }
         let of_user = Filter {
             user: text("user-7"),
