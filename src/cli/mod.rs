@@ -19,6 +19,7 @@ pub mod run;
 pub mod session;
 mod signals;
 mod take_over;
+mod watched_files;
 pub mod webhook;
 pub mod worker;
 

@@ -25,9 +25,10 @@ use tracing::{error, info, warn};
 use super::companion::Runs;
 use super::control::{self, Tasks};
 use super::files;
-use super::reload::{self, ConfigFiles};
+use super::reload;
 use super::signals::Signals;
 use super::take_over::{self, Offer};
+use super::watched_files::{ConfigFiles, TlsFiles};
 use super::{begin_to_log, read};
 use crate::admin::app_health::AppProbes;
 use crate::admin::drain::Leave;
@@ -120,7 +121,7 @@ async fn supervise(
 ) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
     let hangup = signal(SignalKind::hangup())?;
-    let tls_files = reload::TlsFiles::of(&config);
+    let tls_files = TlsFiles::of(&config);
     let begun = tokio::select! {
         begun = begin(config, role, takes_over) => begun?,
         stopped = signals.stopped() => {

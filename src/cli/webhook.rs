@@ -24,9 +24,9 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
 use super::inject::Sidecar;
-use super::reload::{LOOK_EVERY, TlsFiles};
 use super::run::bind;
 use super::signals::Signals;
+use super::watched_files::{LOOK_EVERY, TlsFiles};
 use crate::blocking;
 use crate::clock;
 use crate::config::listeners::ListenerProtocol;

@@ -13,6 +13,7 @@ use super::companion::Runs;
 use super::control::{self, AdminPorts, Tasks, tls_of};
 use super::run::bind;
 use super::signals::Signals;
+use super::watched_files::TlsFiles;
 use super::{begin_to_log, dependencies, load, reload};
 use crate::admin::app_health::AppProbes;
 use crate::admin::health::check::Status;
@@ -67,7 +68,7 @@ async fn supervise(
     let hangup = signal(SignalKind::hangup())?;
     let ports = AdminPorts::open(&config, bind)?;
     let metrics = Arc::<Metrics>::default();
-    let tls_files = reload::TlsFiles::of_stores(&config);
+    let tls_files = TlsFiles::of_stores(&config);
     let fleet = Fleet::new(&redis, &metrics)?;
     let postgres = Postgres::new(config.postgres.as_ref().context("no \"postgres\"")?)?;
     let secured = Secured {

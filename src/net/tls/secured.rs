@@ -1,4 +1,4 @@
-//! The TLS of a whole configuration, as its files were when they were read. Must not watch them: `cli::reload` does.
+//! The TLS of a whole configuration, as its files were when they were read. Must not watch them: `cli::watched_files` does.
 
 use std::ops::Range;
 use std::path::PathBuf;
