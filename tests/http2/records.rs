@@ -1,6 +1,8 @@
 //! What is on record of requests by HTTP/2: events, metrics, and answers held back until their event is safe.
 
 use std::io::{Read as _, Write as _};
+use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::{Mutex, mpsc};
 
 use serde_json::{Value, json};
@@ -390,12 +392,7 @@ fn no_answer_of_an_upstream_of_http2_ends_before_its_event_is_safe() {
         });
         let folder = tempfile::tempdir().unwrap();
         let database = folder.path().join("audit.db");
-        let config = file(&format!(
-            "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\n\
-             upstreams: {{app: {{endpoints: ['http://{upstream}'], connect_timeout: 60s, protocol: http2}}}}\n\
-             audit: {{delivery: guaranteed, sqlite: {{path: {}}}}}\n",
-            database.display()
-        ));
+        let config = guaranteed(upstream, &database);
         let weir = start(config.path());
         let locked = lock(&database);
         run(async {
@@ -414,6 +411,16 @@ fn no_answer_of_an_upstream_of_http2_ends_before_its_event_is_safe() {
             assert_eq!(on_record(&database), ["/held"]);
         });
     }
+}
+
+/// The file of a weir before an upstream of HTTP/2 that answers nothing whose event is not safe.
+fn guaranteed(upstream: SocketAddr, database: &Path) -> tempfile::NamedTempFile {
+    file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\n\
+         upstreams: {{app: {{endpoints: ['http://{upstream}'], connect_timeout: 60s, protocol: http2}}}}\n\
+         audit: {{delivery: guaranteed, sqlite: {{path: {}}}}}\n",
+        database.display()
+    ))
 }
 
 /// To a client of HTTP/1.1 the last byte of a length is the end, which an upstream of HTTP/2 may say in a frame of its own: its event is
@@ -437,12 +444,7 @@ fn the_last_byte_of_a_length_is_the_end_of_an_answer() {
     });
     let folder = tempfile::tempdir().unwrap();
     let database = folder.path().join("audit.db");
-    let config = file(&format!(
-        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\n\
-         upstreams: {{app: {{endpoints: ['http://{upstream}'], connect_timeout: 60s, protocol: http2}}}}\n\
-         audit: {{delivery: guaranteed, sqlite: {{path: {}}}}}\n",
-        database.display()
-    ));
+    let config = guaranteed(upstream, &database);
     let weir = start(config.path());
     let locked = lock(&database);
     let requests = || weir.admin().get("/metrics").body;
