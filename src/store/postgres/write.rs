@@ -142,21 +142,31 @@ impl Writer {
             Err(error) if error.is_about_data() => {
                 let mut outcomes = Vec::with_capacity(batches.len());
                 for batch in batches {
-                    (self.beat)();
-                    outcomes.extend(match self.attempt(&[batch]).await {
-                        Err(error) if error.is_about_data() => {
-                            vec![Outcome::Refused(error.to_string())]
-                        }
-                        outcome => outcome?,
-                    });
+                    outcomes.push(self.alone(batch).await?);
                 }
                 // Where no row is taken, none of them is to blame.
                 if !outcomes.contains(&Outcome::Stored) {
                     self.try_rows().await?;
                 }
+                // Now that one was, what stood in the way of all may be gone.
+                for (batch, outcome) in batches.iter().zip(&mut outcomes) {
+                    if let Outcome::Refused(_) = outcome {
+                        *outcome = self.alone(batch).await?;
+                    }
+                }
                 Ok(outcomes)
             }
             outcomes => outcomes,
+        }
+    }
+
+    async fn alone(&mut self, batch: &Batch) -> Result<Outcome, PostgresError> {
+        (self.beat)();
+        match self.attempt(&[batch]).await {
+            Err(error) if error.is_about_data() => Ok(Outcome::Refused(error.to_string())),
+            outcome => outcome?
+                .pop()
+                .ok_or_else(|| PostgresError::Nonsense("no outcome of a batch".to_owned())),
         }
     }
 
