@@ -407,6 +407,7 @@ impl Packing {
         }
     }
 
+    /// What is wrong with the spool by that; of a disk that fails the log is told once.
     fn trouble_after(&self, persisted: Result<bool, SpoolError>) -> Trouble {
         match persisted {
             Ok(_) if self.is_full() => Trouble::Full,

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Mutex, mpsc};
 
+use rusqlite::Connection;
 use serde_json::{Value, json};
 
 use super::harness::frames::{
@@ -396,21 +397,31 @@ fn no_answer_of_an_upstream_of_http2_ends_before_its_event_is_safe() {
         let weir = start(config.path());
         let locked = lock(&database);
         run(async {
+            eprintln!("{asks:?} {end}");
             let mut client = Client::connect(asks, weir.address.parse().unwrap()).await;
-            let mut answer = client.get("/held").await.answer().await;
-            answer.body.expect(b"first").await;
-            goes_on.send(()).unwrap();
-            let rest = answer.body.rest();
-            tokio::pin!(rest);
-            let early =
-                tokio::time::timeout(std::time::Duration::from_millis(600), &mut rest).await;
-            assert!(early.is_err(), "{asks:?} {end}: {early:?}");
-            assert_eq!(on_record(&database), [""; 0]);
-            locked.execute_batch("ROLLBACK").unwrap();
-            assert_eq!(soon(rest).await.unwrap().0, b"other", "{asks:?} {end}");
-            assert_eq!(on_record(&database), ["/held"]);
+            is_held_until_safe(&mut client, &goes_on, &locked, &database).await;
         });
     }
+}
+
+/// Asks for what is answered by "first" and, once told to, by "other", which is not to end before its event is safe.
+async fn is_held_until_safe(
+    client: &mut Client,
+    goes_on: &mpsc::Sender<()>,
+    locked: &Connection,
+    database: &Path,
+) {
+    let mut answer = client.get("/held").await.answer().await;
+    answer.body.expect(b"first").await;
+    goes_on.send(()).unwrap();
+    let rest = answer.body.rest();
+    tokio::pin!(rest);
+    let early = tokio::time::timeout(std::time::Duration::from_millis(600), &mut rest).await;
+    assert!(early.is_err(), "{early:?}");
+    assert_eq!(on_record(database), [""; 0]);
+    locked.execute_batch("ROLLBACK").unwrap();
+    assert_eq!(soon(rest).await.unwrap().0, b"other");
+    assert_eq!(on_record(database), ["/held"]);
 }
 
 /// The file of a weir before an upstream of HTTP/2 that answers nothing whose event is not safe.
@@ -447,29 +458,16 @@ fn the_last_byte_of_a_length_is_the_end_of_an_answer() {
     let config = guaranteed(upstream, &database);
     let weir = start(config.path());
     let locked = lock(&database);
-    let requests = || weir.admin().get("/metrics").body;
+    let metrics = || weir.admin().get("/metrics").body;
     run(async {
         let mut client = Client::connect(Version::One, weir.address.parse().unwrap()).await;
-        let mut answer = client.get("/held").await.answer().await;
-        answer.body.expect(b"first").await;
-        goes_on.send(()).unwrap();
-        {
-            let rest = answer.body.rest();
-            tokio::pin!(rest);
-            let early =
-                tokio::time::timeout(std::time::Duration::from_millis(600), &mut rest).await;
-            assert!(early.is_err(), "{early:?}");
-            assert_eq!(on_record(&database), [""; 0]);
-            locked.execute_batch("ROLLBACK").unwrap();
-            assert_eq!(soon(rest).await.unwrap().0, b"other");
-            assert_eq!(on_record(&database), ["/held"]);
-        }
+        is_held_until_safe(&mut client, &goes_on, &locked, &database).await;
     });
     // The client is gone; weir has time to hear of that.
     std::thread::sleep(std::time::Duration::from_millis(300));
     ends.send(()).unwrap();
-    eventually(|| requests().contains("upstream=\"app\",class=\"2xx\"} 1"));
-    let metrics = requests();
+    eventually(|| metrics().contains("upstream=\"app\",class=\"2xx\"} 1"));
+    let metrics = metrics();
     assert!(!metrics.contains("reason=\"client_left\"} 1"), "{metrics}");
     assert_eq!(audited(config.path(), &[])[0]["label"], Value::Null);
 }

@@ -115,15 +115,14 @@ fn a_limit_of_zero_denies_all() {
     }
 }
 
+const TEN_SLIDING: Rule = Rule::Window(Window::Sliding {
+    limit: 10,
+    window: SECOND,
+});
+
 #[test]
 fn a_sliding_window_weighs_the_last_one() {
-    let (rule, mut state) = (
-        Rule::Window(Window::Sliding {
-            limit: 10,
-            window: SECOND,
-        }),
-        State::default(),
-    );
+    let (rule, mut state) = (TEN_SLIDING, State::default());
     for _ in 0..10 {
         assert!(ask(&rule, &mut state, 1, 1_900).admitted);
     }
@@ -141,13 +140,7 @@ fn a_sliding_window_weighs_the_last_one() {
 /// What docs/limits.md says of it: all of a window's come at its end, and the next one's as soon as they may.
 #[test]
 fn a_sliding_window_admits_nearly_twice_its_limit_at_worst() {
-    let (rule, mut state) = (
-        Rule::Window(Window::Sliding {
-            limit: 10,
-            window: SECOND,
-        }),
-        State::default(),
-    );
+    let (rule, mut state) = (TEN_SLIDING, State::default());
     let asked = [1_999; 20].into_iter().chain(2_000..2_999);
     let admitted = asked.filter(|at| ask(&rule, &mut state, 1, *at).admitted);
     assert_eq!(admitted.count(), 19);

@@ -160,6 +160,7 @@ impl Writer {
         }
     }
 
+    /// What becomes of a batch in a transaction of its own.
     async fn alone(&mut self, batch: &Batch) -> Result<Outcome, PostgresError> {
         (self.beat)();
         match self.attempt(&[batch]).await {
