@@ -31,7 +31,7 @@ Several workers of one file share the work.";
 
 const HEALTHCHECK: &str = "\
 Example: weir healthcheck -c /etc/weir/weir.yaml --ready
-Asks /health, or /ready or /live, and is done within 5 s.";
+Asks /health, or /ready or /live, and is done within 5 s. Exits 0 where the answer is 200: of /health, what is degraded too.";
 
 const DRAIN: &str = "\
 Example: weir drain -c /etc/weir/weir.yaml
@@ -120,7 +120,7 @@ enum Command {
     /// Print the JSON Schema of the file, for editors.
     #[command(after_help = "Example: weir schema > weir.schema.json")]
     Schema,
-    /// Ask a running weir how it is; exit 1 unless it is well.
+    /// Ask a running weir how it is; exit 1 where a check is critical, or it does not answer.
     #[command(after_help = HEALTHCHECK)]
     Healthcheck(cli::healthcheck::Arguments),
     /// Wait until a running weir is ready; exit 1 if that takes too long.
@@ -148,7 +148,7 @@ enum Command {
     /// Have the kernel redirect incoming connections to weir, or stop it: the first step of redirect mode in Kubernetes.
     #[command(after_help = REDIRECT)]
     Redirect(cli::redirect::Arguments),
-    /// Read the audit database.
+    /// Read the audit, and deal with what workers could not store.
     #[command(after_help = AUDIT)]
     Audit(cli::audit::Arguments),
 }

@@ -77,6 +77,22 @@ fn files_of_the_audit_that_need_a_human_are_told_with_the_mend() {
 }
 
 #[test]
+fn a_spool_that_could_not_be_used_is_told_with_the_mend() {
+    let in_the_way = tempfile::NamedTempFile::new().unwrap();
+    let weir = proxy(&format!(
+        "redis: {{urls: 'redis://127.0.0.1:1'}}\naudit: {{spool: {{path: '{}'}}}}\n\
+         postgres: {{write: 'postgres://weir@127.0.0.1:1/weir?sslmode=disable'}}\n",
+        in_the_way.path().display()
+    ));
+    let (_, health) = get(&weir, "/health");
+    let spool = &health["checks"]["spool"];
+    assert_eq!(spool["status"], "degraded", "{health}");
+    let said = spool["error"].as_str().unwrap();
+    assert!(said.contains("could not be used at the start"), "{said}");
+    assert!(said.contains("restart weir"), "{said}");
+}
+
+#[test]
 fn an_answer_serves_for_the_time_of_the_cache() {
     let weir = proxy("worker: {health: {cache: 1h}}\n");
     let age = || get(&weir, "/health").1["age_seconds"].as_f64().unwrap();

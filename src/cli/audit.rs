@@ -28,7 +28,7 @@ pub struct Arguments {
     #[command(subcommand)]
     command: Command,
     /// SQLite's database as the configuration names it, without a day, or the file of one day [default: what --config names, which
-    /// is Postgres if it has `postgres`; else weir-audit.db].
+    /// is Postgres if it has `postgres`; else weir-audit.db]. Dead letters are in redis, whatever it says.
     #[arg(long, global = true, value_name = "FILE")]
     database: Option<PathBuf>,
     /// The configuration file, which names the database and the key.
@@ -43,9 +43,10 @@ enum Command {
     Query {
         #[command(flatten)]
         filter: FilterFlags,
-        /// At most as many.
+        /// How many to show, at most.
         #[arg(short = 'n', long, default_value_t = 100)]
         limit: u32,
+        /// How to write them.
         #[arg(long, value_enum, default_value_t = Format::Table)]
         format: Format,
     },
@@ -57,6 +58,7 @@ enum Command {
         /// How many to begin with.
         #[arg(short = 'n', long, default_value_t = 10)]
         lines: u32,
+        /// How to write them.
         #[arg(long, value_enum, default_value_t = Format::Table)]
         format: Format,
     },
@@ -76,6 +78,7 @@ enum Command {
     Export {
         #[command(flatten)]
         filter: FilterFlags,
+        /// How to write them.
         #[arg(long, value_enum, default_value_t = Format::Jsonl)]
         format: Format,
     },
@@ -107,10 +110,10 @@ struct FilterFlags {
     /// A status, a class or a range: 404, 4xx or 400-403.
     #[arg(long)]
     status: Option<Statuses>,
-    /// Why weir refused.
+    /// Why weir refused, such as quota_exceeded.
     #[arg(long)]
     label: Option<String>,
-    /// In capital letters, such as POST.
+    /// The method, in capital letters, such as POST.
     #[arg(long)]
     method: Option<String>,
     /// What the path begins with.

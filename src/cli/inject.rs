@@ -47,7 +47,7 @@ pub struct Sidecar {
     /// Whether weir takes over the name of the app's port, or has the kernel redirect what comes in.
     #[arg(long, value_enum, default_value_t = Mode::Port)]
     mode: Mode,
-    /// The ConfigMap with weir.yaml; unless told, each pod gets one of its own in an annotation.
+    /// The ConfigMap with weir.yaml; unless told, each pod gets a file of its own in an annotation.
     #[arg(long, value_name = "NAME")]
     config_map: Option<String>,
     /// The CPU that weir's container requests.

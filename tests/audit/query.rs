@@ -350,6 +350,11 @@ fn queries_of_the_page_are_answered() {
         asked += 1;
     }
     assert_eq!(asked, 3);
+    // And that of the runbook, which says who holds a worker up.
+    let (_, runbook) = include_str!("../../docs/runbook.md")
+        .split_once("```sql\n")
+        .unwrap();
+    kept.sql("", runbook.split_once("```").unwrap().0);
     // What the page names the columns.
     let (_, columns) = page.split_once("Columns of `weir.audit_events`: ").unwrap();
     let (columns, _) = columns.split_once("which only weir reads").unwrap();

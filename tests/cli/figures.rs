@@ -221,7 +221,7 @@ src/upstream/http2.rs | const SMALL_FRAMES: usize = 32 * 1024 * 1024; | protocol
 src/upstream/http2.rs | const PINGS: u8 = 2; | protocols | no more than twice between two answers
 src/proxy/http2.rs | const RESETS: usize = 100; | protocols | more than 100 times
 src/proxy/http2.rs | const REST_WITHIN: Duration = Duration::from_secs(5); | protocols | up to 64 KiB in 5 s
-src/proxy/idle_closing.rs | const LAST_CALL: Duration = Duration::from_secs(1); | restarts | are idle close a second after its beginning
+src/proxy/idle_closing.rs | const LAST_CALL: Duration = Duration::from_secs(1); | restarts | are idle close a second after the drain's beginning
 src/proxy/interim.rs | const MAX_TOLD: usize = 16; | protocols | up to 16 of them
 src/proxy/interim.rs | const MAX_BYTES: usize = 16 * 1024; | protocols | up to 16 KiB of them all
 src/proxy/outbox.rs | const SAFE_WITHIN: Duration = Duration::from_secs(5); | audit | cannot be made safe within 5 s
@@ -242,6 +242,36 @@ src/config/check/limits.rs | const SHORT_LIMIT: &str = \"rate_limit\"; | configu
 lua/breaker_force.lua | redis.call('PEXPIRE', KEYS[1], 30 * DAY) | shared-breakers | for 30 days if none lives
 lua/breaker_sync.lua | DEAD_AFTER, DOUBT_FOR, WANTED_FOR = 86400000, 5000, 3000, 1000 | shared-breakers | 5 s past the last report
 lua/breaker_sync.lua | DEAD_AFTER, DOUBT_FOR, WANTED_FOR = 86400000, 5000, 3000, 1000 | shared-breakers | 3 s past the last that does
+src/event.rs | pub const LONGEST: usize = 4 * 1024; | audit | the first 4 KiB are kept
+src/cli/audit.rs | default_value_t = 100)] limit: u32 | audit | shows the newest 100 events
+src/cli/audit.rs | default_value_t = 10)] lines: u32 | audit | `tail` the newest 10
+src/audit/send.rs | const LOOK: Duration = Duration::from_secs(1); | audit | weir asks the streams each second
+src/background/ingest/gather.rs | self.worker.claim_after / 4 | audit | within a quarter of `worker.claim_after`
+src/store/postgres/verify.rs | now() - interval '5 minutes' | audit | made in the last 5 minutes
+src/store/redis/node.rs | const SUSPECT_AFTER: u32 = 4; | shared-state | After four calls in a row without an answer
+src/store/redis/node.rs | const PING_EVERY: Duration = Duration::from_secs(1); | shared-state | it is pinged each second while it works
+src/store/redis/push.rs | const PING_EVERY: Duration = Duration::from_millis(500); | sessions | notices within half a second
+src/store/redis/refusals.rs | const COUNTS_FOR: Duration = Duration::from_secs(10); | health | refused within the last ten seconds
+src/store/limits/overrides.rs | const KEPT: Duration = Duration::from_secs(30 * 86_400); | shared-state | 30 days after the last look
+src/store/limits/leases.rs | const SHARED_AFTER: Duration = Duration::from_secs(1); | shared-state | at least a second after the last failure
+src/store/limits/leases.rs | const TOLD_FOR: Duration = Duration::from_secs(60); | shared-state | after a minute without a further failure
+lua/slots.lua | local LATE = 2000 | shared-state | or 2 s once none is taken
+lua/process_beat.lua | redis.call('PEXPIRE', KEYS[1], 60000) | shared-state | a minute past the last beat
+src/store/fleet.rs | const READY_WITHIN: Duration = Duration::from_millis(500); | shared-breakers | half a second at most
+src/policy/breaker/shared.rs | pub const HOLD: Duration = Duration::from_secs(3); | shared-breakers | `probe_timeout` and 4 s after it was last heard
+src/policy/breaker/shared.rs | pub const SLOT_GRACE: Duration = Duration::from_secs(1); | shared-breakers | `probe_timeout` and 4 s after it was last heard
+src/admin/sessions.rs | const WITHIN: Duration = Duration::from_secs(1); | sessions | answers 503 once Redis has not answered for a second
+src/proxy/sessions.rs | const LOOK_AGAIN: Duration = Duration::from_secs(1); | sessions | They are looked at each second then
+src/proxy/shed.rs | const TICK: Duration = Duration::from_millis(20); | overload | measures 50 times a second
+src/proxy/shed.rs | const MEMORY_EVERY: Duration = Duration::from_millis(250); | overload | four times a second
+src/policy/gradient.rs | const DIP: f64 = 0.7; | upstreams | 70 % of those under way
+src/policy/gradient.rs | const DIP_EVERY: u32 = 50; | upstreams | About every 5 s
+src/policy/gradient.rs | f64::from(20_u32.clamp | upstreams | beginning with 20
+src/upstream/adaptive.rs | const WINDOW: Duration = Duration::from_millis(100); | upstreams | fewer requests through for 100 ms
+src/config/check/runtime.rs | NonZeroUsize::new(4096) | configuration | Threads that serve, up to 4096
+src/cli/await.rs | default_value = \"2m\" | health | after 2 min
+src/main.rs | default_missing_value = \"2m\" | kubernetes | and after 2 min
+src/cli/webhook.rs | const PATIENCE: Duration = Duration::from_secs(1); | inject | that has waited for 1 s
 deploy/prometheus/rules.yaml | time() < 14 * 86400 | runbook | less than 14 days left, and less than a quarter of its time
 deploy/prometheus/rules.yaml | not_before_timestamp_seconds) < 0.25 | runbook | less than 14 days left, and less than a quarter of its time
 deploy/prometheus/rules.yaml | time() < 2 * 86400 | runbook | less than 2 days, and a tenth

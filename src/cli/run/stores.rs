@@ -1,13 +1,13 @@
 //! Where the process keeps what outlives a request: its connections to Redis and Postgres, and the audit; and what `/health` asks of them.
 
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
 use tracing::warn;
 
-use crate::admin::health::check::{Check, Status};
+use crate::admin::health::check::{Check, Finding, Status};
 use crate::admin::health::{machine, stores};
 use crate::audit::ship::{MEMORY, Shipping};
 use crate::audit::{self, Recorder};
@@ -87,17 +87,20 @@ impl Stores {
                 async move { found }
             }));
         }
-        if let Some(recorder) = recorder
-            && recorder.counts().spool.is_some()
+        let written = written(config);
+        if let Some((recorder, path)) = recorder.zip(written.clone())
+            && config.postgres.is_some()
         {
             let recorder = recorder.clone();
             checks.push(Check::new("spool", Status::Degraded, move || {
-                let spool = recorder.counts().spool.unwrap_or_default();
-                let found = stores::spool(spool, recorder.refuses());
+                let found = match recorder.counts().spool {
+                    Some(spool) => stores::spool(spool, recorder.refuses()),
+                    None => Finding::error(Status::Degraded, unused(&path)),
+                };
                 async move { found }
             }));
         }
-        checks.extend(written(config).map(|path| machine::disk(vec![path])));
+        checks.extend(written.map(|path| machine::disk(vec![path])));
         checks
     }
 }
@@ -109,6 +112,14 @@ pub(super) fn written(config: &Config) -> Option<PathBuf> {
         Some(_) => audit.spool.path.clone(),
         None => audit.sqlite.clone(),
     })
+}
+
+/// What becomes of events without a spool, and the mend.
+fn unused(path: &Path) -> String {
+    format!(
+        "{} could not be used at the start, so that audit events which redis does not take wait in memory alone: mend what the log said then, and restart weir",
+        path.display()
+    )
 }
 
 /// Begins what the process does among others. Waits for their state, but not for ever: without it each limit does what it is to
