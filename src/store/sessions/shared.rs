@@ -188,7 +188,7 @@ impl SharedSessions {
         })
     }
 
-    /// The session, and the last use of it that Redis knows. `touch`: this is a use, and is written down by the rule of
+    /// The session, last seen when Redis knows of its last use. `touch`: this is a use, and is written down by the rule of
     /// `session_find.lua`.
     async fn look(
         &self,
@@ -196,7 +196,7 @@ impl SharedSessions {
         touch: Option<Duration>,
         used: Duration,
         reach: Reach<'_>,
-    ) -> Result<Option<(Session, Duration)>, CallError> {
+    ) -> Result<Option<Session>, CallError> {
         let Some(tag) = id.user else { return Ok(None) };
         let (now, timeouts) = (clock::mono(), *self.timeouts.lock());
         let args = [
@@ -210,9 +210,7 @@ impl SharedSessions {
         let [user, times @ .., claims] = &*answer else {
             return Ok(None);
         };
-        let session = session(id, read::text(user)?, times, claims, now)?;
-        let written = session.last_seen();
-        Ok(Some((session, written)))
+        session(id, read::text(user)?, times, claims, now).map(Some)
     }
 
     /// A live session by its id; not a use.
@@ -221,9 +219,7 @@ impl SharedSessions {
         id: SessionId,
         reach: Reach<'_>,
     ) -> Result<Option<Session>, CallError> {
-        let now = clock::mono();
-        let found = self.look(id, None, now, reach).await?;
-        Ok(found.map(|(session, _)| session))
+        self.look(id, None, clock::mono(), reach).await
     }
 
     /// Ends a session of a user, or all of them; which.
