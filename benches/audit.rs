@@ -15,13 +15,13 @@ mod harness;
 mod measure;
 
 use std::path::Path;
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use harness::redis::{Server, key_prefix};
 use harness::shipping::control;
-use harness::{eventually_within, postgres};
+use harness::{eventually_within, fleet, postgres};
 use measure::events::event;
 use measure::{Options, family_cpu, process_cpu, thread_cpu, threads_cpu};
 use tokio::sync::{oneshot, watch};
@@ -32,12 +32,11 @@ use weir::clock;
 use weir::config::audit::{Delivery, Stream};
 use weir::config::redis::Tls;
 use weir::config::worker::Worker;
-use weir::config::{self, Secret, check};
+use weir::config::{self, Secret};
 use weir::event::{AuditEvent, Encoded, Micros};
 use weir::heartbeat::Heartbeat;
 use weir::store::audit::batch::Boot;
 use weir::store::audit::chain::Hasher;
-use weir::store::fleet::Fleet;
 use weir::store::postgres::{Postgres, migrate};
 use weir::store::spool::Spool;
 use weir::telemetry::metrics::Metrics;
@@ -278,7 +277,7 @@ fn measure(case: &Case, time: Duration) -> Spent {
 fn work(server: &Server, prefix: &str, url: &str) -> watch::Sender<bool> {
     let (shutdown, is_shut) = watch::channel(false);
     let (ready, is_ready) = mpsc::channel();
-    let fleet = fleet(server, prefix);
+    let fleet = fleet(&server.yaml(prefix));
     let config = config::postgres::Postgres {
         write: Secret(url.to_owned()),
         read: Vec::new(),
@@ -384,7 +383,7 @@ fn settle(recorder: &Recorder) {
 
 impl Producer {
     fn start(server: &Server, prefix: &str, delivery: Delivery, spool: &Path) -> Producer {
-        let fleet = fleet(server, prefix);
+        let fleet = fleet(&server.yaml(prefix));
         let control = control(fleet.clone());
         let boot = clock::uuid(clock::wall());
         let hasher = || Hasher::new(Some(b"a key of thirty-two bytes, or so"));
@@ -406,13 +405,4 @@ impl Producer {
             _control: control,
         }
     }
-}
-
-fn fleet(server: &Server, prefix: &str) -> Arc<Fleet> {
-    let file = format!(
-        "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\n{}",
-        server.yaml(prefix)
-    );
-    let config = check::parse(&file, &|_| None).unwrap();
-    Fleet::new(config.redis.as_ref().unwrap(), &Metrics::default()).unwrap()
 }

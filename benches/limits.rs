@@ -25,7 +25,6 @@ use harness::redis::{Cluster, key_prefix};
 use measure::{Options, grouped, median};
 use tokio::task::JoinSet;
 use weir::clock;
-use weir::config::check;
 use weir::net::tls::Secured;
 use weir::plan::{Plan, Process};
 use weir::policy::limit::Verdict;
@@ -224,8 +223,11 @@ fn row(case: &Case, rounds: &[Round]) -> String {
 }
 
 fn in_memory(case: &Case, time: Duration) -> Vec<Round> {
-    let config = check::parse(&case.file(), &|_| None).unwrap();
-    let plan = Plan::first(config, Secured::default(), Process::default());
+    let plan = Plan::first(
+        harness::parse(&case.file()),
+        Secured::default(),
+        Process::default(),
+    );
     let visits = visits(case.keys);
     for address in &visits {
         decide(&plan, address);
@@ -282,10 +284,6 @@ thread_local! {
 }
 
 fn shared(case: &Case, time: Duration) -> Vec<Round> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
     let cluster = Cluster::shared();
     let visits: Arc<[Address]> = visits(case.keys).into();
     // Who waits for Redis is late for the next request, which looks at the clock again.
@@ -293,7 +291,7 @@ fn shared(case: &Case, time: Duration) -> Vec<Round> {
         FAR_STRICT => 1,
         _ => BATCH,
     };
-    runtime.block_on(async {
+    harness::runtime().block_on(async {
         let node = Arc::new(Node::start(&case.file()).await);
         let run = async |time| {
             let (began, cpu) = (clock::now(), measure::thread_cpu());

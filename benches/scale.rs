@@ -175,11 +175,7 @@ fn child(file: &str, keys: u32) -> Vec<f64> {
 
 /// Says how many keys it holds in the end, by how many bytes it grew, and for how many seconds it asked.
 fn process(file: &str, keys: u32) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
+    harness::runtime().block_on(async {
         let node = Arc::new(Node::start(file).await);
         let (before, began) = (measure::resident(), clock::now());
         let next = Arc::new(AtomicU32::new(0));

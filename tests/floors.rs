@@ -203,6 +203,45 @@ fn the_code_map_has_each_folder_and_no_other() {
 }
 
 #[test]
+fn what_newcomers_are_sent_to_is_there() {
+    let told = fs::read_to_string("ARCHITECTURE.md").unwrap();
+    let (_, table) = told.split_once("\n## Where to begin\n").unwrap();
+    let (table, _) = table.split_once("\n## ").unwrap();
+    let named: Vec<_> = table.split('`').skip(1).step_by(2).collect();
+    assert!(named.len() > 20, "{named:?}");
+    for name in named {
+        let is_there = match name.contains('/') {
+            true => PathBuf::from(name).exists(),
+            false => is_module(name) || is_function(name),
+        };
+        assert!(is_there, "ARCHITECTURE.md sends people to {name}");
+    }
+}
+
+/// The file of a module by its path, as `a::b`.
+fn file_of(module: &str) -> Option<PathBuf> {
+    let path = module.replace("::", "/");
+    let files = [format!("src/{path}.rs"), format!("src/{path}/mod.rs")];
+    files
+        .map(PathBuf::from)
+        .into_iter()
+        .find(|file| file.exists())
+}
+
+fn is_module(name: &str) -> bool {
+    file_of(name).is_some()
+}
+
+fn is_function(name: &str) -> bool {
+    let Some((module, function)) = name.rsplit_once("::") else {
+        return false;
+    };
+    let code = file_of(module).map(|file| fs::read_to_string(file).unwrap());
+    let begins = ['(', '<'].map(|end| format!("fn {function}{end}"));
+    code.is_some_and(|code| begins.iter().any(|begin| code.contains(begin)))
+}
+
+#[test]
 fn each_file_says_at_its_head_what_it_owns() {
     for path in paths() {
         assert!(

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use harness::metrics::value;
 use harness::process::{Running, file};
-use harness::{Client, Lane, Reply, Upstream, eventually, eventually_within};
+use harness::{Client, Lane, Reply, Upstream, eventually, eventually_within, runtime};
 use http::Request;
 use serde_json::Value;
 
@@ -83,11 +83,7 @@ fn calls_by_http2_are_told_unavailable() {
         upstream.url()
     ));
     eventually(|| lane.connect().get("/").status == 503);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
+    runtime().block_on(async {
         let stream = tokio::net::TcpStream::connect(lane.address).await.unwrap();
         let (mut requests, connection) = h2::client::handshake(stream).await.unwrap();
         tokio::spawn(connection);

@@ -189,9 +189,7 @@ fn once(address: &str) -> std::io::Result<String> {
 
 /// Asks by HTTP/2, and connects anew once it has been told farewell; a request that weir has taken is not sent again.
 fn by_http2(address: &str, over: &AtomicBool, answered: &AtomicUsize) {
-    let mut runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = runtime.enable_all().build().unwrap();
-    runtime.block_on(async {
+    harness::runtime().block_on(async {
         while !over.load(Ordering::Relaxed) {
             let stream = tokio::net::TcpStream::connect(address).await.unwrap();
             let (requests, connection) = h2::client::handshake(stream).await.unwrap();

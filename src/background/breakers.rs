@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, JoinError, JoinSet};
+use tokio::task::JoinError;
 use tokio::time::{interval, sleep, timeout};
 use tracing::{info, warn};
 
 use super::SILENCE;
+use super::tasks_of::TasksOf;
 use crate::clock;
 use crate::heartbeat::Heartbeat;
 use crate::plan::Plan;
@@ -26,13 +27,6 @@ const APART: Duration = Duration::from_millis(5);
 /// Between looks at the tasks' hearts.
 const HEARTS_EVERY: Duration = Duration::from_secs(1);
 
-/// A breaker that is kept in step.
-struct Kept {
-    breaker: Arc<LiveBreaker>,
-    heart: Heartbeat,
-    task: AbortHandle,
-}
-
 /// Keeps the breakers of each plan in step, as long as there are plans. An error is the panic of one of its tasks. Beats while none
 /// of them is silent.
 pub async fn follow(
@@ -42,8 +36,7 @@ pub async fn follow(
     heartbeat: Heartbeat,
 ) -> Result<(), JoinError> {
     let channel = fleet.keys.breakers_changed();
-    // They end with the set.
-    let mut tasks = JoinSet::new();
+    let mut tasks = TasksOf::new();
     let listens = Heartbeat::default();
     listens.beat();
     tasks.spawn(listen(
@@ -52,45 +45,27 @@ pub async fn follow(
         plans.clone(),
         listens.clone(),
     ));
-    let mut kept: Vec<Kept> = Vec::new();
     let mut look = interval(HEARTS_EVERY);
     loop {
         let plan = plans.borrow_and_update().clone();
         let wanted: Vec<_> = shared(&plan).cloned().collect();
-        kept.retain(|kept| {
-            let same = |wanted| Arc::ptr_eq(wanted, &kept.breaker);
-            let stays = wanted.iter().any(same);
-            if !stays {
-                kept.task.abort();
-            }
-            stays
+        tasks.follow(&wanted, |breaker, tasks| {
+            let heart = Heartbeat::default();
+            heart.beat();
+            let (breaker, fleet, redis) = (breaker.clone(), fleet.clone(), redis.clone());
+            tasks.spawn(keep(breaker, fleet, redis, heart.clone()));
+            heart
         });
-        for breaker in wanted {
-            if !kept.iter().any(|kept| Arc::ptr_eq(&kept.breaker, &breaker)) {
-                let heart = Heartbeat::default();
-                heart.beat();
-                let task = keep(breaker.clone(), fleet.clone(), redis.clone(), heart.clone());
-                let task = tasks.spawn(task);
-                kept.push(Kept {
-                    breaker,
-                    heart,
-                    task,
-                });
-            }
-        }
         loop {
             tokio::select! {
                 _ = look.tick() => {
-                    let hearts = kept.iter().map(|kept| &kept.heart);
-                    heartbeat.beat_for(hearts.chain([&listens]), SILENCE);
+                    heartbeat.beat_for(tasks.notes().chain([&listens]), SILENCE);
                 }
                 changed = plans.changed() => match changed {
                     Ok(()) => break,
                     Err(_) => return Ok(()),
                 },
-                Some(Err(error)) = tasks.join_next() => if error.is_panic() {
-                    return Err(error);
-                },
+                error = tasks.panicked() => return Err(error),
             }
         }
     }

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, JoinError, JoinSet};
+use tokio::task::JoinError;
 use tokio::time::sleep;
 
+use super::tasks_of::{Begin, TasksOf};
 use crate::clock;
 use crate::config::upstreams::{DnsName, HealthCheck};
 use crate::heartbeat::Heartbeat;
@@ -25,24 +26,13 @@ pub async fn follow(
     mut plans: watch::Receiver<Arc<Plan>>,
     heartbeat: Heartbeat,
 ) -> Result<(), JoinError> {
-    // They end with the set.
-    let mut tasks = JoinSet::new();
-    let mut kept: Vec<(Arc<LiveUpstream>, Vec<AbortHandle>)> = Vec::new();
+    let mut tasks = TasksOf::new();
     loop {
         let plan = plans.borrow_and_update().clone();
-        kept.retain(|(live, tasks)| {
-            let stays = plan.live_upstreams().any(|it| Arc::ptr_eq(it, live));
-            if !stays {
-                tasks.iter().for_each(AbortHandle::abort);
-            }
-            stays
-        });
-        for live in plan.live_upstreams().filter(|it| it.wants_care()) {
-            if !kept.iter().any(|(kept, _)| Arc::ptr_eq(kept, live)) {
-                kept.push((live.clone(), tend(live, &mut tasks)));
-            }
-        }
+        let wanting = plan.live_upstreams().filter(|it| it.wants_care());
+        let wanting: Vec<_> = wanting.cloned().collect();
         drop(plan);
+        tasks.follow(&wanting, tend);
         loop {
             heartbeat.beat();
             tokio::select! {
@@ -50,27 +40,23 @@ pub async fn follow(
                     Ok(()) => break,
                     Err(_) => return Ok(()),
                 },
-                Some(Err(error)) = tasks.join_next() => if error.is_panic() {
-                    return Err(error);
-                },
+                error = tasks.panicked() => return Err(error),
                 () = sleep(BEAT_EVERY) => {}
             }
         }
     }
 }
 
-fn tend(live: &Arc<LiveUpstream>, tasks: &mut JoinSet<Infallible>) -> Vec<AbortHandle> {
-    let mut mine = Vec::new();
+fn tend(live: &Arc<LiveUpstream>, tasks: &mut Begin<'_>) {
     for (index, name) in names::names(live) {
-        mine.push(tasks.spawn(look_up(live.clone(), index, name.clone())));
+        tasks.spawn(look_up(live.clone(), index, name.clone()));
     }
     if let Some(check) = &live.settings.health {
-        mine.push(tasks.spawn(check_all(live.clone(), check.clone())));
+        tasks.spawn(check_all(live.clone(), check.clone()));
     }
     if let (true, Some(settings)) = (live.ejects(), live.settings.outlier_detection) {
-        mine.push(tasks.spawn(take_back(live.clone(), settings.interval)));
+        tasks.spawn(take_back(live.clone(), settings.interval));
     }
-    mine
 }
 
 /// Looks a name up again and again.
@@ -84,35 +70,18 @@ async fn look_up(live: Arc<LiveUpstream>, source: usize, name: DnsName) -> Infal
 /// Checks each endpoint there is, each by a task of its own, so that none waits for another.
 async fn check_all(live: Arc<LiveUpstream>, check: HealthCheck) -> Infallible {
     let mut changes = live.changes();
-    let mut tasks = JoinSet::new();
-    let mut kept: Vec<(Arc<Endpoint>, AbortHandle)> = Vec::new();
+    let mut tasks = TasksOf::new();
     loop {
         changes.borrow_and_update();
-        let list = live.list();
-        kept.retain(|(endpoint, task)| {
-            let stays = list.iter().any(|it| Arc::ptr_eq(it, endpoint));
-            if !stays {
-                task.abort();
-            }
-            stays
+        tasks.follow(&live.list(), |endpoint, tasks| {
+            tasks.spawn(check_on(live.clone(), endpoint.clone(), check.clone()));
         });
-        for endpoint in list {
-            if !kept.iter().any(|(kept, _)| Arc::ptr_eq(kept, &endpoint)) {
-                let task = check_on(live.clone(), endpoint.clone(), check.clone());
-                kept.push((endpoint, tasks.spawn(task)));
-            }
-        }
-        loop {
-            tokio::select! {
-                changed = changes.changed() => match changed {
-                    Ok(()) => break,
-                    // Its sender is held by `live`.
-                    Err(_) => std::future::pending().await,
-                },
-                Some(Err(error)) = tasks.join_next() => if error.is_panic() {
-                    std::panic::resume_unwind(error.into_panic());
-                },
-            }
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() {
+                // Its sender is held by `live`.
+                return std::future::pending().await;
+            },
+            error = tasks.panicked() => std::panic::resume_unwind(error.into_panic()),
         }
     }
 }

@@ -8,6 +8,7 @@ pub mod limits;
 pub mod partitions;
 pub mod sessions;
 pub mod supervise;
+mod tasks_of;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use prometheus_client::metrics::counter::Counter;
 use tokio::time::sleep;
 
-use super::redis::{Arg, CallError, Connections, OpenError, Redis, Script, Value};
+use super::redis::{Arg, CallError, Connections, OpenError, Redis, Script, read};
 use crate::clock;
 use crate::config::redis::{self, Client};
 use crate::keys::Keys;
@@ -169,13 +169,9 @@ impl Fleet {
         let key = self.keys.processes();
         let age = Arg::Int(clock::millis(DEAD_AFTER));
         let args = [Arg::Text(&self.process), age];
-        match redis
-            .run_within(BEAT_EVERY, &self.beat, &[&key], &args)
-            .await?
-        {
-            Value::Int(alive) => u64::try_from(alive).map_err(|_| CallError::Nonsense),
-            _ => Err(CallError::Nonsense),
-        }
+        let keys = [&*key];
+        let alive = redis.run_within(BEAT_EVERY, &self.beat, &keys, &args);
+        read::number(&alive.await?)
     }
 }
 

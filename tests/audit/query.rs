@@ -11,7 +11,7 @@ use super::harness::kept::{
 };
 use super::harness::postgres::{Server, try_query};
 use super::harness::process::{Ended, Running, file};
-use super::harness::{Upstream, eventually};
+use super::harness::{Upstream, eventually, runtime};
 use serde_json::Value;
 use uuid::Uuid;
 use weir::config::Secret;
@@ -184,10 +184,7 @@ fn what_two_writers_commit_is_followed_without_a_gap(kind: Kind) {
             scope.spawn(move || {
                 let other = Kept {
                     kind: kept.kind,
-                    runtime: tokio::runtime::Builder::new_current_thread()
-                        .enable_all()
-                        .build()
-                        .unwrap(),
+                    runtime: runtime(),
                     folder: tempfile::tempdir().unwrap(),
                     path: kept.path.clone(),
                     database: None,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::harness::kept::{DAY, Kept, Kind, noon, seqs};
 use super::harness::process::Running;
-use super::harness::{Client, Reply};
+use super::harness::{Client, Reply, runtime};
 use serde_json::Value;
 use tokio::time::timeout;
 use weir::clock;
@@ -192,10 +192,7 @@ fn a_search_of_files_that_no_one_waits_for_ends() {
     // The shortest, so that no other load makes less than all of it look like a part.
     let whole = (0..5).map(|_| whole()).min().unwrap();
     let leave = || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
+        let runtime = runtime();
         let answer = runtime.block_on(async {
             let events = Events::sqlite(&kept.path).await.unwrap();
             timeout(whole / 10, events.query(&all)).await

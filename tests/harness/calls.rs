@@ -6,13 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use weir::config::check;
-use weir::store::fleet::Fleet;
 use weir::store::redis::{Arg, CallError, Connections, Heard, NodeHealth, Redis, Script, Value};
-use weir::telemetry::metrics::Metrics;
 
 use super::redis::Server;
-use super::{DEADLINE, PATIENCE, eventually};
+use super::{DEADLINE, PATIENCE, eventually, fleet, runtime};
 
 /// Adds one; answers the sum.
 const SCRIPT: &str = "return redis.call('INCR', KEYS[1])";
@@ -23,26 +20,16 @@ const PAUSE: Duration = Duration::from_millis(3);
 
 /// The client of a `redis:` block, with nothing that keeps its topology yet.
 pub fn client(yaml: &str) -> Arc<Redis> {
-    let file = format!("listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\n{yaml}");
-    let config =
-        check::parse(&file, &|_| None).unwrap_or_else(|mistakes| panic!("{mistakes:#?}\n{file}"));
-    let fleet = Fleet::new(&config.redis.unwrap(), &Metrics::default()).unwrap();
-    fleet.main.clone()
+    fleet(yaml).main.clone()
 }
 
 /// Runs what a test asks on a runtime like a lane's, with connections that need not be up.
 pub fn on_a_lane<T>(yaml: &str, test: impl AsyncFnOnce(Arc<Connections>) -> T) -> T {
-    let runtime = runtime();
-    runtime.block_on(async {
+    runtime().block_on(async {
         let redis = client(yaml);
         tokio::spawn(redis.clone().keep_topology());
         test(Arc::new(Connections::start(redis, true))).await
     })
-}
-
-fn runtime() -> tokio::runtime::Runtime {
-    let mut builder = tokio::runtime::Builder::new_current_thread();
-    builder.enable_all().build().unwrap()
 }
 
 /// One more at this key.

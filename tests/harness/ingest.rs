@@ -9,7 +9,7 @@ use uuid::Uuid;
 use weir::background::ingest::{self, Settings};
 use weir::config::redis::Tls;
 use weir::config::worker::Worker;
-use weir::config::{Secret, audit, check, postgres};
+use weir::config::{Secret, audit, postgres};
 use weir::event::{AuditEvent, Encoded, Micros};
 use weir::heartbeat::Heartbeat;
 use weir::store::audit::batch::{Boot, Header};
@@ -22,7 +22,7 @@ use weir::telemetry::metrics::Metrics;
 
 use super::postgres::query;
 use super::redis::{self, Answer};
-use super::{DEADLINE, metrics};
+use super::{DEADLINE, fleet, metrics};
 
 pub const DAY: Duration = Duration::from_secs(86_400);
 pub const BUDGET: Duration = Duration::from_secs(5);
@@ -74,7 +74,7 @@ impl World {
             },
         };
         let redis = redis::Server::single();
-        let fleet = fleet(&redis);
+        let fleet = fleet(&redis.yaml("t"));
         let connections = fleet.join().main.clone();
         assert!(connections.ready(DEADLINE).await);
         let group = &settings.worker.group;
@@ -93,7 +93,7 @@ impl World {
     pub fn work(&self) -> Running {
         let metrics = Metrics::default();
         let (shutdown, is_shut) = watch::channel(false);
-        let fleet = fleet(&self.redis);
+        let fleet = fleet(&self.redis.yaml("t"));
         let redis = fleet.join().main.clone();
         let task = ingest::run(
             self.settings.clone(),
@@ -214,15 +214,6 @@ impl Running {
         self.task.abort();
         let _ = self.task.await;
     }
-}
-
-pub fn fleet(redis: &redis::Server) -> Arc<Fleet> {
-    let file = format!(
-        "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\n{}",
-        redis.yaml("t")
-    );
-    let config = check::parse(&file, &|_| None).unwrap();
-    Fleet::new(&config.redis.unwrap(), &Metrics::default()).unwrap()
 }
 
 pub fn on_a_runtime<T>(test: impl Future<Output = T>) -> T {

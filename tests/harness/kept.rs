@@ -23,7 +23,7 @@ use weir::store::sqlite;
 use super::postgres::Database;
 use super::process::{self, file};
 use super::sqlite::numbered;
-use super::{DEADLINE, eventually};
+use super::{DEADLINE, eventually, runtime};
 
 pub const KEY: &[u8] = b"a key";
 pub const DAY: Duration = Duration::from_secs(86_400);
@@ -97,16 +97,12 @@ pub enum Process {
 
 impl Kept {
     pub fn new(kind: Kind) -> Kept {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
         let folder = tempfile::tempdir().unwrap();
         let database = (kind == Kind::Postgres).then(Database::new);
         let pools = database.as_ref().map(|database| pools(&database.url()));
         let kept = Kept {
             kind,
-            runtime,
+            runtime: runtime(),
             path: folder.path().join("audit.db"),
             folder,
             database,

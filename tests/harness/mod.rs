@@ -41,13 +41,13 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{oneshot, watch};
 use weir::background;
 use weir::background::supervise::Supervisor;
 use weir::clock;
-use weir::config::check;
 use weir::config::listeners::Address;
+use weir::config::{Config, check};
 use weir::heartbeat::Heartbeat;
 use weir::net::listen::Bound;
 use weir::net::tls::Secured;
@@ -83,6 +83,26 @@ impl Store {
     }
 }
 
+/// A configuration without a mistake.
+#[track_caller]
+pub fn parse(file: &str) -> Config {
+    check::parse(file, &|_| None).unwrap_or_else(|mistakes| panic!("{mistakes:#?}\n{file}"))
+}
+
+/// Of a process with this `redis:` block, and nothing else that is its own. Connects to nothing yet.
+pub fn fleet(redis: &str) -> Arc<Fleet> {
+    let config = parse(&format!(
+        "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\n{redis}"
+    ));
+    Fleet::new(&config.redis.unwrap(), &Metrics::default()).unwrap()
+}
+
+/// Of one thread, as a lane's.
+pub fn runtime() -> Runtime {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_all().build().unwrap()
+}
+
 /// Runs a test's cases beside each other, since most of their time they wait. The thread of each has its name.
 pub fn at_once<T: Debug + Send>(cases: impl IntoIterator<Item = T>, test: impl Fn(T) + Sync) {
     thread::scope(|scope| {
@@ -114,9 +134,9 @@ pub struct Lane {
 }
 
 impl Lane {
+    #[track_caller]
     pub fn start(file: &str) -> Lane {
-        let config = check::parse(file, &|_| None)
-            .unwrap_or_else(|mistakes| panic!("{mistakes:#?}\n{file}"));
+        let config = parse(file);
         let metrics = Arc::<Metrics>::default();
         let redis = config.redis.as_ref();
         let fleet = redis.map(|redis| Fleet::new(redis, &metrics).unwrap());
@@ -133,9 +153,9 @@ impl Lane {
         let (plan, following) = watch::channel(plan);
         let (phases, following_phases) = watch::channel(Phase::default());
         if let Some(fleet) = fleet {
-            control(fleet, following.clone(), following_phases.clone());
+            share(fleet, &following, &following_phases);
         }
-        tend(following.clone(), following_phases.clone());
+        tend(&following, &following_phases);
         let (accepts, _) = oneshot::channel();
         lane::spawn(
             0,
@@ -189,56 +209,46 @@ impl Lane {
 
     /// Goes on with another configuration.
     pub fn reload(&self, file: &str) {
-        let config = check::parse(file, &|_| None)
-            .unwrap_or_else(|mistakes| panic!("{mistakes:#?}\n{file}"));
-        let new = self
-            .plan
-            .borrow()
-            .replaced_by(config, Secured::default())
-            .unwrap();
-        new.publish(&self.plan);
+        let plan = self.plan.borrow().clone();
+        let new = plan.replaced_by(parse(file), Secured::default());
+        new.unwrap().publish(&self.plan);
     }
 }
 
 /// Does what `weir run` does for a process of a fleet beside its lanes, until the lane is gone. Returns once it has joined.
-fn control(
-    fleet: Arc<Fleet>,
-    plan: watch::Receiver<Arc<Plan>>,
-    mut phases: watch::Receiver<Phase>,
-) {
-    let (joined, joins) = mpsc::channel();
-    thread::spawn(move || {
-        let mut runtime = tokio::runtime::Builder::new_current_thread();
-        let runtime = runtime.enable_all().build().unwrap();
-        runtime.block_on(async {
-            let redis = fleet.join();
-            redis.ready(DEADLINE).await;
-            let metrics = plan.borrow().metrics.clone();
-            let mut supervisor = Supervisor::new(Handle::current(), metrics);
-            background::tend_shared_state(&mut supervisor, &plan, &redis);
-            let first = plan.borrow().clone();
-            background::breakers::first_look(&first, DEADLINE).await;
-            drop(first);
-            let _ = joined.send(());
-            let _ = phases.wait_for(|phase| *phase >= Phase::Draining).await;
-        });
+fn share(fleet: Arc<Fleet>, plans: &watch::Receiver<Arc<Plan>>, phases: &watch::Receiver<Phase>) {
+    let following = plans.clone();
+    beside_the_lane(plans, phases, async move |plan, supervisor| {
+        let redis = fleet.join();
+        redis.ready(DEADLINE).await;
+        background::tend_shared_state(supervisor, &following, &redis);
+        background::breakers::first_look(plan, DEADLINE).await;
+        redis
     });
-    joins.recv().unwrap();
 }
 
 /// Has endpoints looked up, checked and taken back, as `weir run` has, until the lane is gone.
-fn tend(plan: watch::Receiver<Arc<Plan>>, mut phases: watch::Receiver<Phase>) {
+fn tend(plans: &watch::Receiver<Arc<Plan>>, phases: &watch::Receiver<Phase>) {
+    let following = plans.clone();
+    beside_the_lane(plans, phases, async move |plan, supervisor| {
+        first_look(plan.live_upstreams(), DEADLINE).await;
+        background::tend_endpoints(supervisor, following);
+    });
+}
+
+/// Begins this on a thread of its own, by the first plan, and returns once it has; what it began with, and what it gives, lives until the drain.
+fn beside_the_lane<T>(
+    plans: &watch::Receiver<Arc<Plan>>,
+    phases: &watch::Receiver<Phase>,
+    begin: impl AsyncFnOnce(&Plan, &mut Supervisor) -> T + Send + 'static,
+) {
+    let (first, mut phases) = (plans.borrow().clone(), phases.clone());
     let (begun, begins) = mpsc::channel();
     thread::spawn(move || {
-        let mut runtime = tokio::runtime::Builder::new_current_thread();
-        let runtime = runtime.enable_all().build().unwrap();
-        runtime.block_on(async {
-            let metrics = plan.borrow().metrics.clone();
-            let mut supervisor = Supervisor::new(Handle::current(), metrics);
-            let first = plan.borrow().clone();
-            first_look(first.live_upstreams(), DEADLINE).await;
+        runtime().block_on(async {
+            let mut supervisor = Supervisor::new(Handle::current(), first.metrics.clone());
+            let _kept = begin(&first, &mut supervisor).await;
             drop(first);
-            background::tend_endpoints(&mut supervisor, plan.clone());
             let _ = begun.send(());
             let _ = phases.wait_for(|phase| *phase >= Phase::Draining).await;
         });

@@ -10,7 +10,6 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use weir::background;
 use weir::background::supervise::Supervisor;
-use weir::config::check;
 use weir::net::tls::Secured;
 use weir::plan::{Plan, Process, SharedAsk};
 use weir::policy::lease::Batch;
@@ -18,7 +17,7 @@ use weir::store::fleet::{Fleet, FleetConnections};
 use weir::store::limits::leases::Decision;
 use weir::store::limits::slots::Taken;
 
-use super::{DEADLINE, metrics};
+use super::{DEADLINE, metrics, parse};
 
 /// What a node has of a process: a plan, and connections.
 pub struct Node {
@@ -31,7 +30,7 @@ pub struct Node {
 impl Node {
     /// On the runtime of this thread, with every Redis server connected.
     pub async fn start(file: &str) -> Node {
-        let config = check::parse(file, &|_| None).unwrap();
+        let config = parse(file);
         let metrics = Arc::default();
         let fleet = Fleet::new(config.redis.as_ref().unwrap(), &metrics).unwrap();
         let process = Process {

@@ -16,6 +16,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWrite
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
+use super::runtime;
 use super::tls::Authority;
 
 /// What it answers begins with the version of HTTP by which it was asked.
@@ -66,8 +67,7 @@ impl Origin {
         let opened = Arc::<AtomicUsize>::default();
         let counted = opened.clone();
         thread::spawn(move || {
-            let mut runtime = tokio::runtime::Builder::new_current_thread();
-            runtime.enable_all().build().unwrap().block_on(async {
+            runtime().block_on(async {
                 let listener = TcpListener::from_std(listener).unwrap();
                 while let Ok((tcp, _)) = listener.accept().await {
                     counted.fetch_add(1, Ordering::Relaxed);

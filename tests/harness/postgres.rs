@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use tokio_postgres::{NoTls, SimpleQueryMessage};
 
-use super::eventually_within;
 use super::keeper::Keeper;
 use super::redis::{Certificates, free_port, has_ended};
+use super::{eventually_within, runtime};
 
 /// For a start, which may have to recover first.
 const START: Duration = Duration::from_secs(30);
@@ -354,10 +354,7 @@ pub fn try_query(url: &str, sql: &str) -> Result<Vec<Vec<String>>, tokio_postgre
     };
     // Of a thread of its own, so that tests may ask from within a runtime.
     std::thread::scope(|scope| {
-        let asked = scope.spawn(|| {
-            let mut runtime = tokio::runtime::Builder::new_current_thread();
-            runtime.enable_all().build().unwrap().block_on(ask)
-        });
+        let asked = scope.spawn(|| runtime().block_on(ask));
         asked.join().unwrap()
     })
 }

@@ -14,16 +14,15 @@ use weir::audit::tray::{Laid, Tray};
 use weir::audit::{Recorder, Writers};
 use weir::clock;
 use weir::config::audit::{Delivery, Stream};
-use weir::config::check;
 use weir::event::{AuditEvent, Columns, Encoded, Micros};
 use weir::keys::Keys;
 use weir::store::audit::batch::{Batch, Boot, Header};
 use weir::store::audit::chain::Hasher;
 use weir::store::fleet::Fleet;
 use weir::store::spool::Spool;
-use weir::telemetry::metrics::Metrics;
 
 use super::redis::Server;
+use super::{fleet, runtime};
 
 pub const SHARDS: u16 = 4;
 /// For a stop; nothing here waits so long unless it is to.
@@ -77,9 +76,7 @@ impl Process {
     }
 
     pub fn begin(redis: &str, with: &With<'_>) -> Process {
-        let file = format!("listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\n{redis}");
-        let config = check::parse(&file, &|_| None).unwrap();
-        let fleet = Fleet::new(config.redis.as_ref().unwrap(), &Metrics::default()).unwrap();
+        let fleet = fleet(redis);
         let control = control(fleet.clone());
         let boot = clock::uuid(clock::wall());
         let opened = with.spool.map(|(path, max)| Spool::open(path, max, boot));
@@ -181,8 +178,7 @@ pub fn control(fleet: Arc<Fleet>) -> oneshot::Sender<()> {
     let (end, ended) = oneshot::channel();
     let (joined, joins) = mpsc::channel();
     let run = move || {
-        let mut runtime = tokio::runtime::Builder::new_current_thread();
-        runtime.enable_all().build().unwrap().block_on(async {
+        runtime().block_on(async {
             let _redis = fleet.join();
             joined.send(()).unwrap();
             let _ = ended.await;
@@ -235,17 +231,14 @@ pub fn numbers(last: u64) -> Vec<u64> {
 
 /// Whether all are.
 pub fn is_safe(receipts: &[Receipt]) -> bool {
-    let mut runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = runtime.enable_all().build().unwrap();
+    let runtime = runtime();
     let mut receipts = receipts.iter();
     receipts.all(|receipt| runtime.block_on(receipt.settled()))
 }
 
 /// Whether it is known what became of its events.
 pub fn is_settled(receipt: &Receipt) -> bool {
-    let mut runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = runtime.enable_all().build().unwrap();
-    runtime.block_on(async {
+    runtime().block_on(async {
         let settled = tokio::time::timeout(Duration::ZERO, receipt.settled());
         settled.await.is_ok()
     })

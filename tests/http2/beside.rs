@@ -10,7 +10,7 @@ use super::harness::versions::{
     Broken, Client, Incoming, Length, Origin, Outgoing, PAIRINGS, Version, run,
 };
 use super::streams::{SOON, ahead_of};
-use super::{Lane, World, on_each_pairing};
+use super::{BothWays, Lane, World, on_each_pairing};
 
 /// The client does not read yet.
 #[test]
@@ -18,10 +18,7 @@ fn a_response_waits_to_be_read_while_its_request_moves() {
     on_each_pairing(async |mut world| {
         // More than the kernel keeps.
         let length = ahead_of(world.asks) + (1 << 20);
-        let mut call = world.client.call("POST", "/", &[], Length::Unknown).await;
-        call.body.send(b"1").await.unwrap();
-        let mut asked = world.origin.asked().await;
-        asked.body.expect(b"1").await;
+        let (call, mut asked) = world.upload(b"1").await;
         let mut out = asked.reply(200, &[], Length::Unknown).await;
         let sending =
             tokio::spawn(async move { out.finish(&vec![b'x'; length]).await.map(|()| out) });
@@ -117,22 +114,12 @@ fn where_nothing_moves_whoever_is_waited_for_is_to_blame() {
                 origin.address,
                 serves.name()
             ));
-            let client = Client::connect(asks, lane.address).await;
-            let mut world = World {
-                lane,
-                client,
-                origin,
-                asks,
-                serves,
-            };
-            let mut call = world.client.call("POST", "/", &[], Length::Unknown).await;
-            call.body.send(b"abc").await.unwrap();
-            let mut asked = world.origin.asked().await;
-            asked.body.expect(b"abc").await;
-            let mut out = asked.reply(200, &[], Length::Unknown).await;
-            out.send(b"abc").await.unwrap();
-            let mut answer = call.answer().await;
-            answer.body.expect(b"abc").await;
+            let mut world = World::of(lane, asks, serves, origin).await;
+            let BothWays {
+                asked: _asked,
+                out: _out,
+                mut answer,
+            } = world.both_ways(b"abc").await;
             let (reason, state) = match staller {
                 Staller::Client => ("body_timeout", "closed"),
                 Staller::Upstream => {
@@ -182,22 +169,12 @@ fn an_upload_that_ends_in_fault_ends_its_exchange() {
                     origin.address,
                     serves.name()
                 ));
-                let client = Client::connect(asks, lane.address).await;
-                let mut world = World {
-                    lane,
-                    client,
-                    origin,
-                    asks,
-                    serves,
-                };
-                let mut call = world.client.call("POST", "/", &[], Length::Unknown).await;
-                call.body.send(b"abc").await.unwrap();
-                let mut asked = world.origin.asked().await;
-                asked.body.expect(b"abc").await;
-                let mut out = asked.reply(200, &[], Length::Unknown).await;
-                out.send(b"abc").await.unwrap();
-                let mut answer = call.answer().await;
-                answer.body.expect(b"abc").await;
+                let mut world = World::of(lane, asks, serves, origin).await;
+                let BothWays {
+                    mut asked,
+                    mut out,
+                    mut answer,
+                } = world.both_ways(b"abc").await;
                 match (fault, &mut answer.sent) {
                     (Fault::TooLarge, sent) => sent.send(&[b'x'; 2000]).await.unwrap(),
                     (Fault::Malformed, Outgoing::One { stream, .. }) => {

@@ -188,10 +188,7 @@ fn a_fallback_is_no_success_of_grpc() {
 #[test]
 fn a_drain_ends_what_has_begun_and_begins_nothing() {
     on_each_pairing(async |mut world| {
-        let mut call = world.client.call("POST", "/", &[], Length::Unknown).await;
-        call.body.send(b"abc").await.unwrap();
-        let mut asked = world.origin.asked().await;
-        asked.body.expect(b"abc").await;
+        let (mut call, mut asked) = world.upload(b"abc").await;
         world.lane.drain();
         eventually(|| TcpStream::connect(world.lane.address).is_err());
         call.body.finish(b"def").await.unwrap();

@@ -21,7 +21,9 @@ mod streams;
 mod tries;
 mod upstreams;
 
-use harness::versions::{Client, Origin, PAIRINGS, Version, run};
+use harness::versions::{
+    Answer, Asked, Call, Client, Length, Origin, Outgoing, PAIRINGS, Version, run,
+};
 use harness::{Lane, at_once};
 
 /// A lane between a client and an upstream that the test plays.
@@ -33,6 +35,13 @@ struct World {
     asks: Version,
     /// Of the upstream.
     serves: Version,
+}
+
+/// A request and its response, under way.
+struct BothWays {
+    asked: Asked,
+    out: Outgoing,
+    answer: Answer,
 }
 
 impl World {
@@ -65,6 +74,11 @@ impl World {
             origin.address,
             serves.name()
         ));
+        World::of(lane, asks, serves, origin).await
+    }
+
+    /// By a lane that is in front of this upstream.
+    async fn of(lane: Lane, asks: Version, serves: Version, origin: Origin) -> World {
         World {
             client: Client::connect(asks, lane.address).await,
             lane,
@@ -72,6 +86,25 @@ impl World {
             asks,
             serves,
         }
+    }
+
+    /// A request with a body of no known length, of which this has come to the upstream.
+    async fn upload(&mut self, first: &[u8]) -> (Call, Asked) {
+        let mut call = self.client.call("POST", "/", &[], Length::Unknown).await;
+        call.body.send(first).await.unwrap();
+        let mut asked = self.origin.asked().await;
+        asked.body.expect(first).await;
+        (call, asked)
+    }
+
+    /// An upload, and of its response as much: both may go on.
+    async fn both_ways(&mut self, first: &[u8]) -> BothWays {
+        let (call, mut asked) = self.upload(first).await;
+        let mut out = asked.reply(200, &[], Length::Unknown).await;
+        out.send(first).await.unwrap();
+        let mut answer = call.answer().await;
+        answer.body.expect(first).await;
+        BothWays { asked, out, answer }
     }
 
     /// How many requests ended for this reason.

@@ -13,7 +13,7 @@ use super::harness::versions::{
     Broken, Client, Length, Origin, Outgoing, PAIRINGS, Version, field, run,
 };
 use super::harness::{Lane, at_once};
-use super::{World, on_each_pairing};
+use super::{BothWays, World, on_each_pairing};
 
 /// What a sender may be ahead of its receiver, in bytes: weir's windows, its buffers, and the kernel's.
 const AHEAD: usize = 3 << 19;
@@ -76,10 +76,7 @@ impl World {
 #[test]
 fn both_ways_go_on_at_once() {
     on_each_pairing(async |mut world| {
-        let mut call = world.client.call("POST", "/", &[], Length::Unknown).await;
-        call.body.send(b"1").await.unwrap();
-        let mut asked = world.origin.asked().await;
-        asked.body.expect(b"1").await;
+        let (call, mut asked) = world.upload(b"1").await;
         let mut out = asked.reply(200, &[], Length::Unknown).await;
         // Answered, though the request is not whole yet.
         let mut answer = call.answer().await;
@@ -103,10 +100,7 @@ fn both_ways_go_on_at_once() {
 #[test]
 fn one_way_may_be_silent_while_the_other_moves() {
     on_each_pairing(async |mut world| {
-        let mut call = world.client.call("POST", "/", &[], Length::Unknown).await;
-        call.body.send(b"1").await.unwrap();
-        let mut asked = world.origin.asked().await;
-        asked.body.expect(b"1").await;
+        let (call, mut asked) = world.upload(b"1").await;
         let mut out = asked.reply(200, &[], Length::Unknown).await;
         let mut answer = call.answer().await;
         // Longer than `stream_idle`, each way.
@@ -136,10 +130,7 @@ fn an_upload_goes_on_beside_its_response_however_slow_either_side_is() {
             let origin = Origin::start(serves).await;
             let timeouts = "timeouts: {stream_idle: 2s, request_read: 2s}";
             let mut world = World::behind(timeouts, asks, serves, origin, "timeout: 2s").await;
-            let mut call = world.client.call("POST", "/", &[], Length::Unknown).await;
-            call.body.send(b"1").await.unwrap();
-            let mut asked = world.origin.asked().await;
-            asked.body.expect(b"1").await;
+            let (call, mut asked) = world.upload(b"1").await;
             let mut out = asked.reply(200, &[], Length::Unknown).await;
             let mut answer = call.answer().await;
             // The upstream speaks, and does not read; then the client is silent, both for longer than their times.
@@ -168,7 +159,6 @@ fn an_upload_goes_on_beside_its_response_however_slow_either_side_is() {
     });
 }
 
-/// The response is silent meanwhile.
 /// `stream_idle` begins with the response's head, however late that is.
 #[test]
 fn a_late_head_leaves_its_body_time() {
@@ -189,6 +179,7 @@ fn a_late_head_leaves_its_body_time() {
     });
 }
 
+/// The response is silent meanwhile.
 #[test]
 fn what_is_left_of_an_upload_takes_its_time() {
     at_once(PAIRINGS, |(asks, serves)| {
@@ -406,14 +397,11 @@ fn a_client_that_leaves_within_the_answer_is_told_upstream() {
 #[test]
 fn a_client_that_leaves_between_both_bodies_is_told_upstream() {
     on_each_patient_pairing(async |mut world| {
-        let mut call = world.client.call("POST", "/", &[], Length::Unknown).await;
-        call.body.send(b"abc").await.unwrap();
-        let mut asked = world.origin.asked().await;
-        asked.body.expect(b"abc").await;
-        let mut out = asked.reply(200, &[], Length::Unknown).await;
-        out.send(b"abc").await.unwrap();
-        let mut answer = call.answer().await;
-        answer.body.expect(b"abc").await;
+        let BothWays {
+            mut asked,
+            mut out,
+            mut answer,
+        } = world.both_ways(b"abc").await;
         match std::mem::replace(&mut answer.sent, Outgoing::Ended) {
             // Without an end ahead of it, behind which it might still read.
             Outgoing::One { stream, .. } => {

@@ -187,10 +187,7 @@ fn a_refused_request_is_sent_again() {
         world.origin.asked().await.reset(Reason::REFUSED_STREAM);
         assert_eq!(call.answer().await.status, 502);
         // A short body is kept for that.
-        let mut call = world.client.call("POST", "/", &[], Length::Unknown).await;
-        call.body.send(b"abc").await.unwrap();
-        let mut asked = world.origin.asked().await;
-        asked.body.expect(b"abc").await;
+        let (mut call, mut asked) = world.upload(b"abc").await;
         asked.reset(Reason::REFUSED_STREAM);
         let mut again = world.origin.asked().await;
         call.body.finish(b"def").await.unwrap();
@@ -199,10 +196,7 @@ fn a_refused_request_is_sent_again() {
         assert_eq!(call.whole().await, (200, "done".to_owned()));
         // What is gone of a body cannot be sent again.
         let long = [b'x'; 16 * 1024 + 1];
-        let mut call = world.client.call("POST", "/", &[], Length::Unknown).await;
-        call.body.send(&long).await.unwrap();
-        let mut asked = world.origin.asked().await;
-        asked.body.expect(&long).await;
+        let (call, mut asked) = world.upload(&long).await;
         asked.reset(Reason::REFUSED_STREAM);
         assert_eq!(call.answer().await.status, 502);
         assert!(world.origin.is_quiet().await);

@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use super::harness::parse;
 use weir::clock::thread_cpu;
-use weir::config::check;
 use weir::net::tls::Secured;
 use weir::plan::{Plan, Process};
 use weir::policy::routes::Request;
@@ -51,7 +51,7 @@ fn takes_less_than(seconds: u64, work: impl FnOnce()) {
 fn ten_thousand_routes_are_loaded_in_seconds_even_unoptimised() {
     let text = large();
     takes_less_than(15, || {
-        let config = check::parse(&text, &|_| None).unwrap();
+        let config = parse(&text);
         let plan = Plan::first(config.clone(), Secured::default(), Process::default());
         let plan = plan.replaced_by(config, Secured::default()).unwrap();
         assert_eq!(plan.routes.len(), MANY);
@@ -66,7 +66,7 @@ fn ten_thousand_routes_are_checked_in_seconds_even_unoptimised() {
         writeln!(text, "  - {{match: {{path: /r{index}/*}}, upstream: app}}").unwrap();
     }
     takes_less_than(10, || {
-        let config = check::parse(&text, &|_| None).unwrap();
+        let config = parse(&text);
         assert_eq!(config.routes.len(), MANY);
     });
 }
@@ -74,8 +74,7 @@ fn ten_thousand_routes_are_checked_in_seconds_even_unoptimised() {
 /// One after the other, the routes of these requests would be some fifty million.
 #[test]
 fn the_route_of_a_request_is_found_without_asking_every_route() {
-    let config = check::parse(&large(), &|_| None).unwrap();
-    let plan = Plan::first(config, Secured::default(), Process::default());
+    let plan = Plan::first(parse(&large()), Secured::default(), Process::default());
     takes_less_than(2, || {
         for index in 0..MANY {
             let (host, path) = (

@@ -13,7 +13,7 @@ use super::harness::node::Node;
 use super::harness::process::{Running, file};
 use super::harness::redis::{Answer, Cluster, Server, key_prefix};
 use super::harness::versions::run;
-use super::harness::{Client, Lane, Store, Upstream, eventually, metrics};
+use super::harness::{Client, Lane, Store, Upstream, eventually, metrics, runtime};
 use futures_util::FutureExt as _;
 use futures_util::future::{join, join_all};
 use socket2::{Domain, Socket, Type};
@@ -88,11 +88,7 @@ fn flood(limit: &str, nodes: usize, time: Duration, burst: usize) -> Flood {
     let node = |_| {
         let (file, together) = (file.clone(), together.clone());
         thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
-            runtime.block_on(async {
+            runtime().block_on(async {
                 let node = Node::start(&file).await;
                 // Until each knows of all the others.
                 let fleet = node.plan.fleet.as_ref().unwrap();

@@ -10,7 +10,7 @@ use crate::clock;
 use crate::config::breakers::{Settings, Window};
 use crate::policy::breaker::State;
 use crate::policy::breaker::shared::{Change, HOLD, Reply, Report, SLOT_GRACE, Word};
-use crate::store::redis::{Arg, CallError, Connections, Script, Value};
+use crate::store::redis::{Arg, CallError, Connections, Script, Value, read};
 
 /// No request waits for it.
 const BUDGET: Duration = Duration::from_millis(300);
@@ -136,7 +136,7 @@ impl LiveBreaker {
             Arg::Int(report.peers),
         ];
         let answer = redis.run_within(BUDGET, &SYNC, &all, &args).await?;
-        read(&answer).ok_or(CallError::Nonsense)
+        reply(answer)
     }
 
     /// Makes it so for all processes that share the breaker.
@@ -156,7 +156,7 @@ impl LiveBreaker {
             Arg::Text(&keys.tag),
         ];
         let answer = redis.run_within(BUDGET, &FORCE, &all, &args).await?;
-        let generation = number(&answer).ok_or(CallError::Nonsense)?;
+        let generation = read::number(&answer)?;
         self.heard(Word {
             generation,
             state: forced.state(),
@@ -191,10 +191,8 @@ pub fn message(payload: &[u8]) -> Option<(&str, Word)> {
     Some((tag, word))
 }
 
-fn read(answer: &Value) -> Option<Reply> {
-    let Value::Array(answer) = answer else {
-        return None;
-    };
+fn reply(answer: Value) -> Result<Reply, CallError> {
+    let answer = read::list(answer)?;
     let [
         generation,
         state,
@@ -210,34 +208,24 @@ fn read(answer: &Value) -> Option<Reply> {
         probes @ ..,
     ] = answer.as_slice()
     else {
-        return None;
+        return Err(CallError::Nonsense);
     };
-    Some(Reply {
+    Ok(Reply {
         word: Word {
-            generation: number(generation)?,
-            state: match state {
-                Value::BulkString(name) => State::named(std::str::from_utf8(name).ok()?)?,
-                _ => return None,
-            },
-            left: Duration::from_millis(number(left)?),
+            generation: read::number(generation)?,
+            state: State::named(read::text(state)?).ok_or(CallError::Nonsense)?,
+            left: Duration::from_millis(read::number(left)?),
         },
-        calls: number(calls)?,
-        failures: number(failures)?,
-        slow: number(slow)?,
-        processes: number(processes)?,
-        doubters: number(doubters)?,
-        recall: number(recall)? == 1,
-        starved: number(starved)? == 1,
-        last_slot: number(last_slot)?,
-        probes: probes.iter().map(number).collect::<Option<_>>()?,
+        calls: read::number(calls)?,
+        failures: read::number(failures)?,
+        slow: read::number(slow)?,
+        processes: read::number(processes)?,
+        doubters: read::number(doubters)?,
+        recall: read::is_one(recall)?,
+        starved: read::is_one(starved)?,
+        last_slot: read::number(last_slot)?,
+        probes: probes.iter().map(read::number).collect::<Result<_, _>>()?,
     })
-}
-
-fn number(value: &Value) -> Option<u64> {
-    match value {
-        Value::Int(number) => u64::try_from(*number).ok(),
-        _ => None,
-    }
 }
 
 /// Up, so that what is not nothing does not become so. At most what a number of Lua holds exactly, with a time added.

@@ -9,6 +9,7 @@ mod dial;
 mod joined;
 mod node;
 mod push;
+pub mod read;
 mod refusals;
 mod scan;
 mod script;
@@ -318,10 +319,8 @@ impl Connections {
     pub async fn delete(&self, keys: &[&str]) -> Result<u64, CallError> {
         let mut command = redis::cmd("DEL");
         command.arg(keys);
-        match self.send_plain(self.redis.timeout, keys, command).await? {
-            Value::Int(deleted) => u64::try_from(deleted).map_err(|_| CallError::Nonsense),
-            _ => Err(CallError::Nonsense),
-        }
+        let deleted = self.send_plain(self.redis.timeout, keys, command);
+        read::number(&deleted.await?)
     }
 
     /// Says something on a channel.

@@ -212,12 +212,12 @@ impl Cache {
         }
     }
 
-    /// The look-up that was asked at `asked` found this session, last used at `written` as far as Redis knows, or none. What
+    /// The look-up that was asked at `asked` found this session, last seen when Redis knows of its last use, or none. What
     /// holds of it now.
     pub(super) fn learn(
         &self,
         id: SessionId,
-        found: Option<(Session, Duration)>,
+        found: Option<Session>,
         asked: Duration,
         era: u64,
         shared: &Shared,
@@ -225,11 +225,11 @@ impl Cache {
         let mut part = self.part(id);
         let flight = part.flights.remove(&key(id).0);
         let ended = flight.is_some_and(|flight| flight.ended);
-        let Some((session, written)) = found.filter(|_| !ended) else {
+        let Some(session) = found.filter(|_| !ended) else {
             self.forget_in(&mut part, id, asked + shared.cache.negative_ttl);
             return None;
         };
-        Some(self.keep(&mut part, session, written, asked, era, shared))
+        Some(self.keep(&mut part, session, asked, era, shared))
     }
 
     /// A look-up ended without an answer.
@@ -256,18 +256,19 @@ impl Cache {
             // Another process has ended it already.
             return Arc::new(session);
         }
-        self.keep(&mut part, session, asked, asked, era, shared)
+        self.keep(&mut part, session, asked, era, shared)
     }
 
+    /// Of the session as Redis has it.
     fn keep(
         &self,
         part: &mut Part,
         session: Session,
-        written: Duration,
         asked: Duration,
         era: u64,
         shared: &Shared,
     ) -> Arc<Session> {
+        let written = session.last_seen();
         let entry = part.known.touch(key(session.id), false);
         let known = entry.get_or_insert_with(|| Known {
             session: Arc::new(session),
@@ -359,7 +360,7 @@ mod tests {
             let Flight::Lead { era, .. } = self.join(id(n)) else {
                 panic!("somebody else asks");
             };
-            let found = written.map(|written| (session(n, written), s(written)));
+            let found = written.map(|written| session(n, written));
             self.learn(id(n), found, s(now), era, &SHARED)
         }
 
@@ -426,7 +427,7 @@ mod tests {
             "the first is gone"
         );
         cache.forget(id(1), s(101));
-        let found = Some((session(1, 100), s(100)));
+        let found = Some(session(1, 100));
         assert!(cache.learn(id(1), found, s(100), era, &SHARED).is_none());
         assert_eq!(cache.knows(1, 100), Some(false));
         cache.created(session(1, 100), s(100), era, &SHARED);

@@ -20,7 +20,7 @@ use crate::config::sessions::{Claims, OnMax, Settings, Shared};
 use crate::keys::{Keys, UserTag};
 use crate::policy::session::{Session, SessionId, Timeouts, Times};
 use crate::store::fleet::Fleet;
-use crate::store::redis::{Arg, CallError, Connections, ScanCursor, Script, Value};
+use crate::store::redis::{Arg, CallError, Connections, ScanCursor, Script, Value, read};
 use crate::telemetry::metrics::sessions::SessionMetrics;
 
 /// The user's tag, and 32 random bytes as base64url without padding (RFC 4648 section 5).
@@ -188,7 +188,7 @@ impl SharedSessions {
         })
     }
 
-    /// The session, and the last use of it that Redis knows. `touch`: this is a use, and is written down by the rule of
+    /// The session, last seen when Redis knows of its last use. `touch`: this is a use, and is written down by the rule of
     /// `session_find.lua`.
     async fn look(
         &self,
@@ -196,7 +196,7 @@ impl SharedSessions {
         touch: Option<Duration>,
         used: Duration,
         reach: Reach<'_>,
-    ) -> Result<Option<(Session, Duration)>, CallError> {
+    ) -> Result<Option<Session>, CallError> {
         let Some(tag) = id.user else { return Ok(None) };
         let (now, timeouts) = (clock::mono(), *self.timeouts.lock());
         let args = [
@@ -210,9 +210,7 @@ impl SharedSessions {
         let [user, times @ .., claims] = &*answer else {
             return Ok(None);
         };
-        let session = session(id, &text(user)?, times, claims, now)?;
-        let written = session.last_seen();
-        Ok(Some((session, written)))
+        session(id, read::text(user)?, times, claims, now).map(Some)
     }
 
     /// A live session by its id; not a use.
@@ -221,9 +219,7 @@ impl SharedSessions {
         id: SessionId,
         reach: Reach<'_>,
     ) -> Result<Option<Session>, CallError> {
-        let now = clock::mono();
-        let found = self.look(id, None, now, reach).await?;
-        Ok(found.map(|(session, _)| session))
+        self.look(id, None, clock::mono(), reach).await
     }
 
     /// Ends a session of a user, or all of them; which.
@@ -337,19 +333,20 @@ impl SharedSessions {
         let [next, user, sessions @ ..] = &*answer else {
             return Err(CallError::Nonsense);
         };
-        let user = text(user)?;
+        let user = read::text(user)?;
         for record in sessions.chunks(6) {
             let [field, times @ .., claims] = record else {
                 return Err(CallError::Nonsense);
             };
-            let id = SessionId::of_field(tag, &text(field)?).map_err(|_| CallError::Nonsense)?;
-            let session = session(id, &user, times, claims, now)?;
+            let id =
+                SessionId::of_field(tag, read::text(field)?).map_err(|_| CallError::Nonsense)?;
+            let session = session(id, user, times, claims, now)?;
             session.shorten(timeouts);
             if !session.is_expired(now) {
                 found.insert(id, session);
             }
         }
-        text(next)
+        read::text(next).map(str::to_owned)
     }
 
     /// Writes down the uses that are due by `until`, until one cannot be written.
@@ -421,10 +418,7 @@ impl SharedSessions {
         let redis = reach.redis.ok_or(CallError::Down)?;
         let within = reach.within.unwrap_or(redis.client().timeout);
         let key = self.keys.sessions(&self.name, tag);
-        match redis.run_within(within, script, &[&key], args).await? {
-            Value::Array(values) => Ok(values),
-            _ => Err(CallError::Nonsense),
-        }
+        read::list(redis.run_within(within, script, &[&key], args).await?)
     }
 }
 
@@ -470,7 +464,7 @@ fn session(
         idle_timeout: span(idle)?,
         last_seen: now.saturating_sub(span(unseen)?),
     };
-    let claims = match &*text(claims)? {
+    let claims = match read::text(claims)? {
         "" => Claims::new(),
         json => serde_json::from_str(json).map_err(|_| CallError::Nonsense)?,
     };
@@ -478,25 +472,10 @@ fn session(
 }
 
 fn ids(user: UserTag, fields: &[Value]) -> Result<Vec<SessionId>, CallError> {
-    let id = |field| SessionId::of_field(user, &text(field)?).map_err(|_| CallError::Nonsense);
+    let id = |field| SessionId::of_field(user, read::text(field)?).map_err(|_| CallError::Nonsense);
     fields.iter().map(id).collect()
 }
 
-fn text(value: &Value) -> Result<String, CallError> {
-    match value {
-        Value::BulkString(bytes) => {
-            String::from_utf8(bytes.clone()).map_err(|_| CallError::Nonsense)
-        }
-        Value::SimpleString(text) => Ok(text.clone()),
-        _ => Err(CallError::Nonsense),
-    }
-}
-
 fn span(value: &Value) -> Result<Duration, CallError> {
-    match value {
-        Value::Int(millis) => u64::try_from(*millis)
-            .map(Duration::from_millis)
-            .map_err(|_| CallError::Nonsense),
-        _ => Err(CallError::Nonsense),
-    }
+    read::number(value).map(Duration::from_millis)
 }

@@ -8,7 +8,7 @@ use futures_util::future::try_join_all;
 use crate::clock;
 use crate::keys::{Keys, UserTag};
 use crate::store::fleet::Fleet;
-use crate::store::redis::{Arg, CallError, Connections, ScanCursor, Script, Value};
+use crate::store::redis::{Arg, CallError, Connections, ScanCursor, Script, Value, read};
 
 /// Keys that a step looks at, about.
 const STEP: usize = 100;
@@ -53,11 +53,8 @@ impl Sweeper {
         let key = self.keys.sessions_sweeper();
         let args = [Arg::Text(&self.process), Arg::Int(clock::millis(holds))];
         let keys = [&*key];
-        let answer = redis.run_within(WITHIN, &self.lease, &keys, &args);
-        match answer.await? {
-            Value::Int(mine) => Ok(mine == 1),
-            _ => Err(CallError::Nonsense),
-        }
+        let mine = redis.run_within(WITHIN, &self.lease, &keys, &args);
+        read::is_one(&mine.await?)
     }
 
     /// One step over the sessions of the entry of this name; where to go on, `None` behind the last. A user may be met twice.
@@ -96,10 +93,10 @@ impl Sweeper {
         loop {
             let args = [Arg::Text(&cursor), Arg::Int(PART)];
             let answer = redis.run_within(WITHIN, &self.part, &keys, &args);
-            let (next, counts) = part(&answer.await?).ok_or(CallError::Nonsense)?;
-            live += counts.0;
-            removed += counts.1;
-            cursor = next;
+            let part = Part::of(answer.await?)?;
+            live += part.live;
+            removed += part.removed;
+            cursor = part.next;
             if cursor == "0" {
                 return Ok(Swept {
                     live,
@@ -111,21 +108,23 @@ impl Sweeper {
     }
 }
 
-/// Where the next part begins, how many live, how many were removed.
-fn part(answer: &Value) -> Option<(String, (u64, u64))> {
-    let Value::Array(values) = answer else {
-        return None;
-    };
-    let [next, Value::Int(live), Value::Int(removed)] = &**values else {
-        return None;
-    };
-    let next = match next {
-        Value::BulkString(text) => String::from_utf8(text.clone()).ok()?,
-        Value::SimpleString(text) => text.clone(),
-        _ => return None,
-    };
-    Some((
-        next,
-        (u64::try_from(*live).ok()?, u64::try_from(*removed).ok()?),
-    ))
+/// What was met of one user's sessions in one call.
+struct Part {
+    /// Where the next one begins; "0" behind the last.
+    next: String,
+    live: u64,
+    removed: u64,
+}
+
+impl Part {
+    fn of(answer: Value) -> Result<Part, CallError> {
+        match &*read::list(answer)? {
+            [next, live, removed] => Ok(Part {
+                next: read::text(next)?.to_owned(),
+                live: read::number(live)?,
+                removed: read::number(removed)?,
+            }),
+            _ => Err(CallError::Nonsense),
+        }
+    }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::clock::millis;
 use crate::config::audit::{MOST_SHARDS, Stream};
 use crate::keys::Keys;
-use crate::store::redis::{Arg, CallError, Connections, Script, Value};
+use crate::store::redis::{Arg, CallError, Connections, Script, Value, read};
 
 /// For a call. None is on a request's way, so a node under load is given time.
 const BUDGET: Duration = Duration::from_secs(3);
@@ -139,19 +139,16 @@ impl Streams {
             Arg::Text(">"),
         ];
         // A list of streams, of which there is one: its name and entries.
-        let entries = match self.in_group(shard, &words).await? {
+        let streams = match self.in_group(shard, &words).await? {
             Value::Nil => return Ok(Vec::new()),
-            Value::Array(streams) => streams.into_iter().next().and_then(|stream| match stream {
-                Value::Array(parts) => parts.into_iter().nth(1),
-                _ => None,
-            }),
-            _ => None,
+            streams => read::list(streams)?,
         };
-        let entries = entries.and_then(list).ok_or(CallError::Nonsense)?;
-        entries
+        let stream = streams.into_iter().next().ok_or(CallError::Nonsense)?;
+        let entries = read::list(stream)?.into_iter().nth(1);
+        read::list(entries.ok_or(CallError::Nonsense)?)?
             .into_iter()
             .filter(|entry| *entry != Value::Nil)
-            .map(|value| entry(shard, value).ok_or(CallError::Nonsense))
+            .map(|value| entry(shard, value))
             .collect()
     }
 
@@ -179,10 +176,12 @@ impl Streams {
             Arg::Text("JUSTID"),
         ];
         let answer = self.in_group(shard, &words).await?;
-        let mut parts = list(answer).ok_or(CallError::Nonsense)?.into_iter();
-        let next = parts.next().and_then(text).ok_or(CallError::Nonsense)?;
-        let ids = parts.next().and_then(list).ok_or(CallError::Nonsense)?;
-        let ids: Vec<_> = ids.into_iter().filter_map(text).collect();
+        let parts = read::list(answer)?;
+        let [next, Value::Array(ids), ..] = &*parts else {
+            return Err(CallError::Nonsense);
+        };
+        let next = read::text(next)?;
+        let ids: Vec<_> = ids.iter().filter_map(|id| read::text(id).ok()).collect();
         let before = match (ids.first(), ids.last()) {
             (Some(first), Some(last)) => self.deliveries(stream, consumer, first, last).await?,
             _ => HashMap::new(),
@@ -190,28 +189,28 @@ impl Streams {
         // By the count that they come to have: a call sets one for all that it names.
         let mut given: BTreeMap<u64, Vec<&str>> = BTreeMap::new();
         for id in &ids {
-            if let Some(before) = before.get(id) {
+            if let Some(before) = before.get(*id) {
                 let count = before + u64::from(*before < counted);
-                given.entry(count).or_default().push(id);
+                given.entry(count).or_default().push(*id);
             }
         }
         let mut found = HashMap::new();
         for (count, ids) in given {
             let words = [Arg::Text("RETRYCOUNT"), Arg::Int(count)];
             let entries = self.give(shard, consumer, &ids, &words).await?;
-            let entries = list(entries).ok_or(CallError::Nonsense)?.into_iter();
+            let entries = read::list(entries)?.into_iter();
             // Before 7.0, each that is gone is nil.
             for value in entries.filter(|entry| *entry != Value::Nil) {
-                let entry = entry(shard, value).ok_or(CallError::Nonsense)?;
+                let entry = entry(shard, value)?;
                 found.insert(entry.id.clone(), entry);
             }
         }
         let in_order = ids
             .iter()
-            .filter_map(|id| Some((found.remove(id)?, before[id])));
+            .filter_map(|id| Some((found.remove(*id)?, before[*id])));
         Ok(Claimed {
             entries: in_order.collect(),
-            next: (next != "0-0").then_some(next),
+            next: (next != "0-0").then(|| next.to_owned()),
         })
     }
 
@@ -233,23 +232,22 @@ impl Streams {
             Arg::Text(consumer),
         ];
         let answer = self.redis.command(BUDGET, stream, &words).await?;
-        let pending = list(answer).ok_or(CallError::Nonsense)?;
-        let count = |entry: Value| {
-            // Its id, its consumer, for how long, how often.
-            let mut parts = list(entry)?.into_iter();
-            let id = text(parts.next()?)?;
-            Some((id, number(parts.nth(2)?)?))
+        let count = |entry| match &*read::list(entry)? {
+            [id, _consumer, _idle, deliveries] => {
+                Ok((read::text(id)?.to_owned(), read::number(deliveries)?))
+            }
+            _ => Err(CallError::Nonsense),
         };
-        let counts = pending.into_iter().map(count);
-        counts.collect::<Option<_>>().ok_or(CallError::Nonsense)
+        read::list(answer)?.into_iter().map(count).collect()
     }
 
     /// Counts a try of an entry that was taken over uncounted. False if it waits no more.
     pub async fn count_try(&self, shard: u16, consumer: &str, id: &str) -> Result<bool, CallError> {
         let entries = self.give(shard, consumer, &[id], &[]).await?;
-        let entries = list(entries).ok_or(CallError::Nonsense)?;
         // Before 7.0, one that is gone is nil.
-        Ok(entries.iter().any(|entry| *entry != Value::Nil))
+        Ok(read::list(entries)?
+            .iter()
+            .any(|entry| *entry != Value::Nil))
     }
 
     /// Gives a consumer entries that wait, whoever has them; what is to be other than usual is in `words`.
@@ -342,9 +340,7 @@ impl Streams {
             .redis
             .run_within(BUDGET, &self.bury, &[stream, dead], &args)
             .await?;
-        number(answer)
-            .map(|buried| buried == 1)
-            .ok_or(CallError::Nonsense)
+        read::is_one(&answer)
     }
 
     /// Leaves entries that the consumer was given to others, who may take them over at once if they do after `idle`. That it was
@@ -377,7 +373,7 @@ impl Streams {
             .redis
             .run_within(BUDGET, &self.forget, &[stream], &args)
             .await?;
-        number(answer).ok_or(CallError::Nonsense)
+        read::number(&answer)
     }
 
     /// Has a stream read from the start again whose oldest entry would be given to no worker any more; whether it had one.
@@ -388,9 +384,7 @@ impl Streams {
             .redis
             .run_within(BUDGET, &self.rewind, &[stream], &args)
             .await?;
-        number(answer)
-            .map(|rewound| rewound == 1)
-            .ok_or(CallError::Nonsense)
+        read::is_one(&answer)
     }
 
     /// How far the storing of all streams is behind, of those beyond the file's as far as they answer. An error if one of the file's does not.
@@ -429,16 +423,12 @@ impl Streams {
             .redis
             .run_within(BUDGET, &self.lag, &[stream, dead], &args)
             .await?;
-        let numbers = list(answer).and_then(|parts| {
-            let numbers = parts.into_iter().map(number);
-            numbers.collect::<Option<Vec<_>>>()
-        });
-        match numbers.as_deref() {
-            Some([waiting, pending, age, dead_letters]) => Ok(Lag {
-                oldest: Duration::from_millis(*age),
-                waiting: *waiting,
-                pending: *pending,
-                dead_letters: *dead_letters,
+        match &*read::list(answer)? {
+            [waiting, pending, age, dead_letters] => Ok(Lag {
+                oldest: Duration::from_millis(read::number(age)?),
+                waiting: read::number(waiting)?,
+                pending: read::number(pending)?,
+                dead_letters: read::number(dead_letters)?,
             }),
             _ => Err(CallError::Nonsense),
         }
@@ -468,10 +458,10 @@ impl Sum for Lag {
 }
 
 /// Of an entry as streams have it: its id, and its fields each behind its name.
-fn entry(shard: u16, value: Value) -> Option<Entry> {
+fn entry(shard: u16, value: Value) -> Result<Entry, CallError> {
     let (id, fields) = named(value)?;
     let bytes = fields.into_iter().find(|(name, _)| name == b"b");
-    Some(Entry {
+    Ok(Entry {
         shard,
         id,
         bytes: bytes.map(|(_, bytes)| bytes).unwrap_or_default(),
@@ -480,39 +470,16 @@ fn entry(shard: u16, value: Value) -> Option<Entry> {
 
 type Named = (String, Vec<(Vec<u8>, Vec<u8>)>);
 
-pub(super) fn named(value: Value) -> Option<Named> {
-    let mut parts = list(value)?.into_iter();
-    let id = text(parts.next()?)?;
-    let mut fields = list(parts.next()?)?.into_iter();
+pub(super) fn named(value: Value) -> Result<Named, CallError> {
+    let mut parts = read::list(value)?.into_iter();
+    let (Some(id), Some(fields)) = (parts.next(), parts.next()) else {
+        return Err(CallError::Nonsense);
+    };
+    let id = read::text(&id)?.to_owned();
+    let mut fields = read::list(fields)?.into_iter();
     let mut named = Vec::new();
     while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
-        named.push((bytes(name)?, bytes(value)?));
+        named.push((read::bytes(name)?, read::bytes(value)?));
     }
-    Some((id, named))
-}
-
-pub(super) fn list(value: Value) -> Option<Vec<Value>> {
-    match value {
-        Value::Array(values) => Some(values),
-        _ => None,
-    }
-}
-
-fn bytes(value: Value) -> Option<Vec<u8>> {
-    match value {
-        Value::BulkString(bytes) => Some(bytes),
-        Value::SimpleString(text) => Some(text.into_bytes()),
-        _ => None,
-    }
-}
-
-fn text(value: Value) -> Option<String> {
-    String::from_utf8(bytes(value)?).ok()
-}
-
-pub(super) fn number(value: Value) -> Option<u64> {
-    match value {
-        Value::Int(number) => u64::try_from(number).ok(),
-        _ => None,
-    }
+    Ok((id, named))
 }

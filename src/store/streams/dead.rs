@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use super::consume::{Shard, Streams, list, named, number};
+use super::consume::{Shard, Streams, named};
 use crate::event::Micros;
-use crate::store::redis::{Arg, CallError};
+use crate::store::redis::{Arg, CallError, read};
 
 /// For a call, which whoever has typed the command waits for.
 const BUDGET: Duration = Duration::from_secs(5);
@@ -64,7 +64,6 @@ impl Streams {
             Arg::Int(count as u64),
         ];
         let answer = self.redis.command(BUDGET, dead, &words).await?;
-        let letters = list(answer).ok_or(CallError::Nonsense)?.into_iter();
         let letter = |value| {
             let (id, fields) = named(value)?;
             let mut letter = DeadLetter {
@@ -88,11 +87,9 @@ impl Streams {
                     _ => {}
                 }
             }
-            Some(letter)
+            Ok(letter)
         };
-        letters
-            .map(|value| letter(value).ok_or(CallError::Nonsense))
-            .collect()
+        read::list(answer)?.into_iter().map(letter).collect()
     }
 
     /// Puts a dead letter back into its stream; false if there is none of this id.
@@ -102,9 +99,7 @@ impl Streams {
             .redis
             .run_within(BUDGET, &self.replay, &[dead, stream], &[Arg::Text(id)])
             .await?;
-        number(answer)
-            .map(|count| count == 1)
-            .ok_or(CallError::Nonsense)
+        read::is_one(&answer)
     }
 
     /// Drops a dead letter: its events are lost. False if there is none of this id.
@@ -112,8 +107,6 @@ impl Streams {
         let Shard { dead, .. } = self.shard(shard);
         let words = ["XDEL", dead, id].map(Arg::Text);
         let answer = self.redis.command(BUDGET, dead, &words).await?;
-        number(answer)
-            .map(|count| count == 1)
-            .ok_or(CallError::Nonsense)
+        read::is_one(&answer)
     }
 }
