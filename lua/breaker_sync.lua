@@ -1,7 +1,8 @@
 -- A process reports what it saw of a shared circuit breaker, and learns the state. Makes every transition but forced ones.
 --
 -- KEYS    1 the state: a hash  g generation · s state · e when an opening or a ramp ends (ms since the Unix epoch)
---                              n ms of the next opening · k failures in a row · o, b probes that ended well, badly
+--                              (of half-open: when it began) · n ms of the next opening · k failures in a row
+--                              r probes that ended: PROCESS:WELL:BADLY of each process, with blanks between
 --                              p the last probe's number · d when slots were last wanted in vain · w number of the window
 --         2 the window: its number, then STEP:CALLS:FAILURES:SLOW for each part of it, oldest first
 --         3 the processes that share it: a sorted set by when they were last heard
@@ -37,7 +38,7 @@
 -- All keys of a breaker have one hash tag. Atomic, so that of all reports one makes a transition, and what is counted and given
 -- is of one generation. A fleet that knows a later generation than Redis, which lost it in a failover, puts it back.
 
-local DAY, DEAD_AFTER, DOUBT_FOR, WANTED_FOR = 86400000, 5000, 3000, 1000
+local DAY, DEAD_AFTER, DOUBT_FOR, WANTED_FOR, OTHERS_WITHIN = 86400000, 5000, 3000, 1000, 3000
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
@@ -53,11 +54,11 @@ local probes, success_rate, slot_lasts, recover_over = tonumber(ARGV[25]), tonum
 local heard_slot, channel, tag, max_jitter = tonumber(ARGV[29]), ARGV[30], ARGV[31], tonumber(ARGV[32])
 local peers = tonumber(ARGV[33])
 
-local field = redis.call('HMGET', KEYS[1], 'g', 's', 'e', 'n', 'k', 'o', 'b', 'p', 'd', 'w')
+local field = redis.call('HMGET', KEYS[1], 'g', 's', 'e', 'n', 'k', 'r', 'p', 'd', 'w')
 local generation, state = tonumber(field[1] or 0), field[2] or 'closed'
 local ends, next_open_for = tonumber(field[3] or 0), tonumber(field[4] or open_for)
-local row, good, bad = tonumber(field[5] or 0), tonumber(field[6] or 0), tonumber(field[7] or 0)
-local last, wanted, window = tonumber(field[8] or 0), math.min(tonumber(field[9] or 0), now), tonumber(field[10] or 0)
+local row, ended = tonumber(field[5] or 0), field[6] or ''
+local last, wanted, window = tonumber(field[7] or 0), math.min(tonumber(field[8] or 0), now), tonumber(field[9] or 0)
 local changed, dirty = false, false
 
 local function go(to, lasts)
@@ -65,7 +66,7 @@ local function go(to, lasts)
     window, row = window + 1, 0
   end
   generation, state, ends = generation + 1, to, now + lasts
-  good, bad, wanted = 0, 0, 0
+  ended, wanted = '', 0
   if to ~= 'closed' then redis.call('DEL', KEYS[4]) end
   redis.call('DEL', KEYS[5])
   changed = true
@@ -80,7 +81,7 @@ local function reaches(part, whole, rate)
 end
 
 if known > generation then
-  window, row, good, bad, wanted = window + 1, 0, 0, 0, 0
+  window, row, ended, wanted = window + 1, 0, '', 0
   generation, state, ends = known, known_state, now + known_left
   if state == 'open' then next_open_for = math.min(open_for * 2, max_open_for) end
   redis.call('DEL', KEYS[4], KEYS[5])
@@ -189,10 +190,11 @@ if state == 'half_open' then
     redis.call('ZADD', KEYS[5], now + slot_lasts, slot)
   end
   local mine, holds = 0, {}
+  local my_good, my_bad = 0, 0
   if counts then
     for id, mark in string.gmatch(results, '(%d+)([+-])') do
       if redis.call('ZREM', KEYS[5], process .. '/' .. id) == 1 then
-        if mark == '+' then good = good + 1 else bad = bad + 1 end
+        if mark == '+' then my_good = my_good + 1 else my_bad = my_bad + 1 end
         dirty = true
       end
     end
@@ -212,19 +214,44 @@ if state == 'half_open' then
       end
     end
   end
+  -- Of those that have failed none, and of all.
+  local well, good, bad, sick, of_each = 0, 0, 0, 0, {}
+  local function count(name, goods, bads)
+    good, bad = good + goods, bad + bads
+    if bads > 0 then sick = sick + 1 else well = well + goods end
+    if goods + bads > 0 then of_each[#of_each + 1] = string.format('%s:%.0f:%.0f', name, goods, bads) end
+  end
+  for name, goods, bads in string.gmatch(ended, '(%S+):(%d+):(%d+)') do
+    if name == process then
+      my_good, my_bad = my_good + goods, my_bad + bads
+    else
+      count(name, tonumber(goods), tonumber(bads))
+    end
+  end
+  count(process, my_good, my_bad)
+  ended = table.concat(of_each, ' ')
+  -- Fewer than open a closed one do not open this again, while others can still say how it is.
+  local doubted = sick >= math.min(quorum, alive)
+  local waits = not doubted and now < math.min(ends, now) + OTHERS_WITHIN
   -- Decided as soon as the probes still to come cannot change it.
-  if reaches(good, probes, success_rate) then
+  local passes = reaches(good, probes, success_rate)
+  local too_many = not reaches(math.max(probes - bad, 0), probes, success_rate)
+  local fails = too_many and not (waits and good + bad < probes)
+  if fails and not doubted and well > 0 then passes = true end
+  if passes then
     go('recovering', recover_over)
     if recover_over == 0 then
       go('closed', 0)
       next_open_for = open_for
     end
-  elseif not reaches(math.max(probes - bad, 0), probes, success_rate) then
+  elseif fails then
     open()
   else
     local free = math.max(probes - good - bad - redis.call('ZCARD', KEYS[5]), 0)
     -- None takes all: that several processes see the upstream well says more than that one does.
     local share = math.max(1, math.ceil(probes / alive))
+    -- Who has failed leaves the rest to the others.
+    if too_many and my_bad > 0 then share = 0 end
     local asked = math.min(want, math.max(share - mine, 0))
     local grant = math.min(asked, free)
     if demanded then
@@ -249,7 +276,7 @@ if state == 'open' or state == 'recovering' then left = math.max(0, ends - now) 
 if changed or dirty then
   local whole = function(value) return string.format('%.0f', value) end
   redis.call('HSET', KEYS[1], 'g', whole(generation), 's', state, 'e', whole(ends), 'n', whole(next_open_for),
-    'k', whole(row), 'o', whole(good), 'b', whole(bad), 'p', whole(last), 'd', whole(wanted), 'w', whole(window))
+    'k', whole(row), 'r', ended, 'p', whole(last), 'd', whole(wanted), 'w', whole(window))
 end
 -- A forced state outlives a fleet that is away for a while.
 local lives = DAY + left
@@ -257,7 +284,7 @@ if string.sub(state, 1, 6) == 'forced' then lives = 30 * DAY end
 redis.call('PEXPIRE', KEYS[1], lives)
 if changed then
   redis.call('PUBLISH', channel, string.format('%s %.0f %s %.0f', tag, generation, state, left))
-  if window ~= tonumber(field[10] or 0) then all, all_failures, all_slow = 0, 0, 0 end
+  if window ~= tonumber(field[9] or 0) then all, all_failures, all_slow = 0, 0, 0 end
 end
 local reply = { generation, state, left, all, all_failures, all_slow, processes, doubters, recall, starved, last }
 for i = 1, #given do reply[#reply + 1] = given[i] end

@@ -182,7 +182,8 @@ impl Name {
         let name = self.clone();
         // A task of its own: who asked may give up, and others wait for it.
         tokio::spawn(async move {
-            let found = resolve(&name.host, &[], Wanted::All).await;
+            let had_ipv4 = name.known.lock().addresses.iter().any(IpAddr::is_ipv4);
+            let found = resolve(&name.host, &[], Wanted::All, had_ipv4).await;
             name.known.lock().note(&name.host, found);
             drop(held);
         });
@@ -214,7 +215,7 @@ impl Known {
         match &self.error {
             Some(error) if self.addresses.is_empty() => Err(match error {
                 ResolveError::Late => io::Error::new(io::ErrorKind::TimedOut, error.to_string()),
-                ResolveError::Failed(_) | ResolveError::Nothing => {
+                ResolveError::Failed(_) | ResolveError::Half | ResolveError::Nothing => {
                     io::Error::other(error.to_string())
                 }
             }),
@@ -235,7 +236,7 @@ impl Known {
             Err(error) => {
                 self.nowhere = match error {
                     ResolveError::Nothing => self.nowhere.saturating_add(1),
-                    ResolveError::Failed(_) | ResolveError::Late => 0,
+                    ResolveError::Failed(_) | ResolveError::Half | ResolveError::Late => 0,
                 };
                 if self.nowhere == GONE_AFTER && !self.addresses.is_empty() {
                     warn!(name, "name has no address any more");

@@ -62,15 +62,20 @@ pub enum ResolveError {
     /// All name servers say so: none has failed.
     #[error("the name has no address")]
     Nothing,
+    /// It has IPv6 addresses.
+    #[error("no name server says whether the name has IPv4 addresses")]
+    Half,
     #[error("no name server answered in time")]
     Late,
 }
 
-/// Looks the name up, by these name servers, or as the system does where there are none.
+/// Looks the name up, by these name servers, or as the system does where there are none. One that `had_ipv4` addresses has none any more
+/// where a name server says so, and not where it has none to say.
 pub async fn resolve(
     name: &str,
     servers: &[SocketAddr],
     wanted: Wanted,
+    had_ipv4: bool,
 ) -> Result<Resolved, ResolveError> {
     if let Ok(address) = name.parse() {
         return Ok(Resolved {
@@ -93,12 +98,18 @@ pub async fn resolve(
     let (config, options) = configuration(servers, wanted)?;
     let resolver = resolver(config.clone(), options.clone())?;
     let look = async {
+        let whole = async |found: LookupIp| {
+            let has_ipv4 = found.iter().any(|address| address.is_ipv4());
+            let full = found.query().name();
+            let is_whole = !had_ipv4 || has_ipv4 || has_no_ipv4(&config, &options, full).await;
+            is_whole.then_some(found).ok_or(ResolveError::Half)
+        };
         let error = match resolver.lookup_ip(name.clone()).await {
-            Ok(found) => return Ok(found),
+            Ok(found) => return whole(found).await,
             Err(error) => error,
         };
         if let Some(found) = by_any(&config, &options, name).await {
-            return Ok(found);
+            return whole(found).await;
         }
         match error.is_no_records_found() && is_nowhere(&config, &options, name).await {
             true => Err(ResolveError::Nothing),
@@ -161,6 +172,19 @@ async fn by_any(config: &ResolverConfig, options: &ResolverOpts, name: &Name) ->
         })
     });
     select_ok(looks).await.ok().map(|(found, _)| found)
+}
+
+/// Whether a name server says so: that one fails for IPv4 and answers for IPv6 is no such word.
+async fn has_no_ipv4(config: &ResolverConfig, options: &ResolverOpts, name: &Name) -> bool {
+    let looks = config.name_servers().iter().map(async |server| {
+        let alone = ResolverConfig::from_name_servers(vec![server.clone()]);
+        let Ok(resolver) = resolver(alone, options.clone()) else {
+            return false;
+        };
+        let looked = resolver.lookup(name.clone(), RecordType::A).await;
+        looked.is_err_and(|error| error.is_no_records_found())
+    });
+    join_all(looks).await.into_iter().any(|says_so| says_so)
 }
 
 /// Whether each name server says so, of the name itself and of the name in each search domain. A look's own error is not enough: it is that
@@ -241,7 +265,7 @@ mod tests {
     #[tokio::test]
     async fn an_address_stands_for_itself() {
         for text in ["10.0.0.5", "::1"] {
-            let resolved = resolve(text, &[], Wanted::OneFamily).await.unwrap();
+            let resolved = resolve(text, &[], Wanted::OneFamily, false).await.unwrap();
             assert_eq!(resolved.addresses, [text.parse::<IpAddr>().unwrap()]);
         }
     }

@@ -301,6 +301,12 @@ impl LiveUpstream {
         changed
     }
 
+    /// Whether the name that is the source of this index has addresses of IPv4.
+    pub(super) fn has_ipv4(&self, source: usize) -> bool {
+        let members = self.members.lock();
+        members.found[source].iter().any(SocketAddr::is_ipv4)
+    }
+
     /// What is known of a name, whatever is said of how it is looked up; by other servers it is looked up at once.
     fn kept(&self, source: &Source) -> Option<(Vec<SocketAddr>, Look)> {
         let Source::Dns(name) = source else {

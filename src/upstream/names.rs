@@ -59,7 +59,7 @@ impl Look {
     fn is_nowhere(&self, error: &ResolveError) -> bool {
         let nowhere = match error {
             ResolveError::Nothing => self.nowhere.load(Ordering::Relaxed).saturating_add(1),
-            ResolveError::Failed(_) | ResolveError::Late => 0,
+            ResolveError::Failed(_) | ResolveError::Half | ResolveError::Late => 0,
         };
         self.nowhere.store(nowhere, Ordering::Relaxed);
         nowhere == GONE_AFTER
@@ -90,7 +90,14 @@ pub fn due_in(live: &LiveUpstream, source: usize) -> Duration {
 pub async fn look_up(live: &LiveUpstream, source: usize, name: &DnsName) {
     let (upstream, look) = (&live.settings.name, &live.looks[source]);
     // One address of a pod or server that has both is enough: two would count as two endpoints.
-    let wait = match resolve(&name.name, &name.servers, Wanted::OneFamily).await {
+    let wait = match resolve(
+        &name.name,
+        &name.servers,
+        Wanted::OneFamily,
+        live.has_ipv4(source),
+    )
+    .await
+    {
         Ok(found) => {
             live.metrics.resolved.inc();
             look.nowhere.store(0, Ordering::Relaxed);

@@ -203,6 +203,8 @@ pub struct NameServer {
 enum Answer {
     Addresses(Vec<IpAddr>, u32),
     ServerFailure,
+    /// Of IPv4 alone.
+    HalfFailure(Vec<IpAddr>),
     Silence,
 }
 
@@ -262,6 +264,12 @@ impl NameServer {
         names.insert(name.to_owned(), Answer::ServerFailure);
     }
 
+    /// For IPv4, where these are its other addresses.
+    pub fn fails_for_ipv4(&self, name: &str, addresses: &[IpAddr]) {
+        let answer = Answer::HalfFailure(addresses.to_vec());
+        self.names.lock().unwrap().insert(name.to_owned(), answer);
+    }
+
     /// Who asks for the name waits in vain.
     pub fn hangs(&self, name: &str) {
         let mut names = self.names.lock().unwrap();
@@ -297,6 +305,8 @@ fn reply(query: &[u8], names: &BTreeMap<String, Answer>) -> Option<Vec<u8>> {
     let (code, addresses, ttl) = match names.get(&name.join(".")) {
         None => (3, &[][..], 0),
         Some(Answer::ServerFailure) => (2, &[][..], 0),
+        Some(Answer::HalfFailure(_)) if kind == 1 => (2, &[][..], 0),
+        Some(Answer::HalfFailure(addresses)) => (0, addresses.as_slice(), 0),
         Some(Answer::Silence) => return None,
         Some(Answer::Addresses(addresses, ttl)) => (0, addresses.as_slice(), *ttl),
     };

@@ -408,6 +408,50 @@ fn probes_are_shared_out_and_judged_by_the_rate_of_the_file() {
     });
 }
 
+#[test]
+fn one_sick_process_keeps_no_breaker_open_and_a_quorum_does() {
+    run(async |redis| {
+        let ends = |results, held| Report {
+            results,
+            held,
+            ..Report::default()
+        };
+        let asks = Report {
+            want: 4,
+            demanded: true,
+            ..Report::default()
+        };
+        let rules = Rules { quorum: 2, ..RULES };
+        // Both have half of the probes, and all that `a` sends fail.
+        let half_failed = async || {
+            let mut shared = Shared::new(redis, rules);
+            let known = Some((1, "half_open", 0));
+            let begins = Report { known, ..asks };
+            assert_eq!(shared.tell("b", begins).await.slots, 4);
+            shared.tell("b", ends("", "1,2")).await;
+            assert_eq!(shared.tell("a", asks).await.slots, 2);
+            assert_eq!(shared.tell("a", ends("5-", "6")).await.state, "half_open");
+            // One of the other's comes free, and is not for who has failed.
+            shared.tell("b", ends("", "1")).await;
+            let held = Report { held: "6", ..asks };
+            assert_eq!(shared.tell("a", held).await.slots, 0);
+            assert_eq!(shared.tell("a", ends("6-", "")).await.state, "half_open");
+            let rest = Report { held: "1", ..asks };
+            assert_eq!(shared.tell("b", rest).await.slots, 1);
+            shared
+        };
+        let mut shared = half_failed().await;
+        assert_eq!(shared.tell("b", ends("1+", "7")).await.state, "half_open");
+        assert_eq!(shared.tell("b", ends("7+", "")).await.state, "recovering");
+        let mut shared = half_failed().await;
+        assert_eq!(shared.tell("b", ends("1-", "7")).await.state, "open");
+        // It does not wait for ever for those who say nothing.
+        let mut shared = half_failed().await;
+        let is_open = |told: &Told| told.state == "open";
+        shared.until("a", Report::default(), is_open).await;
+    });
+}
+
 /// It asks again, and may never hear an answer.
 #[test]
 fn who_does_not_know_of_its_slots_is_given_no_others() {

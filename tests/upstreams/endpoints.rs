@@ -523,6 +523,29 @@ fn a_name_that_changes_is_followed() {
 }
 
 #[test]
+fn a_name_whose_ipv4_addresses_are_not_told_has_them_still() {
+    let server = Server::start();
+    let names = NameServer::start();
+    let port = server.address.port();
+    let ipv6 = "::1".parse().unwrap();
+    names.says("app.test", &[server.ip(), ipv6], 60);
+    let endpoints = format!(
+        "{{dns: 'app.test:{port}', refresh: 20ms, servers: ['{}']}}",
+        names.address
+    );
+    let lane = Lane::start(&of_endpoints(&endpoints, ""));
+    let mut client = lane.connect();
+    assert_eq!(client.get("/").status, 200);
+    names.fails_for_ipv4("app.test", &[ipv6]);
+    let failed = r#"weir_upstream_dns_lookups_total{upstream="app",result="failed"}"#;
+    eventually(|| lane.told(failed).unwrap() >= 3.0);
+    assert_eq!(client.get("/").status, 200);
+    // It has none, by its name server's own word.
+    names.says("app.test", &[ipv6], 60);
+    eventually(|| client.get("/").status == 502);
+}
+
+#[test]
 fn a_check_names_what_the_file_names() {
     let upstream = Recorder::start();
     let names = NameServer::start();

@@ -126,6 +126,13 @@ fn the_last_addresses_stay_while_a_name_server_hangs_or_fails() {
         }
     }
     weir.log_until("name cannot be looked up; its last addresses stay");
+    // Of IPv4 alone, of which it has an address.
+    names.fails_for_ipv4("app.test", &[Ipv6Addr::LOCALHOST.into()]);
+    let before = names.asked.load(Ordering::Relaxed);
+    eventually(|| {
+        assert_eq!(client.get("/").status, 200);
+        names.asked.load(Ordering::Relaxed) >= before + 20
+    });
     // Others may have been given the addresses.
     names.forgets("app.test");
     eventually(|| client.get("/").status == 502);

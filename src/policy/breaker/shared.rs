@@ -361,7 +361,8 @@ impl Member {
         self.urgent = false;
         self.last_report = Some(now);
         self.probes.expire(&self.settings, now);
-        let half_open = matches!(self.view.state, State::HalfOpen | State::Open);
+        // Who may hear no answer would have slots that nobody uses.
+        let may_probe = self.together && matches!(self.view.state, State::HalfOpen | State::Open);
         let spare = self.probes.ready.is_empty() && self.probes.running.is_empty();
         let demand = self.demand.min(self.settings.half_open.probes);
         let report = Report {
@@ -372,11 +373,11 @@ impl Member {
             },
             delta: std::mem::take(&mut self.delta),
             doubts: self.doubts(now),
-            want: match half_open {
+            want: match may_probe {
                 true => demand.max(u32::from(spare)),
                 false => 0,
             },
-            demanded: demand > 0,
+            demanded: may_probe && demand > 0,
             held: self.probes.held(),
             last_slot: self.last_slot,
             results: self.probes.results.clone(),

@@ -6,6 +6,8 @@ use super::*;
 
 pub(super) const PROBES: u32 = 3;
 
+const OTHERS_WITHIN: Duration = Duration::from_secs(3);
+
 pub(super) fn settings() -> Settings {
     Settings {
         window: Window::Time(10 * SECOND),
@@ -37,8 +39,8 @@ pub(super) struct Script {
     pub ends: Duration,
     pub next_open_for: Duration,
     pub window: Delta,
-    pub good: u32,
-    pub bad: u32,
+    /// Probes that ended well and badly, by process.
+    pub ended: BTreeMap<usize, (u32, u32)>,
     pub last_slot: u64,
     pub wanted: Option<Duration>,
     /// Whether it may have lost what it had.
@@ -62,8 +64,7 @@ impl Script {
             ends: Duration::ZERO,
             next_open_for: SECOND,
             window: Delta::default(),
-            good: 0,
-            bad: 0,
+            ended: BTreeMap::new(),
             last_slot: 0,
             wanted: None,
             forgets: false,
@@ -73,6 +74,12 @@ impl Script {
             said: Vec::new(),
             counted: BTreeMap::new(),
         }
+    }
+
+    /// Probes that ended well and badly.
+    pub(super) fn probed(&self) -> (u32, u32) {
+        let add = |(good, bad), (goods, bads): &(u32, u32)| (good + goods, bad + bads);
+        self.ended.values().fold((0, 0), add)
     }
 
     fn word(&self, now: Duration) -> Word {
@@ -97,7 +104,8 @@ impl Script {
         }
         self.generation += 1;
         (self.state, self.ends) = (to, now + lasts);
-        (self.good, self.bad, self.wanted) = (0, 0, None);
+        self.wanted = None;
+        self.ended.clear();
         self.slots.clear();
         let word = self.word(now);
         self.said.push(word);
@@ -123,7 +131,8 @@ impl Script {
     fn restore(&mut self, known: Word, now: Duration) {
         (self.generation, self.state, self.ends) =
             (known.generation, known.state, now + known.left);
-        (self.good, self.bad, self.wanted) = (0, 0, None);
+        self.wanted = None;
+        self.ended.clear();
         self.next_open_for = match known.state {
             State::Open => (self.settings.open_for * 2).min(self.settings.max_open_for),
             State::Closed => self.settings.open_for,
@@ -182,7 +191,8 @@ impl Script {
             if counts {
                 for (id, well) in &report.results {
                     if self.slots.remove(&(process, *id)).is_some() {
-                        *(if *well { &mut self.good } else { &mut self.bad }) += 1;
+                        let (good, bad) = self.ended.entry(process).or_default();
+                        *(if *well { good } else { bad }) += 1;
                     }
                 }
                 self.slots.retain(|(owner, id), _| {
@@ -204,16 +214,25 @@ impl Script {
                     self.settings.half_open.success_rate,
                 )
             };
-            if passes(self.good) {
+            let (good, bad) = self.probed();
+            let sick = self.ended.values().filter(|(_, bad)| *bad > 0).count();
+            let doubted = sick >= self.quorum.min(alive);
+            let waits = !doubted && now < self.ends.min(now) + OTHERS_WITHIN;
+            let others_are_well = self.ended.values().any(|it| it.0 > 0 && it.1 == 0);
+            let too_many = !passes(PROBES - bad);
+            let fails = too_many && !(waits && good + bad < PROBES);
+            if passes(good) || fails && !doubted && others_are_well {
                 self.go(State::Recovering, now, self.settings.recover_over);
-            } else if !passes(PROBES - self.bad) {
+            } else if fails {
                 self.open(now);
             } else {
-                let taken = u32::try_from(self.slots.len()).unwrap() + self.good + self.bad;
+                let taken = u32::try_from(self.slots.len()).unwrap() + good + bad;
                 let free = PROBES.saturating_sub(taken);
                 let share = PROBES.div_ceil(u32::try_from(alive).unwrap());
                 let mine = self.slots.keys().filter(|(owner, _)| *owner == process);
                 let mine = u32::try_from(mine.count()).unwrap();
+                let failed = self.ended.get(&process).is_some_and(|(_, bad)| *bad > 0);
+                let share = if too_many && failed { 0 } else { share };
                 let asked = report.want.min(share.saturating_sub(mine));
                 let mut grant = asked.min(free);
                 let wanted = self.wanted.is_some_and(|at| now <= at + SECOND);

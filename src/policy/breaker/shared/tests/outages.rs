@@ -157,3 +157,16 @@ proptest! {
         }
     }
 }
+
+/// Its answers may be late, and its reports be heard all the same.
+#[test]
+fn who_goes_on_by_itself_takes_no_slots_from_the_others() {
+    let mut sim = opened();
+    sim.sync(0);
+    assert!(!sim.enter(0), "a request that would be a probe");
+    assert_eq!(lost(&mut sim), Some(Change::Lost));
+    sim.send(0);
+    sim.run(0);
+    assert_eq!(sim.script.state, State::HalfOpen);
+    assert!(sim.script.slots.is_empty());
+}
