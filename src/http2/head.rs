@@ -239,6 +239,9 @@ pub fn downgrade_response(
     let mut head = parsed.ok_or(BadResponse::TooLarge(HeadLimits::default().max_bytes))?;
     if how.ended {
         head.body = ResponseBody::Length(BodyLength::None);
+    } else if !bodiless && head.body == ResponseBody::Length(BodyLength::None) {
+        // By HTTP/2 trailers may come behind a length of 0, too.
+        head.body = ResponseBody::Length(BodyLength::Fixed(0));
     }
     Ok(head)
 }

@@ -91,6 +91,8 @@ struct Usage {
     pings: Cell<u8>,
     /// Whether it gives none, so that no other is to go by it.
     silent: Cell<bool>,
+    /// Whether it is to end as if it were old.
+    left: Cell<bool>,
     window: Rc<Window>,
     /// Below the cap, where it has one.
     place: RefCell<Option<ConnectionPermit>>,
@@ -146,6 +148,12 @@ impl StreamPermit {
         self.usage.silent.set(false);
     }
 
+    /// The request's body waited in vain to be taken. It may be the connection's room for all of them that is gone, which some servers
+    /// never give back where bodies were left unread: others are to go elsewhere.
+    pub fn leave(&self) {
+        self.usage.left.set(true);
+    }
+
     /// The request waited in vain. Its connection may have gone without a word: it is asked for a sign of life, and left alone where
     /// there is none, or all later requests would wait for it, too. Where it has just given one it is not asked.
     pub fn doubt(&self) {
@@ -168,7 +176,7 @@ impl Drop for StreamPermit {
 
 impl Usage {
     fn is_old(&self) -> bool {
-        clock::mono() >= self.old_at
+        self.left.get() || clock::mono() >= self.old_at
     }
 }
 
@@ -231,6 +239,7 @@ impl Multiplexed {
             doubted: Notify::new(),
             pings: Cell::new(0),
             silent: Cell::new(false),
+            left: Cell::new(false),
             window: Rc::new(Window::new(STREAM_WINDOW)),
             place: RefCell::new(counted.filter(|_| !self.left.get())),
         });

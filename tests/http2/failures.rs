@@ -1,13 +1,14 @@
 //! What endpoints and breakers are told of exchanges that fail where HTTP/2 is at a side.
 
 use std::sync::atomic::Ordering;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use h2::Reason;
 
-use super::harness::frames::{self, END_HEADERS, END_STREAM, HEADERS};
+use super::harness::frames::{self, DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM};
 use super::harness::versions::{Asked, Call, Client, Length, Origin, Version, run};
-use super::harness::{Lane, eventually};
+use super::harness::{Lane, PATIENCE, at_once, eventually};
 use super::upstreams::{answer, answer_all, lane, next_request, numbered};
 
 const GRPC: [(&str, &str); 2] = [("content-type", "application/grpc"), ("te", "trailers")];
@@ -180,4 +181,55 @@ fn what_is_answered_by_nonsense_is_not_asked_for_again() {
     assert_eq!(lane.connect().get("/").status, 502);
     assert_eq!(opened.load(Ordering::Relaxed), 1);
     assert_eq!(lane.connect().get("/").status, 200);
+}
+
+/// An upload that its upstream left unread may have filled the room that a connection has for all bodies: Tomcat gives that back to none
+/// where weir took the upload back just as it was answered.
+#[test]
+fn a_connection_that_takes_no_more_of_bodies_gets_no_others() {
+    at_once([true, false], |times_out| {
+        let (told, events) = mpsc::channel();
+        let (upstream, opened) = numbered(&[], move |number, mut raw| {
+            let mut held = None;
+            while let Ok(frame) = raw.next() {
+                match (number, frame.kind) {
+                    (1, HEADERS) if frame.ends_stream() => {
+                        held = Some(frame.stream);
+                        told.send("held").unwrap();
+                    }
+                    (1, RST_STREAM) => {
+                        answer(&mut raw, held.take().unwrap());
+                        told.send("taken back").unwrap();
+                    }
+                    (2, DATA) if frame.ends_stream() => answer(&mut raw, frame.stream),
+                    _ => {}
+                }
+            }
+        });
+        let timeout = if times_out { "1s" } else { "60s" };
+        let lane = Lane::start(&format!(
+            "listen: '127.0.0.1:0'\n\
+             upstreams: {{app: {{endpoints: ['http://{upstream}'], protocol: http2, timeout: 60s, connect_timeout: 60s}}}}\n\
+             routes: [{{match: {{path: /held}}, upstream: app}}, {{upstream: app, timeout: {timeout}}}]\n"
+        ));
+        let mut waits = lane.connect();
+        waits.begin("GET", "/held", &[], "");
+        assert_eq!(events.recv_timeout(PATIENCE), Ok("held"));
+        run(async {
+            let mut client = Client::connect(Version::Two, lane.address).await;
+            let mut stuck = client.call("POST", "/", &[], Length::Unknown).await;
+            stuck.body.pour().await;
+            match times_out {
+                true => assert_eq!(stuck.answer().await.status, 504),
+                false => {
+                    tokio::time::sleep(Duration::from_millis(1500)).await;
+                    stuck.body.reset();
+                }
+            }
+        });
+        assert_eq!(events.recv_timeout(PATIENCE), Ok("taken back"));
+        assert_eq!(waits.finish().status, 200);
+        assert_eq!(lane.connect().send("POST", "/", &[], "abc").status, 200);
+        assert_eq!(opened.load(Ordering::Relaxed), 2);
+    });
 }

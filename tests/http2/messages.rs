@@ -267,16 +267,20 @@ fn trailers_behind_no_body_arrive() {
 #[test]
 fn trailers_have_no_place_behind_a_length_of_http1() {
     on_each_pairing(async |mut world| {
-        let call = world.client.get("/").await;
-        let mut asked = world.origin.asked().await;
-        let mut out = asked.reply(200, &[], Length::Known(3)).await;
-        out.send(b"abc").await.unwrap();
-        out.end(&[("x-sum", "1")]).await.unwrap();
-        let mut answer = call.answer().await;
-        let (body, trailers) = answer.body.rest().await.unwrap();
-        assert_eq!(body, b"abc");
-        let both = (world.asks, world.serves) == (Version::Two, Version::Two);
-        assert_eq!(trailers.len(), usize::from(both));
+        for sent in ["abc", ""] {
+            let call = world.client.get("/").await;
+            let mut asked = world.origin.asked().await;
+            let mut out = asked.reply(200, &[], Length::Known(sent.len())).await;
+            if !sent.is_empty() {
+                out.send(sent.as_bytes()).await.unwrap();
+            }
+            out.end(&[("x-sum", "1")]).await.unwrap();
+            let mut answer = call.answer().await;
+            let (body, trailers) = answer.body.rest().await.unwrap();
+            assert_eq!(body, sent.as_bytes());
+            let both = (world.asks, world.serves) == (Version::Two, Version::Two);
+            assert_eq!(trailers.len(), usize::from(both), "{sent:?}");
+        }
     });
 }
 

@@ -24,6 +24,8 @@ pub(super) struct CurrentTry<'r> {
     told: bool,
     /// How far this one has come.
     pub point: Point,
+    /// Whether the upstream has left what is there of the body untaken.
+    pub is_stuck: bool,
     /// For the client to send, in all tries.
     pub waited: Duration,
     /// Where the upstream has retries.
@@ -44,6 +46,7 @@ impl<'r> CurrentTry<'r> {
             picked,
             told: false,
             point: Point::Unseen,
+            is_stuck: false,
             waited: Duration::ZERO,
             tries,
             is_lost,

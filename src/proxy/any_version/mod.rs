@@ -398,7 +398,12 @@ impl Exchange<'_, '_, '_> {
         let ran = self.run(body, upstream, &mut answer).await;
         match &ran {
             Ok(_) => place.answered(),
-            Err(failure) if waited_in_vain(failure, self.record.status != 0) => place.doubt(),
+            Err(failure) if waited_in_vain(failure, self.record.status != 0) => {
+                if current.is_stuck {
+                    place.leave();
+                }
+                place.doubt();
+            }
             Err(_) => {}
         }
         current.point = match fate.get() {

@@ -103,6 +103,7 @@ impl Exchange<'_, '_, '_> {
         let answered = answered.await;
         current.waited = progress.waited();
         current.point = Point::of(progress.begun.get(), answer);
+        current.is_stuck = uploading.is_stuck(&progress);
         let (head, mut body) = answered?;
         record.note_answered(head.status);
         progress.answer();
@@ -164,6 +165,7 @@ impl Exchange<'_, '_, '_> {
         let has_body = answered.head.body != ResponseBody::Length(BodyLength::None);
         let streamed = down.stream(has_body.then_some(&mut body), &mut uploading, back, record);
         let streamed = streamed.await;
+        current.is_stuck = uploading.is_stuck(&progress);
         record.grpc = record.grpc.or(down.grpc);
         outgoing.finish(end_of_response(status, down.grpc, &streamed), record);
         streamed?;
