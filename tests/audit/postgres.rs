@@ -742,6 +742,26 @@ fn behind_a_transaction_that_does_not_end_one_index_waits_and_not_that_of_each_d
     });
 }
 
+/// Of several hosts the one that is asked may be another than the one that a transaction is at, and have its number for a process of its own:
+/// one that sends to a standby is at work for as long as that is there.
+#[test]
+fn a_process_that_is_another_s_is_not_taken_for_a_transaction_at_work() {
+    let server = Server::start();
+    let _standby = server.replica();
+    on_a_runtime(async {
+        let sends = "SELECT coalesce(min(pid), 0) FROM pg_stat_replication";
+        eventually(async || server.one(sends) != "0").await;
+        let sends: i32 = server.one(sends).parse().unwrap();
+        let pools = pools(&server.url());
+        let own = pools.write().await.unwrap();
+        let row = own.query_one("SELECT pg_backend_pid()", &[]).await.unwrap();
+        let sleeps = tokio::spawn(async move { own.batch_execute("SELECT pg_sleep(60)").await });
+        eventually(async || pools.is_at_work(row.get(0)).await == Ok(true)).await;
+        assert_eq!(pools.is_at_work(sends).await, Ok(false));
+        sleeps.abort();
+    });
+}
+
 /// Whoever stores or queries would wait behind each.
 #[test]
 fn behind_a_reader_of_a_day_one_removal_waits_and_the_next_look_begins_with_others() {
