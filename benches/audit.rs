@@ -393,6 +393,7 @@ impl Producer {
             hasher: hasher(),
             stream: Stream::default(),
             delivery,
+            is_stored_here: false,
             spool: Some(spool),
             abandoned,
             fleet,

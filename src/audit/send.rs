@@ -166,9 +166,9 @@ fn is_over(common: &Common) -> bool {
     }
     let uncommitted = common.uncommitted.lock();
     match common.delivery {
-        Delivery::BestEffort => !uncommitted.has_unadded(),
-        // What is committed need not be adopted.
-        Delivery::Guaranteed => uncommitted.is_empty(),
+        Delivery::BestEffort if !common.is_stored_here => !uncommitted.has_unadded(),
+        // What is committed need not be adopted, and there may be no other worker.
+        Delivery::BestEffort | Delivery::Guaranteed => uncommitted.is_empty(),
     }
 }
 

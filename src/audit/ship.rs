@@ -50,6 +50,8 @@ pub struct Shipping {
     pub hasher: Hasher,
     pub stream: Stream,
     pub delivery: Delivery,
+    /// Whether this process stores what it ships, too: its end is not to come ahead of that.
+    pub is_stored_here: bool,
     /// Never `None` where delivery is guaranteed.
     pub spool: Option<Spool>,
     /// What processes have left in the spool that are gone.
@@ -62,6 +64,7 @@ pub struct Shipping {
 /// What the two threads share. Where both are locked, the spool is first.
 pub(super) struct Common {
     pub delivery: Delivery,
+    pub is_stored_here: bool,
     memory: usize,
     pub uncommitted: Mutex<Uncommitted>,
     /// Gone once all is stored.
@@ -104,6 +107,7 @@ pub fn start(shipping: Shipping, capacity: usize) -> io::Result<(Recorder, Write
     let (recorder, queue) = Queue::new(capacity, shipping.delivery);
     let common = Arc::new(Common {
         delivery: shipping.delivery,
+        is_stored_here: shipping.is_stored_here,
         memory: shipping.memory,
         uncommitted: Mutex::default(),
         spool: Mutex::new(shipping.spool),

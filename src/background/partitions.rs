@@ -24,8 +24,8 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 /// Before an index that could not be built is tried again: each try reads the whole day.
 const INDEX_AGAIN: Duration = Duration::from_secs(3_600);
 
-/// Days whose index could not be built, and when that was tried, or given up for all.
-pub type Unindexed = HashMap<Day, Instant>;
+/// Days that could not be indexed or removed, and when that was tried, or given up for all.
+pub type Undone = HashMap<Day, Instant>;
 
 /// How days are kept.
 #[derive(Debug, Clone)]
@@ -61,7 +61,7 @@ pub async fn run(
     } = settings;
     let hasher = Hasher::new(key.as_ref().map(|key| key.0.as_bytes()));
     let mut trouble = false;
-    let mut unindexed = Unindexed::new();
+    let mut undone = Undone::new();
     loop {
         heartbeat.beat();
         let keeping = keep_once(
@@ -69,7 +69,7 @@ pub async fn run(
             retention,
             &hasher,
             &metrics,
-            &mut unindexed,
+            &mut undone,
             &heartbeat,
         );
         let kept = tokio::select! {
@@ -99,7 +99,7 @@ pub async fn keep_once(
     retention: Duration,
     hasher: &Hasher,
     metrics: &IngestMetrics,
-    unindexed: &mut Unindexed,
+    undone: &mut Undone,
     heartbeat: &Heartbeat,
 ) -> Result<(), PostgresError> {
     let mut keep = async |connection: &mut Client| {
@@ -109,15 +109,25 @@ pub async fn keep_once(
         let today = partitions::today(connection).await?;
         let oldest = partitions::oldest(today, retention);
         let days = partitions::list(connection).await?;
-        for day in days.iter().filter(|day| **day < oldest) {
-            bad = bad.and(remove(connection, *day, hasher, metrics).await);
+        let mut old: Vec<_> = days.iter().filter(|day| **day < oldest).collect();
+        // Behind the others those that someone held the last time.
+        old.sort_by_key(|day| undone.get(day).copied());
+        for day in old {
+            let removed = remove(connection, *day, hasher, metrics).await;
+            let is_held = removed.as_ref().is_err_and(PostgresError::is_held);
+            bad = bad.and(removed);
+            // All that store and query wait meanwhile behind who waits to remove a day: once a look is enough.
+            if is_held {
+                undone.insert(*day, Instant::now());
+                break;
+            }
         }
         if days.contains(&today) {
             bad = bad.and(partitions::summarize(connection, today).await);
         }
         // Last: an index takes as long as its day is large.
         let over = days.iter().filter(|day| (oldest..today).contains(*day));
-        bad.and(index(connection, over, unindexed).await)
+        bad.and(index(connection, over, undone).await)
     };
     let within = postgres.timeout;
     let keep = async |connection: &mut Client, backend| {
@@ -167,24 +177,24 @@ async fn remove(
 async fn index(
     connection: &Client,
     mut days: impl Iterator<Item = &Day>,
-    unindexed: &mut Unindexed,
+    undone: &mut Undone,
 ) -> Result<(), PostgresError> {
-    unindexed.retain(|_, tried| tried.elapsed() < INDEX_AGAIN);
+    undone.retain(|_, tried| tried.elapsed() < INDEX_AGAIN);
     let mut bad = Ok(());
     while let Some(day) = days.next() {
-        if unindexed.contains_key(day) {
+        if undone.contains_key(day) {
             continue;
         }
         match partitions::index(connection, *day).await {
             Ok(true) => info!(%day, "a day of the audit has its index by user"),
             Ok(false) => {}
             Err(error) => {
-                unindexed.insert(*day, Instant::now());
+                undone.insert(*day, Instant::now());
                 warn!(%day, %error, "a day of the audit has no index by user yet; it is tried again in an hour");
                 let is_held = error.is_held();
                 bad = bad.and(Err(error));
                 if is_held {
-                    unindexed.extend(days.by_ref().map(|day| (*day, Instant::now())));
+                    undone.extend(days.by_ref().map(|day| (*day, Instant::now())));
                 }
                 // The days behind it are not to blame.
                 if connection.is_closed() {

@@ -186,7 +186,7 @@ async fn begin(config: Config, role: Role, takes_over: TakesOver) -> anyhow::Res
 
     let metrics = Arc::<Metrics>::default();
     let mut tasks = Tasks::new(&metrics);
-    let stores = Stores::begin(&config, &metrics).await?;
+    let stores = Stores::begin(&config, role, &metrics).await?;
     secured.stores = stores.tls();
     reload::warn_of_dates(&secured);
     if let Some(postgres) = &stores.postgres {

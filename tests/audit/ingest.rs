@@ -8,7 +8,7 @@ use super::harness::ingest::{DAY, World, boot, event, eventually, on_a_runtime, 
 use super::harness::postgres::{Database, Server};
 use super::harness::redis::Answer;
 use uuid::Uuid;
-use weir::background::partitions::{Unindexed, keep_once};
+use weir::background::partitions::{Undone, keep_once};
 use weir::clock;
 use weir::config::worker::Worker;
 use weir::event::Encoded;
@@ -523,7 +523,7 @@ fn days_are_made_ahead_indexed_once_over_and_removed_with_a_mark() {
         let hasher = Hasher::new(Some(b"key"));
         let metrics = Metrics::default();
         let keep = async |days: u32| {
-            let mut unindexed = Unindexed::new();
+            let mut unindexed = Undone::new();
             keep_once(
                 &world.postgres,
                 DAY * days,
@@ -635,7 +635,7 @@ fn old_days_go_though_no_new_one_can_be_made() {
                 DAY * days,
                 &Hasher::new(None),
                 &Metrics::default().ingest,
-                &mut Unindexed::new(),
+                &mut Undone::new(),
                 &Heartbeat::default(),
             )
             .await

@@ -16,7 +16,7 @@ use serde_json::Value;
 use tokio::runtime::Handle;
 use tokio_postgres::IsolationLevel;
 use weir::background::partitions as keeping;
-use weir::background::partitions::{Unindexed, keep_once};
+use weir::background::partitions::{Undone, keep_once};
 use weir::background::supervise::{AtStop, Supervisor};
 use weir::clock;
 use weir::config::redis::{Certificate, Tls};
@@ -680,7 +680,7 @@ fn days_are_kept_whatever_bounds_the_role_has() {
             let transaction = transaction.start().await.unwrap();
             transaction.query(look, &[]).await.unwrap();
             let (hasher, metrics) = (Hasher::new(None), Metrics::default());
-            let mut unindexed = Unindexed::new();
+            let mut unindexed = Undone::new();
             let heart = Heartbeat::default();
             let keeps = keep_once(
                 &postgres,
@@ -725,7 +725,7 @@ fn behind_a_transaction_that_does_not_end_one_index_waits_and_not_that_of_each_d
         let transaction = transaction.start().await.unwrap();
         transaction.query("SELECT 1", &[]).await.unwrap();
         let (hasher, metrics) = (Hasher::new(None), Metrics::default());
-        let (mut unindexed, heart) = (Unindexed::new(), Heartbeat::default());
+        let (mut unindexed, heart) = (Undone::new(), Heartbeat::default());
         let mut keep = async || {
             let (pools, ingest) = (kept.pools(), &metrics.ingest);
             keep_once(pools, RETENTION, &hasher, ingest, &mut unindexed, &heart).await
@@ -742,13 +742,65 @@ fn behind_a_transaction_that_does_not_end_one_index_waits_and_not_that_of_each_d
     });
 }
 
+/// Of several hosts the one that is asked may be another than the one that a transaction is at, and have its number for a process of its own:
+/// one that sends to a standby is at work for as long as that is there.
+#[test]
+fn a_process_that_is_another_s_is_not_taken_for_a_transaction_at_work() {
+    let server = Server::start();
+    let _standby = server.replica();
+    on_a_runtime(async {
+        let sends = "SELECT coalesce(min(pid), 0) FROM pg_stat_replication";
+        eventually(async || server.one(sends) != "0").await;
+        let sends: i32 = server.one(sends).parse().unwrap();
+        let pools = pools(&server.url());
+        let own = pools.write().await.unwrap();
+        let row = own.query_one("SELECT pg_backend_pid()", &[]).await.unwrap();
+        let sleeps = tokio::spawn(async move { own.batch_execute("SELECT pg_sleep(60)").await });
+        eventually(async || pools.is_at_work(row.get(0)).await == Ok(true)).await;
+        assert_eq!(pools.is_at_work(sends).await, Ok(false));
+        sleeps.abort();
+    });
+}
+
+/// Whoever stores or queries would wait behind each.
+#[test]
+fn behind_a_reader_of_a_day_one_removal_waits_and_the_next_look_begins_with_others() {
+    let kept = Kept::new(Kind::Postgres);
+    kept.block(async {
+        let mut reader = kept.pools().write().await.unwrap();
+        let today = partitions::today(&reader).await.unwrap();
+        for ago in 2..=4 {
+            let admitted = partitions::admit(&mut reader, Day(today.0 - ago), RETENTION).await;
+            assert_eq!(admitted, Ok(Admission::Ready));
+        }
+        let oldest = Day(today.0 - 4).to_string().replace('-', "_");
+        let transaction = reader.transaction().await.unwrap();
+        let reads = format!("LOCK TABLE weir.audit_events_{oldest} IN ACCESS SHARE MODE");
+        transaction.batch_execute(&reads).await.unwrap();
+        let (hasher, metrics) = (Hasher::new(None), Metrics::default());
+        let (mut undone, heart) = (Undone::new(), Heartbeat::default());
+        for left in [4, 2] {
+            let (pools, ingest) = (kept.pools(), &metrics.ingest);
+            let kept_once = keep_once(pools, DAY, &hasher, ingest, &mut undone, &heart).await;
+            assert!(
+                kept_once.as_ref().is_err_and(PostgresError::is_held),
+                "{kept_once:?}"
+            );
+            let days = partitions::list(&kept.pools().write().await.unwrap()).await;
+            let past = days.unwrap().into_iter().filter(|day| *day < today);
+            assert_eq!(past.count(), left);
+        }
+        transaction.rollback().await.unwrap();
+    });
+}
+
 /// Who would wait for that ends a vacuum that goes by itself.
 #[test]
 fn days_are_kept_while_today_is_vacuumed() {
     let (kept, _process) = Kept::with(Kind::Postgres, 1);
     kept.block(async {
         let (hasher, metrics) = (Hasher::new(None), Metrics::default());
-        let (mut unindexed, heart) = (Unindexed::new(), Heartbeat::default());
+        let (mut unindexed, heart) = (Undone::new(), Heartbeat::default());
         let mut keep = async || {
             let keeps = keep_once(
                 kept.pools(),
@@ -873,7 +925,7 @@ fn queries_read_the_days_they_ask_for_by_their_indexes() {
     database.query(&FILL.replace("TODAY", &today.to_string()));
     kept.block(async {
         let (hasher, metrics) = (Hasher::new(Some(KEY)), Metrics::default());
-        let mut unindexed = Unindexed::new();
+        let mut unindexed = Undone::new();
         keep_once(
             kept.pools(),
             RETENTION,

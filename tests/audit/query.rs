@@ -1,7 +1,7 @@
 //! What is kept of the audit is found and followed alike in SQLite's files and in Postgres.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -18,10 +18,11 @@ use weir::config::Secret;
 use weir::event::{AuditEvent, Micros};
 use weir::store::audit::batch::{Batch, Boot};
 use weir::store::audit::chain::Hasher;
+use weir::store::audit::days::Day;
 use weir::store::audit::events::Events;
 use weir::store::audit::{Cursor, Filter, Order, StoreError};
 use weir::store::postgres::write::Writer;
-use weir::store::postgres::{Reader, migrate};
+use weir::store::postgres::{Reader, migrate, partitions};
 
 crate::in_each_store!(
     each_filter_finds_what_it_names_and_nothing_else,
@@ -528,7 +529,10 @@ fn a_replica_answers_as_its_primary_does() {
     primary.stop();
     let report = kept.verify(KEY);
     assert_eq!((report.events, report.faults), (300, vec![]));
-    assert!(kept.block(events.end()).unwrap() > kept.query(&followed)[299].cursor);
+    assert_eq!(
+        kept.block(events.end()).unwrap(),
+        kept.query(&followed)[299].cursor
+    );
 }
 
 #[test]
@@ -753,12 +757,44 @@ fn an_export_goes_on_though_its_connection_ends() {
     let mut child = Ended(command.stdout(Stdio::piped()).spawn().unwrap());
     // It has a page, and waits for who reads that.
     let waits = "FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle'
-        AND query LIKE '%AS events LEFT JOIN%' AND state_change < now() - interval '1 s'";
+        AND query LIKE 'SELECT FROM weir.audit_batches%' AND state_change < now() - interval '1 s'";
     eventually(|| database.one(&format!("SELECT count(*) {waits}")) == "1");
     database.query(&format!("SELECT pg_terminate_backend(pid) {waits}"));
     let said = BufReader::new(child.0.stdout.take().unwrap()).lines();
     assert_eq!(said.map_while(Result::ok).count(), 6_000);
     assert!(child.0.wait().unwrap().success());
+}
+
+/// It has a page, and waits for who reads that.
+#[test]
+fn an_export_tells_of_a_day_that_retention_removes_while_it_is_read() {
+    let (kept, mut process) = Kept::with(Kind::Postgres, 6_000);
+    kept.append(&mut process, 6_001..=6_100, noon() + DAY);
+    let config = kept.config("listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\n");
+    for (removes, count) in [(false, 6_100), (true, 5_100)] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
+        command.args(["audit", "export", "-c"]).arg(config.path());
+        let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = Ended(command.spawn().unwrap());
+        let mut said = BufReader::new(child.0.stdout.take().unwrap()).lines();
+        said.next().unwrap().unwrap();
+        let yesterday = Day::of(noon());
+        if removes {
+            kept.block(async {
+                let mut connection = kept.pools().write().await.unwrap();
+                let hasher = Hasher::new(Some(KEY));
+                let removed = partitions::remove(&mut connection, yesterday, &hasher);
+                removed.await.unwrap();
+            });
+        }
+        assert_eq!(said.map_while(Result::ok).count() + 1, count);
+        let mut error = String::new();
+        let mut stderr = child.0.stderr.take().unwrap();
+        stderr.read_to_string(&mut error).unwrap();
+        let told = error.contains(&format!("day {yesterday} was removed while it was read"));
+        assert_eq!(told, removes, "{error}");
+        assert_eq!(child.0.wait().unwrap().success(), !removes);
+    }
 }
 
 /// As a follower's place is once the server was restored to an earlier time, or a standby promoted that was behind.
@@ -781,6 +817,85 @@ fn a_place_ahead_of_all_transactions_is_told() {
     assert_eq!(seqs(&follow(0).unwrap()), [0; 0]);
     let ahead = follow(1_000_000);
     assert!(matches!(ahead, Err(StoreError::Moved)), "{ahead:?}");
+}
+
+/// Which gives the numbers of the transactions that it lacks to others: who goes on from one of those would not be shown these.
+#[test]
+fn who_follows_is_told_that_a_promoted_standby_lacks_what_was_shown() {
+    let primary = Server::start();
+    let standby = primary.replica();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let of_primary = pools(&primary.url());
+        let connection = of_primary.write().await.unwrap();
+        migrate::migrate(connection).await.unwrap();
+        let id = Uuid::from_bytes([1; 16]);
+        let mut boot = Boot::new("a".to_owned(), id, noon().into(), Hasher::new(None));
+        let mut batch = |range| {
+            let (_, bytes) = boot.pack(&mut [encoded(range)], noon().into(), 0);
+            Batch::open(&bytes).unwrap()
+        };
+        let mut writer = Writer::new(of_primary.clone(), RETENTION);
+        writer.store(&[&batch(1..=10)]).await.unwrap();
+        standby.catch_up_with(&primary);
+        let follow = async |pools, after| {
+            let filter = Filter {
+                after,
+                settled: true,
+                ..Filter::default()
+            };
+            let (found, next) = Events::Postgres(Reader::new(pools))
+                .follow(&filter, None)
+                .await?;
+            Ok::<_, StoreError>((seqs(&found), Some(next)))
+        };
+        let (found, had) = follow(of_primary.clone(), None).await.unwrap();
+        assert_eq!(found, (1..=10).collect::<Vec<_>>());
+
+        standby.query("ALTER SYSTEM SET primary_conninfo = 'host=127.0.0.1 port=1'");
+        standby.query("SELECT pg_reload_conf()");
+        let streams = "SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'";
+        super::harness::ingest::eventually(async || standby.one(streams) == "0").await;
+        writer.store(&[&batch(11..=15)]).await.unwrap();
+        let (found, place) = follow(of_primary, had).await.unwrap();
+        assert_eq!(found, (11..=15).collect::<Vec<_>>());
+        primary.kill();
+        standby.query("SELECT pg_promote()");
+
+        // Beyond where the other had come.
+        let pools = pools(&standby.url());
+        let mut writer = Writer::new(pools.clone(), RETENTION);
+        for first in [16, 18, 20] {
+            writer.store(&[&batch(first..=first + 1)]).await.unwrap();
+        }
+        let lacks = follow(pools.clone(), place).await;
+        assert!(matches!(lacks, Err(StoreError::Moved)), "{lacks:?}");
+        // What both have is a place of both.
+        let (found, _) = follow(pools, had).await.unwrap();
+        assert_eq!(found, (16..=21).collect::<Vec<_>>());
+    });
+}
+
+/// Nor is who waits on a day that retention has removed since.
+#[test]
+fn a_place_on_a_day_that_was_removed_is_gone_on_from() {
+    let (kept, mut process) = Kept::with(Kind::Postgres, 10);
+    kept.settle();
+    let after = Filter {
+        after: Some(kept.block(kept.events().end()).unwrap()),
+        settled: true,
+        ..Filter::default()
+    };
+    kept.block(async {
+        let mut connection = kept.pools().write().await.unwrap();
+        let (day, hasher) = (Day::of(noon()), Hasher::new(Some(KEY)));
+        partitions::remove(&mut connection, day, &hasher)
+            .await
+            .unwrap();
+    });
+    assert_eq!(seqs(&kept.query(&after)), [0; 0]);
+    kept.append(&mut process, 11..=12, noon() + DAY);
+    eventually(|| seqs(&kept.query(&after)) == [11, 12]);
 }
 
 /// That is behind is not put back.

@@ -655,6 +655,11 @@ fn run_does_the_worker_s_work_beside_its_lanes() {
     assert!(open("idle") > Some(0.0) || open("in_use") > Some(0.0));
     let waiting = weir.told("weir_postgres_waiting{pool=\"write\"}");
     assert_eq!(waiting, Some(0.0));
+    // There may be no other worker: all is stored when it has ended, to the end mark.
+    assert_eq!(weir.client().get("/").status, 502);
     weir.signal("TERM");
     assert_eq!(weir.child.wait().unwrap().code(), Some(0));
+    let stored =
+        "SELECT string_agg(concat(first, is_end), ' ' ORDER BY first) FROM weir.audit_batches";
+    assert_eq!(database.one(stored), "1f 2f 3t");
 }

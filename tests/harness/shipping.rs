@@ -91,6 +91,7 @@ impl Process {
                 ..Stream::default()
             },
             delivery: with.delivery,
+            is_stored_here: false,
             spool,
             abandoned: abandoned.unwrap_or_default(),
             fleet,

@@ -101,12 +101,16 @@ pub(super) async fn export(
         limit: Some(PAGE),
         ..flags.filter()
     };
-    let mut removed = None;
+    let (mut removed, mut day) = (None, None);
     loop {
         let found = page(store, &filter).await?;
-        removed = removed.or(found.removed);
         let mut events = found.events;
+        day = day.or(events.first().map(Stored::day));
+        if found.removed {
+            removed = removed.or(day);
+        }
         let last = events.last().map(|last| last.cursor);
+        day = events.last().map(Stored::day).or(day);
         events.retain(|event| end.is_none_or(|end| Some(event.cursor) <= end));
         print(&events, format, filter.after.is_none(), &mut out)?;
         if last.is_none() || end.is_some_and(|end| last >= end) {

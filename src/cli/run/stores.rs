@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use tracing::warn;
 
+use super::Role;
 use crate::admin::health::check::{Check, Finding, Status};
 use crate::admin::health::{machine, stores};
 use crate::audit::ship::{MEMORY, Shipping};
@@ -42,7 +43,11 @@ pub(super) struct Stores {
 
 impl Stores {
     /// Waits for Redis, but not for ever. An error where a human must act first.
-    pub(super) async fn begin(config: &Config, metrics: &Metrics) -> anyhow::Result<Stores> {
+    pub(super) async fn begin(
+        config: &Config,
+        role: Role,
+        metrics: &Metrics,
+    ) -> anyhow::Result<Stores> {
         let (fleet, redis) = match &config.redis {
             Some(redis) => {
                 let (fleet, redis) = join_fleet(redis, metrics).await?;
@@ -53,7 +58,7 @@ impl Stores {
         let postgres = config.postgres.as_ref().map(Postgres::new).transpose()?;
         let ships = config.postgres.is_some();
         let audit = config.audit.as_ref();
-        let audit = audit.map(|audit| begin_audit(audit, ships, fleet.as_ref()));
+        let audit = audit.map(|audit| begin_audit(audit, ships, fleet.as_ref(), role));
         let audit = audit.transpose()?;
         if let Some((recorder, _)) = &audit {
             recorder.count_panics(&metrics.tasks.panics);
@@ -141,9 +146,10 @@ fn begin_audit(
     config: &Audit,
     ship: bool,
     fleet: Option<&Arc<Fleet>>,
+    role: Role,
 ) -> anyhow::Result<(Recorder, audit::Writers)> {
     match fleet.filter(|_| ship) {
-        Some(fleet) => ship_audit(config, fleet),
+        Some(fleet) => ship_audit(config, fleet, role),
         None => write_audit(config),
     }
 }
@@ -201,7 +207,11 @@ fn may_be_mended(error: &StoreError) -> bool {
         || matches!(error, StoreError::OfDay(_, error) if of_day(error))
 }
 
-fn ship_audit(config: &Audit, fleet: &Arc<Fleet>) -> anyhow::Result<(Recorder, audit::Writers)> {
+fn ship_audit(
+    config: &Audit,
+    fleet: &Arc<Fleet>,
+    role: Role,
+) -> anyhow::Result<(Recorder, audit::Writers)> {
     let hasher = Hasher::new(config.key.as_ref().map(|key| key.0.as_bytes()));
     let now = clock::wall();
     let id = clock::uuid(now);
@@ -224,6 +234,7 @@ fn ship_audit(config: &Audit, fleet: &Arc<Fleet>) -> anyhow::Result<(Recorder, a
         hasher,
         stream: config.stream.clone(),
         delivery: config.delivery,
+        is_stored_here: role == Role::All,
         spool,
         abandoned,
         fleet: fleet.clone(),

@@ -47,7 +47,7 @@ pub enum StoreError {
     Changed,
     /// The places of Postgres's events are numbers of its transactions.
     #[error(
-        "audit was copied here from another Postgres, or this one was put back, as by a restore: the transactions had come further; see \"Moving\" in docs/audit.md"
+        "audit was copied here from another Postgres, or this one was put back, as by a restore or by a standby that was behind and is promoted: the place is not there; see \"Moving\" in docs/audit.md"
     )]
     Moved,
     /// SQLite's files and Postgres have other numbers.
@@ -145,6 +145,12 @@ pub struct Filter {
 }
 
 impl Filter {
+    /// The first day that can have what passes: no event is later than the day of its batch.
+    pub fn since_day(&self) -> Day {
+        self.since
+            .map_or(Day::default(), |since| Day::of(since.into()))
+    }
+
     /// Whether an event passes by its route, method, path and status: what SQLite keeps no column of.
     pub fn admits_traits(&self, event: &Traits<'_>) -> bool {
         let is = |wanted: &Option<String>, value| wanted.is_none() || wanted.as_deref() == value;
@@ -203,9 +209,20 @@ pub struct Found {
     pub events: Vec<Stored>,
     /// Where to go on, by the filter's `after` or `before`, if its time was over first: all ahead of it was looked at.
     pub stopped_at: Option<Cursor>,
-    /// Behind all that nothing can come to stand ahead of any more, as of this search and by the server that answered it. SQLite's files
-    /// do not tell with it.
+    /// The place of the last event that was looked at and that nothing can come to stand ahead of any more, passed or not, by the server that
+    /// answered. SQLite's files do not tell with it.
     pub settled_to: Option<Cursor>,
-    /// The day of the place that it was to go on from, if its file is gone: what was behind the place was not seen. SQLite's alone.
-    pub removed: Option<Day>,
+    /// Whether the day of the place that it went on from, or of the first event where there is none, is gone: what was behind that was not
+    /// seen. Postgres tells it to who does not follow.
+    pub removed: bool,
+}
+
+impl Stored {
+    /// The day that it is kept with; in Postgres that of its time, which is another one around midnight alone.
+    pub fn day(&self) -> Day {
+        match self.cursor.day {
+            day if day == Day::default() => Day::of(self.event.time.into()),
+            day => day,
+        }
+    }
 }

@@ -231,9 +231,11 @@ impl Postgres {
     pub async fn is_at_work(&self, backend: i32) -> Result<bool, PostgresError> {
         let ask = async {
             let mut connection = CloseUnlessKept(Some(self.write.take(&self.write.probe).await?));
-            // A server that does not tell states may be at one.
+            // A server that does not tell states may be at one. Of several hosts another may answer than the connection is to: there the
+            // number is another's, such as that of a process that sends to a standby, which is always at work.
             let query = format!(
-                "SELECT coalesce(state NOT LIKE 'idle%', true) FROM pg_stat_activity WHERE pid = {backend}"
+                "SELECT coalesce(state NOT LIKE 'idle%', true) FROM pg_stat_activity
+                 WHERE pid = {backend} AND usename = session_user AND datname = current_database()"
             );
             let rows = connection.get().query_typed(&query, &[]).await?;
             let is_at_work = rows.first().map(|row| row.try_get(0)).transpose()?;

@@ -152,11 +152,16 @@ impl Reader {
         Err(said)
     }
 
-    /// The place behind all that has arrived and that nothing can come to stand ahead of any more.
+    /// The place behind all that has arrived and that nothing can come to stand ahead of any more: that of its last event, if there is one.
     pub async fn end(&self) -> Result<Cursor, StoreError> {
-        let connection = self.connection(false).await?;
-        let (settled, ..) = settled(&connection).await?;
-        Ok(before(settled))
+        let newest = Filter {
+            settled: true,
+            limit: Some(1),
+            order: Order::NewestFirst,
+            ..Filter::default()
+        };
+        let newest = self.query(&newest).await?;
+        Ok(newest.first().map_or(Cursor::default(), |it| it.cursor))
     }
 
     /// Checks everything that was stored, as of now, under those keys that it was written with.
@@ -194,6 +199,11 @@ async fn search(
     if moved || filter.after.is_some_and(|after| after.arrival > next) {
         return Err(StoreError::Moved);
     }
+    if let Some(after) = filter.after.filter(|_| filter.settled)
+        && !knows(client, after).await?
+    {
+        return Err(StoreError::Moved);
+    }
     let mut between = Between {
         low: filter.after.unwrap_or(before(i64::MIN)),
         high: filter.before.unwrap_or(behind(i64::MAX)),
@@ -204,10 +214,7 @@ async fn search(
     let all = between;
     let address = filter.client.as_deref().map(str::parse::<IpAddr>);
     let Ok(address) = address.transpose() else {
-        return Ok(Found {
-            settled_to: Some(before(settled)),
-            ..Found::default()
-        });
+        return Ok(Found { ..Found::default() });
     };
     let search = Search {
         client,
@@ -218,6 +225,7 @@ async fn search(
     let mut size = i64::try_from(limit.min(PAGE) / 100).map_or(WINDOW, |size| size.max(WINDOW));
     let mut spans = 1;
     let mut stored = Vec::new();
+    let mut looked_at = None;
     let mut is_over = false;
     while stored.len() < limit {
         let Some(stretch) = by(deadline, search.stretch(between, spans)).await else {
@@ -242,6 +250,9 @@ async fn search(
             step => step?,
         };
         let took = began.elapsed();
+        if let Some(window) = &window {
+            looked_at = Some((window.edge, window.days.clone()));
+        }
         match (window.filter(|window| window.count >= size), stretch.next) {
             (Some(window), _) => match filter.order {
                 Order::OldestFirst => between.low = behind(window.edge),
@@ -259,6 +270,21 @@ async fn search(
             size = (size / 4).max(WINDOW);
         }
     }
+    let began = filter.after.or(stored.first().map(|first| first.cursor));
+    let removed = match (filter.order, began) {
+        // Who follows is far from what retention removes.
+        (Order::OldestFirst, Some(began)) if !filter.settled && !is_over => {
+            !is_there(client, began, filter.since_day()).await?
+        }
+        _ => false,
+    };
+    // Of a whole search alone: else it is behind what is left.
+    let settled_to = match looked_at {
+        Some((arrival, days)) if filter.settled && !is_over => {
+            last_of(client, arrival, days).await?
+        }
+        _ => None,
+    };
     let place = match is_over {
         true => Some(all.left_off(between.behind(stored.last(), filter.order), filter.order)?),
         false => None,
@@ -266,8 +292,8 @@ async fn search(
     Ok(Found {
         events: stored,
         stopped_at: place,
-        settled_to: Some(before(settled)),
-        removed: None,
+        settled_to,
+        removed,
     })
 }
 
@@ -303,6 +329,75 @@ async fn settled(client: &Client) -> Result<(i64, i64, bool), PostgresError> {
     Ok((settled, next, moved))
 }
 
+/// The place of the last event of a transaction; none if its day was removed just now.
+async fn last_of(
+    client: &Client,
+    arrival: i64,
+    days: Vec<Date>,
+) -> Result<Option<Cursor>, PostgresError> {
+    let last = "SELECT boot_id, last FROM weir.audit_batches
+        WHERE day = ANY($1) AND arrival = $2 AND last >= first ORDER BY boot_id DESC, last DESC LIMIT 1";
+    let values: [(&(dyn ToSql + Sync), Type); 2] =
+        [(&days, Type::DATE_ARRAY), (&arrival, Type::INT8)];
+    let rows = client.query_typed(last, &values).await?;
+    let place = rows.first().map(|row| {
+        Ok(Cursor {
+            arrival,
+            boot: row.try_get(0)?,
+            seq: row.try_get(1)?,
+            ..Cursor::default()
+        })
+    });
+    place.transpose()
+}
+
+/// The days of a span, from one on.
+async fn days_of(client: &Client, span: i64, since: Day) -> Result<Vec<Date>, PostgresError> {
+    let days = "SELECT day FROM weir.audit_spans WHERE span = $1 AND day >= $2";
+    let values: [(&(dyn ToSql + Sync), Type); 2] =
+        [(&span, Type::INT8), (&Date(since), Type::DATE)];
+    let rows = client.query_typed(days, &values).await?;
+    let days = rows.iter().map(|row| row.try_get(0));
+    Ok(days.collect::<Result<_, _>>()?)
+}
+
+/// Whether the batch of the event at this place is there, on a day from `since` on; not once its day was removed.
+async fn is_there(client: &Client, place: Cursor, since: Day) -> Result<bool, PostgresError> {
+    let days = days_of(client, place.arrival >> SPAN, since).await?;
+    let batch = "SELECT FROM weir.audit_batches
+        WHERE day = ANY($1) AND arrival = $2 AND boot_id = $3 AND first <= $4 AND last >= $4";
+    let values: [(&(dyn ToSql + Sync), Type); 4] = [
+        (&days, Type::DATE_ARRAY),
+        (&place.arrival, Type::INT8),
+        (&place.boot, Type::INT4),
+        (&place.seq, Type::INT8),
+    ];
+    let found = client.query_typed(batch, &values).await?;
+    Ok(!found.is_empty())
+}
+
+/// Whether a place that one went on from can be one of this server. A standby that is promoted lacks what had not come to it, and gives those
+/// numbers of transactions to others, which one who goes on would never see. There is nothing up to the place where retention has
+/// removed all of it.
+async fn knows(client: &Client, place: Cursor) -> Result<bool, PostgresError> {
+    let is_no_event = [i32::MIN, i32::MAX].contains(&place.boot);
+    if is_no_event || is_there(client, place, Day::default()).await? {
+        return Ok(true);
+    }
+    let span = place.arrival >> SPAN;
+    let earlier = "SELECT FROM weir.audit_spans WHERE span < $1 LIMIT 1";
+    let earlier = client.query_typed(earlier, &[(&span, Type::INT8)]).await?;
+    if !earlier.is_empty() {
+        return Ok(false);
+    }
+    let days = days_of(client, span, Day::default()).await?;
+    let ahead = "SELECT FROM weir.audit_batches WHERE day = ANY($1) AND arrival <= $2 AND last >= first LIMIT 1";
+    let values: [(&(dyn ToSql + Sync), Type); 2] =
+        [(&days, Type::DATE_ARRAY), (&place.arrival, Type::INT8)];
+    let ahead = client.query_typed(ahead, &values).await?;
+    Ok(ahead.is_empty())
+}
+
 /// Why a query failed: where the tables are missing, the schema is.
 async fn or_schema(client: &Client, error: PostgresError) -> PostgresError {
     match NO_TABLE.iter().any(|code| error.has_code(code)) {
@@ -327,10 +422,7 @@ impl Search<'_> {
         let mut values = Values(Vec::new());
         let first = values.put(between.low.arrival >> SPAN, Type::INT8);
         let last = values.put(between.high.arrival >> SPAN, Type::INT8);
-        // No event is later than the day of its batch.
-        let since = self.filter.since;
-        let since = since.map_or(Day::default(), |since| Day::of(since.into()));
-        let since = values.put(Date(since), Type::DATE);
+        let since = values.put(Date(self.filter.since_day()), Type::DATE);
         let most = values.put(count, Type::INT8);
         let order = match self.filter.order {
             Order::OldestFirst => "ASC",

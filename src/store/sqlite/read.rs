@@ -98,7 +98,7 @@ impl Reader {
         }
         Ok(Found {
             events: search.stored,
-            removed: search.removed,
+            removed: search.removed.is_some(),
             ..Found::default()
         })
     }
@@ -241,7 +241,7 @@ impl Search<'_> {
             place @ Some(_) if place != began => Ok(Found {
                 events: self.stored,
                 stopped_at: place,
-                removed: self.removed,
+                removed: self.removed.is_some(),
                 ..Found::default()
             }),
             Some(_) | None => Err(StoreError::OutOfTime),
