@@ -17,7 +17,7 @@ const RUN: &str = "\
 Example: weir run -c /etc/weir/weir.yaml
 Signals: SIGHUP reads the file again, as does a change of it; SIGTERM, SIGQUIT and SIGINT drain; SIGUSR1 and SIGUSR2 do nothing.
 With --take-over a new process replaces the one that runs, and no connection is refused.
-Environment: WEIR_LOG=debug goes before telemetry.log.level.";
+Environment: WEIR_LOG=debug goes before telemetry.log.level; NOTIFY_SOCKET is told when weir serves and ends (systemd's Type=notify).";
 
 const PROXY: &str = "\
 Example: weir proxy -c /etc/weir/weir.yaml

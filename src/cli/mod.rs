@@ -16,6 +16,7 @@ pub mod migrate;
 pub mod redirect;
 mod reload;
 pub mod run;
+mod service_manager;
 pub mod session;
 mod signals;
 mod take_over;

@@ -4,6 +4,7 @@
 pub mod audit;
 pub mod breakers;
 pub mod check;
+mod elsewhere;
 pub mod limit_keys;
 pub mod limits;
 pub mod listeners;

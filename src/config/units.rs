@@ -194,6 +194,17 @@ impl<'de> Deserialize<'de> for FileMode {
                 f.write_str("a mode in quotes, for example \"660\"")
             }
 
+            // As YAML read it, which is not always as it was written.
+            fn visit_u64<E: Error>(self, _: u64) -> Result<FileMode, E> {
+                Err(E::custom(
+                    "a number stands where a mode in quotes, for example \"660\" is needed",
+                ))
+            }
+
+            fn visit_f64<E: Error>(self, _: f64) -> Result<FileMode, E> {
+                self.visit_u64(0)
+            }
+
             fn visit_str<E: Error>(self, text: &str) -> Result<FileMode, E> {
                 text.parse().map_err(E::custom)
             }

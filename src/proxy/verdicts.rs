@@ -168,7 +168,10 @@ impl<'p> Verdicts<'p> {
             out.extend_from_slice(b"RateLimit: ");
             self.put_each(out, |out, told| {
                 put_parameter(out, b"r", told.verdict.remaining);
-                put_parameter(out, b"t", seconds(told.verdict.reset));
+                // When a slot is free again nobody knows; 0 would ask clients to come back at once.
+                if window(&told.rule).is_some() {
+                    put_parameter(out, b"t", seconds(told.verdict.reset));
+                }
             });
         }
         if defaults.legacy_headers {

@@ -2,9 +2,12 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{self as unix, UnixDatagram};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
+use std::time::Duration;
 
 use super::harness::process::{Echo, Log, Running, file, signal};
 use super::harness::servers::Kept;
@@ -345,6 +348,39 @@ fn sigterm_lets_a_request_in_flight_end_and_exits_0() {
     client.read_to_string(&mut reply).unwrap();
     assert!(reply.ends_with("hi"), "{reply}");
     assert_eq!(running.child.wait().unwrap().code(), Some(0));
+}
+
+/// By a socket that is a file, and by one in the abstract namespace, as systemd may give either.
+#[test]
+fn a_service_manager_is_told_when_weir_serves_and_when_it_ends() {
+    let config = file(&short_form("127.0.0.1:1".parse().unwrap()));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify").display().to_string();
+    let name = format!("weir-test-{}", std::process::id());
+    let here = unix::SocketAddr::from_abstract_name(&name).unwrap();
+    for (notify, manager) in [
+        (path.clone(), UnixDatagram::bind(&path).unwrap()),
+        (format!("@{name}"), UnixDatagram::bind_addr(&here).unwrap()),
+    ] {
+        let within = Some(Duration::from_secs(5));
+        manager.set_read_timeout(within).unwrap();
+        let heard = || {
+            let mut text = [0; 64];
+            let n = manager.recv(&mut text).unwrap();
+            String::from_utf8_lossy(&text[..n]).into_owned()
+        };
+        let mut running = Running::start_in(config.path(), &[("NOTIFY_SOCKET", &notify)]);
+        assert_eq!(heard(), "READY=1");
+        running.connect();
+        running.signal("TERM");
+        assert_eq!(heard(), "STOPPING=1");
+        assert!(running.child.wait().unwrap().success());
+    }
+    // One that is gone keeps nobody from serving.
+    let gone = [("NOTIFY_SOCKET", "/nowhere/notify")];
+    let running = Running::start_in(config.path(), &gone);
+    running.log_until("the service manager cannot be told READY=1");
+    running.connect();
 }
 
 #[test]

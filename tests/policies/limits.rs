@@ -184,6 +184,7 @@ fn a_concurrency_slot_is_held_until_the_response_ends(store: Store) {
         (refused.status, refused.field("ratelimit-policy")),
         (429, Some("\"a\";q=1"))
     );
+    assert_eq!(refused.field("ratelimit"), Some("\"a\";r=0"));
     upstream.answer("done");
     assert_eq!(first.finish().body, "done");
     lane.connect().begin("GET", "/", &[], "");

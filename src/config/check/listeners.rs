@@ -355,7 +355,11 @@ mod tests {
             ),
             (
                 "address: 'unix:/a', socket_mode: 0600",
-                "stands where a mode in quotes, for example \"660\" is needed",
+                "socket_mode: a number stands where a mode in quotes, for example \"660\" is needed",
+            ),
+            (
+                "address: 'unix:/a', socket_mode: 0o660",
+                "socket_mode: a number stands where a mode in quotes, for example \"660\" is needed",
             ),
             (
                 "address: 'unix:/a', socket_mode: '1777'",

@@ -98,10 +98,36 @@ fn help(text: &str, mistakes: &mut [Mistake]) {
             "the file is empty: begin with \"listen: 127.0.0.1:8080\" and \"upstream: http://127.0.0.1:3000\", the app's address".clone_into(&mut mistake.message);
         }
     }
+    let is_section = |line: &str| {
+        let line = line.trim_end();
+        let is_named = line.starts_with("frontend ") || line.starts_with("backend ");
+        is_named || ["global", "defaults"].contains(&line)
+    };
+    let is_traefiks = |line: &str| ["routers:", "services:", "middlewares:"].contains(&line.trim());
     for mistake in mistakes {
+        let is_of_several = ["a list stands", "a map stands"]
+            .iter()
+            .any(|start| mistake.message.starts_with(start));
+        let long_form = match mistake.place.path.as_str() {
+            "listen" => "listeners: [{address: \"0.0.0.0:8080\"}]",
+            "upstream" => "upstreams: {app: {endpoints: [\"http://127.0.0.1:3000\"]}}",
+            _ => "",
+        };
+        if is_of_several && !long_form.is_empty() {
+            let (found, _) = mistake.message.split_once(':').unwrap_or_default();
+            mistake.message =
+                format!("{found}: for several, or one with settings, write {long_form}");
+        }
         let proxy = match mistake.place.path.as_str() {
             "static_resources" | "dynamic_resources" => "Envoy",
+            "entryPoints" | "providers" => "Traefik",
+            "http" if text.lines().any(is_traefiks) => "Traefik",
             "" if text.lines().any(is_block) => "nginx",
+            "" if text.lines().any(is_section) => "HAProxy",
+            "apiVersion" => {
+                mistake.message += "; this looks like a manifest of Kubernetes: give weir the text that stands in it";
+                continue;
+            }
             _ => continue,
         };
         mistake.message += &format!(

@@ -216,6 +216,10 @@ impl Checker {
                 self.say(&at.place, message);
                 continue;
             }
+            if self.is_spelt(&at) && at.value.as_deref().is_some_and(has_variable) {
+                let message = "the value is sent as it stands: there are no variables in it, as nginx, HAProxy and Envoy have; what weir itself tells the app is in docs/security.md";
+                self.warn(&at.place, message);
+            }
             let value = self.shown_value(&name, at, field_value);
             fields.extend(value.map(|value| (name, value)));
         }
@@ -303,6 +307,21 @@ fn field_value(text: &str) -> Result<String, String> {
         ),
         false => Ok(text.to_owned()),
     }
+}
+
+/// Whether it has `$remote_addr`, `%[src]` or `%REQ(…)%`.
+fn has_variable(text: &str) -> bool {
+    let begins_word = |at: usize| !text[..at].ends_with(|c: char| c.is_ascii_alphanumeric());
+    let of_nginx = |(at, _): (usize, &str)| {
+        let is_name = |c: char| c.is_ascii_lowercase() || c == '_';
+        begins_word(at) && text[at + 1..].starts_with(is_name)
+    };
+    let of_envoy = |(at, _): (usize, &str)| {
+        let behind = &text[at + 1..];
+        let name = behind.trim_start_matches(|c: char| c.is_ascii_uppercase() || c == '_');
+        behind.starts_with('[') || (name.len() < behind.len() && name.starts_with(['%', '(']))
+    };
+    text.match_indices('$').any(of_nginx) || text.match_indices('%').any(of_envoy)
 }
 
 /// A path that goes out as it is written.

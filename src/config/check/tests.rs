@@ -190,8 +190,158 @@ fn a_file_of_another_proxy_is_told_as_that() {
     }
     let text = "static_resources:\n  listeners:\n  - name: a\n";
     assert!(said(text).contains(&help("Envoy")), "{}", said(text));
+    let text = "global\n    maxconn 100\nfrontend web\n    bind :80\nbackend app\n    server a 10.0.0.1:80\n";
+    assert!(said(text).ends_with(&help("HAProxy")), "{}", said(text));
+    for text in [
+        "http:\n  routers:\n    r: {rule: Path(`/a`)}\n",
+        "entryPoints:\n  web: {address: ':80'}\n",
+    ] {
+        assert!(said(text).ends_with(&help("Traefik")), "{}", said(text));
+    }
+    let text = "apiVersion: v1\nkind: ConfigMap\ndata: {weir.yaml: x}\n";
+    assert!(
+        said(text).contains("a manifest of Kubernetes"),
+        "{}",
+        said(text)
+    );
     let text = "listen: x\nroutes: [{reply: {body: 'server {'}}]\n";
     assert!(!said(text).contains("looks like"), "{}", said(text));
+}
+
+/// Of nginx, HAProxy, Envoy, Traefik and the shell.
+#[test]
+fn what_is_written_as_elsewhere_is_told_with_how_it_is_written_here() {
+    let listen = "listen: 127.0.0.1:1\n";
+    let short = "listen: 127.0.0.1:1\nupstream: http://127.0.0.1:2\n";
+    let long = "listen: 127.0.0.1:1\nupstreams:\n  app:\n    endpoints: http://127.0.0.1:2\n";
+    for (begin, text, told) in [
+        (long, "    read_timeout: 5s", "did you mean \"timeout\"?"),
+        (
+            long,
+            "    proxy_read_timeout: 5s",
+            "did you mean \"timeout\"?",
+        ),
+        (
+            long,
+            "    load_balancing: LEAST_REQUEST",
+            "did you mean \"least_request\"?",
+        ),
+        (
+            long,
+            "    load_balancing: least_conn",
+            "did you mean \"least_request\"?",
+        ),
+        (long, "    protocol: h2c", "did you mean \"http2\"?"),
+        (
+            long,
+            "    max_fails: 3",
+            "did you mean \"outlier_detection\"?",
+        ),
+        (
+            listen,
+            "upstreams: {a: {servers: [http://x]}}",
+            "did you mean \"endpoints\"?",
+        ),
+        (
+            short,
+            "telemetry: {log: {level: WARN}}",
+            "did you mean \"warn\"?",
+        ),
+        (short, "runtime: {workers: 4}", "did you mean \"lanes\"?"),
+        (
+            short,
+            "rate_limits: {a: {rate: 1/s, by: host}}",
+            "did you mean \"limit\"?",
+        ),
+        (
+            short,
+            "routes: [{match: {prefix: /a}}]",
+            "did you mean \"path\"?",
+        ),
+        (
+            listen,
+            "upstream: http://$APP_HOST:80",
+            "write an environment variable as ${APP_HOST}",
+        ),
+        (
+            listen,
+            "upstream: http://unix:/run/app.sock:/",
+            "use unix:/run/app.sock",
+        ),
+        (
+            listen,
+            "upstream: [http://a, http://b]",
+            "a list stands where a text is needed: for several, or one with settings, write upstreams: {app:",
+        ),
+        (
+            "upstream: http://x\n",
+            "listen: [127.0.0.1:1]",
+            "for several, or one with settings, write listeners: [",
+        ),
+        (
+            "upstream: http://x\n",
+            "listen: ':::8080'",
+            "an IPv6 address stands in [], as in \"[::]:8080\"",
+        ),
+        (
+            "upstream: http://x\n",
+            "listen: ::1:8080",
+            "an IPv6 address stands in [], as in \"[::1]:8080\"",
+        ),
+        (
+            "upstream: http://x\n",
+            "listen: 8443",
+            "use IP:PORT, for example 0.0.0.0:8443",
+        ),
+        (
+            "upstream: http://x\n",
+            "listen: :8443",
+            "use IP:PORT, for example 0.0.0.0:8443",
+        ),
+        (
+            "upstream: http://x\n",
+            "listen: localhost:8443",
+            "use IP:PORT, for example 127.0.0.1:8443",
+        ),
+        (
+            listen,
+            "upstreams:\n  app:\n  endpoints: [http://x]",
+            "nothing stands where keys are needed, indented below it; known here: endpoints",
+        ),
+    ] {
+        let said = read(&format!("{begin}{text}\n")).unwrap_err();
+        let told = said.iter().filter(|said| said.contains(told)).count();
+        assert_eq!(told, 1, "{text}: {said:#?}");
+    }
+}
+
+/// They would be sent as they stand, to every app.
+#[test]
+fn what_looks_like_a_variable_of_another_proxy_is_warned_of() {
+    let warned = |value: &str| {
+        let text = format!(
+            "listen: 127.0.0.1:1\nupstream: http://x\nroutes: [{{request_headers: {{set: {{x-a: '{value}'}}}}, upstream: upstream}}]\n"
+        );
+        fixture::warned(&text).join("\n")
+    };
+    for value in [
+        "$remote_addr",
+        "$scheme://$host",
+        "for=$remote_addr",
+        "%[src]",
+        "%DOWNSTREAM_REMOTE_ADDRESS%",
+        "%REQ(x-id)%",
+    ] {
+        let said = warned(value);
+        let start =
+            "line 3, column 40: routes[0].request_headers.set.x-a: the value is sent as it stands";
+        assert!(said.starts_with(start) && !said.contains(value), "{said}");
+    }
+    for value in [
+        "$5", "a$b", "US$", "100%", "%41%42", "%%", "$${a}", "a%20b", "ü$", "%A",
+    ] {
+        assert_eq!(warned(value), "", "{value}");
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Values of the file by themselves: numbers within bounds, times, addresses, names, secrets. Must not know which key one is of.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -33,9 +33,8 @@ impl Checker {
     /// Port 0 where it is none.
     pub(super) fn address(&mut self, at: At<String>) -> SocketAddr {
         let address = self.read(at, |text| {
-            text.parse().map_err(|_| {
-                format!("\"{text}\" is not an address: use IP:PORT, for example 0.0.0.0:8080")
-            })
+            text.parse()
+                .map_err(|_| format!("\"{text}\" is not an address: {}", address_meant(text)))
         });
         address.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)))
     }
@@ -167,6 +166,21 @@ impl Checker {
             true => Err(MASKED.to_owned()),
             false => read(text),
         })
+    }
+}
+
+/// The mend of what is no `IP:PORT`.
+fn address_meant(text: &str) -> String {
+    let (host, port) = text.rsplit_once(':').unwrap_or(("", text));
+    let is_port = port.parse::<u16>().is_ok();
+    match host {
+        // A port alone is one in Go and nginx.
+        "" | "*" if is_port => format!("use IP:PORT, for example 0.0.0.0:{port}"),
+        "localhost" if is_port => format!("use IP:PORT, for example 127.0.0.1:{port}"),
+        host if is_port && host.parse::<Ipv6Addr>().is_ok() => {
+            format!("an IPv6 address stands in [], as in \"[{host}]:{port}\"")
+        }
+        _ => "use IP:PORT, for example 0.0.0.0:8080".to_owned(),
     }
 }
 

@@ -330,6 +330,7 @@ impl<'de> Deserializer<'de> for Cursor<'_> {
                     told_apart(other),
                     match other {
                         Value::Text(_) => ", each as KEY: VALUE, with a space behind the colon",
+                        Value::Null => ", indented below it",
                         _ => "",
                     },
                     fields.join(", ")

@@ -178,7 +178,7 @@ fn yaml_that_no_parser_reads_is_told_with_a_mend() {
 #[test]
 fn a_key_without_a_value_is_a_mistake() {
     let said = mistakes("count: 1\nname:\nroutes: [{path: /a, port: }, {path: ~}]\n");
-    let nothing = "nothing stands behind the key: write a value, or leave the key out";
+    let nothing = "nothing stands behind the key: write a value, indent what belongs to it, or leave the key out";
     let expected = [
         format!("line 2, column 5: name: {nothing}"),
         format!("line 3, column 25: routes[0].port: {nothing}"),
@@ -224,6 +224,32 @@ fn only_true_and_false_are_booleans() {
         said,
         ["line 2, column 5: is: \"yes\" stands where true or false is needed"]
     );
+    let said = whole::<Claims>("country: x\nis: \"true\"\n", &|_| None);
+    assert_eq!(
+        said.err().unwrap(),
+        ["line 2, column 5: is: \"true\" stands where true or false is needed, without quotes"]
+    );
+}
+
+#[test]
+fn a_number_that_is_none_or_is_in_quotes_is_told_as_it_is_written() {
+    for (count, told) in [
+        (
+            "1.0",
+            "the number 1.0 stands where a whole number up to 4294967295 is needed",
+        ),
+        (
+            "\"1\"",
+            "\"1\" stands where a whole number up to 4294967295 is needed, without quotes",
+        ),
+        (
+            "v1",
+            "\"v1\" stands where a whole number up to 4294967295 is needed",
+        ),
+    ] {
+        let said = mistakes(&format!("count: {count}\n"));
+        assert_eq!(said, [format!("line 1, column 8: count: {told}")]);
+    }
 }
 
 #[test]

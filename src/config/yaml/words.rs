@@ -3,6 +3,7 @@
 use serde::de::{Expected, Unexpected};
 
 use super::tree::Value;
+use crate::config::elsewhere;
 
 /// What the parser says, without the place, which is told before it, and without its options, which are not the user's. `begins_line`: whether
 /// nothing stands in the line ahead of the place.
@@ -135,11 +136,19 @@ pub(super) fn in_our_words(message: &str, begins_line: bool) -> String {
 pub(super) fn unexpected(found: Unexpected<'_>, needed: &dyn Expected) -> String {
     let needed = needed.to_string();
     let is_of_several = matches!(&*needed, "a sequence" | "a map");
+    let quoted = match (found, &*needed) {
+        (Unexpected::Str(text), "a boolean") => text.parse::<bool>().is_ok(),
+        (Unexpected::Str(text), "u8" | "u16" | "u32" | "a nonzero u32" | "u64" | "usize") => {
+            text.parse::<u64>().is_ok()
+        }
+        (Unexpected::Str(text), "f64") => text.parse::<f64>().is_ok(),
+        (_, _) => false,
+    };
     let (found, is_unquoted) = match found {
         Unexpected::Bool(truth) => (format!("the boolean {truth}"), true),
         Unexpected::Unsigned(number) => (format!("the number {number}"), true),
         Unexpected::Signed(number) => (format!("the number {number}"), true),
-        Unexpected::Float(number) => (format!("the number {number}"), true),
+        Unexpected::Float(number) => (format!("the number {number:?}"), true),
         Unexpected::Str(_) if is_of_several => ("a text".to_owned(), false),
         Unexpected::Str(text) => (format!("\"{text}\""), false),
         Unexpected::Unit | Unexpected::Option => ("nothing".to_owned(), false),
@@ -158,7 +167,10 @@ pub(super) fn unexpected(found: Unexpected<'_>, needed: &dyn Expected) -> String
         "a string" if ["a list", "a map"].contains(&&*found) => format!(
             "{found} stands where a text is needed: write one value, or the name of what stands elsewhere in the file"
         ),
-        _ => misplaced(&found, &needed),
+        _ => match quoted {
+            true => misplaced(&found, &needed) + ", without quotes",
+            false => misplaced(&found, &needed),
+        },
     }
 }
 
@@ -187,7 +199,7 @@ const MULTIPLIED: &str =
 
 /// What is said of a key without a value.
 pub(super) const NOTHING: &str =
-    "nothing stands behind the key: write a value, or leave the key out";
+    "nothing stands behind the key: write a value, indent what belongs to it, or leave the key out";
 
 pub(super) fn missing(field: &str) -> String {
     format!("\"{field}\" is missing: add it")
@@ -201,7 +213,7 @@ pub(super) fn told(value: &Value) -> String {
         Value::Bool(truth) => format!("the boolean {truth}"),
         Value::Unsigned(number) => format!("the number {number}"),
         Value::Signed(number) => format!("the number {number}"),
-        Value::Float(number) => format!("the number {number}"),
+        Value::Float(number) => format!("the number {number:?}"),
         Value::Text(text) => format!("\"{text}\""),
         Value::Expanded(brought_in) => format!("\"{}\"", brought_in.written),
         Value::List(_) => "a list".to_owned(),
@@ -273,8 +285,11 @@ pub(super) const NO_BREAK_SPACE: char = '\u{a0}';
 /// Bytes of words that are compared: the time that takes grows by the square.
 const COMPARED: usize = 64;
 
-/// The word of `known` that may have been meant.
+/// The word of `known` that may have been meant: by who knows another proxy's words, or by a slip.
 pub(super) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    if let Some(meant) = elsewhere::meant(word, known) {
+        return Some(meant);
+    }
     let near = known
         .iter()
         .filter(|other| word.len().max(other.len()) <= COMPARED)

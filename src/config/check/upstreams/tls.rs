@@ -35,7 +35,7 @@ pub(super) fn url(text: &str) -> Result<(Source, Security), String> {
     let found = schemes.into_iter().find_map(|(scheme, port, security)| {
         let rest = text.strip_prefix(scheme)?;
         let authority = rest.strip_suffix('/').unwrap_or(rest);
-        let fits = !authority.contains(['/', '?', '#', '@', ' ']);
+        let fits = !authority.contains(['/', '?', '#', '@', ' ', '$']);
         let place = match split_port(authority).filter(|_| fits)? {
             (_, Some(_)) => authority.to_owned(),
             (_, None) => format!("{authority}:{port}"),
@@ -54,7 +54,19 @@ fn no_endpoint(text: &str) -> String {
     }
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
     let is_http = ["http", "https"].contains(&scheme);
+    let variable = rest.split_once('$').map(|(_, behind)| {
+        let end = behind.find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        &behind[..end.unwrap_or(behind.len())]
+    });
     let mend = match () {
+        () if variable.is_some_and(|name| !name.is_empty()) => format!(
+            "write an environment variable as ${{{}}}",
+            variable.unwrap_or_default()
+        ),
+        // As nginx spells it.
+        () if is_http && rest.starts_with("unix:/") => {
+            format!("use {}", rest.trim_end_matches([':', '/']))
+        }
         () if is_http && !path.is_empty() && split_port(authority).is_some() => format!(
             "it has a path: use {scheme}://{authority}, and \"rewrite: {{path_prefix: /{}}}\" of a route",
             path.trim_end_matches('/')
