@@ -230,6 +230,7 @@ def refused() -> Iterator[str]:
         ({"monitoring": {"serviceMonitor": {"enabled": True, "scrapeTimeout": "1m30s", "interval": "89999ms"}}}, "monitoring.serviceMonitor.scrapeTimeout"),
         ({"injector": {"certificates": {"certManager": {"issuerRef": {"kind": "ClusterIssuer"}}}}}, "issuerRef"),
         ({"monitoring": {"prometheusRule": {"runbookBase": "docs"}}}, "runbookBase"),
+        ({"monitoring": {"prometheusRule": {"enabled": True, "disabled": ["WeirAbsnt"]}}}, 'prometheusRule.disabled: no alert is named "WeirAbsnt"; there are Weir'),
         ({"injector": {"onUnfit": "deny"}}, "onUnfit"),
         ({"injector": {"sidecar": {"uid": 0}}}, "uid"),
         # What no sidecar would get.
