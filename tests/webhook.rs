@@ -329,6 +329,13 @@ fn reviews_of_whatever_sort_fit_the_memory_that_the_chart_gives() {
     let unknown: serde_json::Map<_, _> = (0..15_000)
         .map(|at| (format!("weir.dev/{at}"), json!("")))
         .collect();
+    let names: String = (0..32)
+        .map(|at| format!("{at:b>1000}: {{limit: 1/s}}, "))
+        .collect();
+    let used: String = (0..5_000).map(|at| format!("c{at},")).collect();
+    let unknown_names = format!(
+        "{{listen: '127.0.0.1:1', upstream: 'http://x', rate_limits: {{{names}}}, routes: [{{rate_limits: [{used}]}}]}}"
+    );
     let lines: String = (0..30_000).map(|at| format!("a{at}: 1\n")).collect();
     let requests = [
         with("initContainers", json!(steps)),
@@ -336,6 +343,7 @@ fn reviews_of_whatever_sort_fit_the_memory_that_the_chart_gives() {
         with("containers", json!([{"name": long, "ports": ports}])),
         annotated(json!(unknown)),
         annotated(json!({"weir.dev/config-inline": lines})),
+        annotated(json!({"weir.dev/config-inline": unknown_names})),
         annotated(json!({"weir.dev/config-inline": "[a, ".repeat(60_000)})),
         annotated(json!({"weir.dev/config-inline": "[".repeat(2 << 20)})),
     ];

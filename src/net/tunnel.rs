@@ -4,7 +4,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -12,15 +12,23 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 #[derive(Debug)]
 pub struct TunnelReading<'s> {
     stream: &'s mut RecvStream,
-    /// What has come and is not read yet.
-    ahead: Bytes,
+    /// What has come and is not read yet, out of its frames.
+    ahead: BytesMut,
 }
 
 impl<'s> TunnelReading<'s> {
     pub fn of(stream: &'s mut RecvStream) -> TunnelReading<'s> {
         TunnelReading {
             stream,
-            ahead: Bytes::new(),
+            ahead: BytesMut::new(),
+        }
+    }
+
+    /// Takes what has come out of its frames, while nobody reads it: a small one costs many times its bytes, and holds on to all that was read
+    /// with it. The window bounds how much that is. Why there is no more is told to whoever reads next.
+    pub fn gather(&mut self, cx: &mut Context<'_>) {
+        while let Poll::Ready(Some(Ok(bytes))) = self.stream.poll_data(cx) {
+            self.ahead.extend_from_slice(&bytes);
         }
     }
 }
@@ -31,15 +39,31 @@ impl AsyncRead for TunnelReading<'_> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        while self.ahead.is_empty() {
-            match ready!(self.stream.poll_data(cx)) {
-                Some(Ok(bytes)) => self.ahead = bytes,
-                Some(Err(error)) => return Poll::Ready(Err(io_error(error))),
-                None => return Poll::Ready(Ok(())),
+        let room = buffer.remaining();
+        let some = match self.ahead.is_empty() {
+            false => {
+                let some = room.min(self.ahead.len());
+                buffer.put_slice(&self.ahead.split_to(some));
+                if self.ahead.is_empty() {
+                    // An idle one holds on to nothing.
+                    self.ahead = BytesMut::new();
+                }
+                some
             }
-        }
-        let some = self.ahead.len().min(buffer.remaining());
-        buffer.put_slice(&self.ahead.split_to(some));
+            true => loop {
+                match ready!(self.stream.poll_data(cx)) {
+                    Some(Ok(bytes)) if bytes.is_empty() => {}
+                    Some(Ok(mut bytes)) => {
+                        let some = room.min(bytes.len());
+                        buffer.put_slice(&bytes.split_to(some));
+                        self.ahead.extend_from_slice(&bytes);
+                        break some;
+                    }
+                    Some(Err(error)) => return Poll::Ready(Err(io_error(error))),
+                    None => return Poll::Ready(Ok(())),
+                }
+            },
+        };
         // Fails for a stream that has ended alone, which needs no more.
         let _ = self.stream.flow_control().release_capacity(some);
         Poll::Ready(Ok(()))

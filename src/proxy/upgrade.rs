@@ -3,8 +3,9 @@
 //! know why a session is over.
 
 use std::cell::Cell;
-use std::future::pending;
+use std::future::{pending, poll_fn};
 use std::pin::pin;
+use std::task::Context;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -81,7 +82,7 @@ pub(super) async fn switched_http2(
     persist(outgoing.plan, &conn.lane.outbox, record, false).await?;
     let writes = respond.send_response(head, false);
     let writes = TunnelWriting(writes.map_err(|_| Failure::ClientGone)?);
-    let client = Side::of((TunnelReading::of(body), writes), answer);
+    let client = Side::of_tunnel((TunnelReading::of(body), writes), answer);
     let spoken = Spoken::WebSocket;
     live(conn, outgoing, client, upstream, spoken, record).await;
     Ok(())
@@ -127,14 +128,33 @@ pub(super) struct Side<R, W> {
     writes: W,
     /// What goes out first: it came with the heads.
     first: Vec<u8>,
+    gather: Gather<R>,
 }
 
+/// What is done with what comes while the other side takes nothing.
+type Gather<R> = fn(&mut R, &mut Context<'_>);
+
 impl<R, W> Side<R, W> {
+    /// What comes waits in the kernel.
     pub(super) fn of((reads, writes): (R, W), first: Vec<u8>) -> Side<R, W> {
         Side {
             reads,
             writes,
             first,
+            gather: |_, _| {},
+        }
+    }
+}
+
+impl<'s, W> Side<TunnelReading<'s>, W> {
+    /// What comes is taken out of its frames.
+    pub(super) fn of_tunnel(
+        both: (TunnelReading<'s>, W),
+        first: Vec<u8>,
+    ) -> Side<TunnelReading<'s>, W> {
+        Side {
+            gather: TunnelReading::gather,
+            ..Side::of(both, first)
         }
     }
 }
@@ -158,6 +178,7 @@ async fn relay(
     let (close, closing) = watch::channel(None);
     let up = Way {
         from: client.reads,
+        gather: client.gather,
         to: upstream.writes,
         first: upstream.first,
         passed: passed.up,
@@ -167,6 +188,7 @@ async fn relay(
     };
     let down = Way {
         from: upstream.reads,
+        gather: upstream.gather,
         to: client.writes,
         first: client.first,
         passed: passed.down,
@@ -219,6 +241,7 @@ async fn finish(passed: Result<(), Broken>, other: impl Future<Output = Result<(
 /// One way of the relay.
 struct Way<'r, R, W> {
     from: R,
+    gather: Gather<R>,
     to: W,
     /// What is there already.
     first: Vec<u8>,
@@ -297,8 +320,15 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Way<'_, R, W> {
     }
 
     async fn write(&mut self, bytes: &[u8]) -> Result<(), Broken> {
-        let written = write(&mut self.to, bytes).await;
-        written.map_err(|_| Broken::Writing)?;
+        let mut writing = pin!(write(&mut self.to, bytes));
+        let written = poll_fn(|cx| {
+            let written = writing.as_mut().poll(cx);
+            if written.is_pending() {
+                (self.gather)(&mut self.from, cx);
+            }
+            written
+        });
+        written.await.map_err(|_| Broken::Writing)?;
         self.passed.set(self.passed.get() + bytes.len() as u64);
         Ok(())
     }
@@ -314,7 +344,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Way<'_, R, W> {
 mod tests {
     use std::io;
     use std::pin::Pin;
-    use std::task::{Context, Poll};
+    use std::task::Poll;
 
     use tokio::io::{AsyncReadExt as _, duplex};
 
@@ -379,6 +409,7 @@ mod tests {
             let (_closes, closing) = watch::channel(Some(GOING_AWAY));
             let way = Way {
                 from,
+                gather: |_, _| {},
                 to,
                 first: b"\x81\x01a".to_vec(),
                 passed: &passed,
@@ -404,6 +435,7 @@ mod tests {
         let (closes, closing) = watch::channel(None);
         let way = Way {
             from,
+            gather: |_, _| {},
             to,
             first: begun.clone(),
             passed: &passed,

@@ -268,6 +268,12 @@ fn each_tampering_in_postgres_is_named_with_its_events() {
         "CREATE TABLE weir.odd PARTITION OF weir.audit_events DEFAULT",
         &[(0..=0, FaultKind::File)],
     );
+    // So does a view in the table's place, which tells who asks by how.
+    check(
+        "ALTER TABLE weir.audit_events RENAME TO kept;
+         CREATE VIEW weir.audit_events AS SELECT * FROM weir.kept WHERE current_query() LIKE '%ORDER BY arrival, boot_id, seq'",
+        &[(0..=0, FaultKind::File)],
+    );
 }
 
 /// One of a killed process by its heir, while what the killed one had sent last was still on its way.

@@ -3,21 +3,21 @@
 
 use std::io::{Read, Write as _};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::harness::eventually;
 use super::harness::frames::{
     self as h2, CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Ended, HEADERS,
-    PING, PRIORITY, Raw, SETTINGS,
+    PING, PRIORITY, Raw, SETTINGS, WINDOW_UPDATE,
 };
 use super::harness::process::{Running, file};
 use super::harness::raw::{read_head, scripted};
+use super::harness::{DEADLINE, eventually};
 
-/// weir as a process, in front of an upstream that answers `/fine` and `/large` and nothing else, and one at `/silent` that answers nothing
-/// and is asked once at a time.
+/// weir as a process, in front of an upstream that answers `/fine` and `/large` and nothing else, and opens WebSockets at
+/// `/socket` of which it reads nothing, and one at `/silent` that answers nothing and is asked once at a time.
 struct World {
     weir: Running,
     /// Requests that reached the upstream, but for those that it answers.
@@ -34,11 +34,22 @@ const LARGE: usize = 1 << 20;
 
 impl World {
     fn new() -> World {
+        World::patient(Duration::from_secs(1))
+    }
+
+    /// With this `stream_idle`.
+    fn patient(idle: Duration) -> World {
         let reached = Arc::<AtomicUsize>::default();
         let count = reached.clone();
+        let unread = Mutex::new(Vec::new());
         let upstream = scripted(move |mut stream| {
             while let Some(head) = read_head(&mut stream) {
                 let answer = match head.split(' ').nth(1) {
+                    Some("/socket") => {
+                        let _ = stream.write_all(opened(&head).as_bytes());
+                        unread.lock().unwrap().push(stream);
+                        return;
+                    }
                     Some("/fine") => super::harness::ok("fine"),
                     Some("/large") => super::harness::ok(&"a".repeat(LARGE)),
                     _ => {
@@ -56,11 +67,12 @@ impl World {
             let _ = stream.read_to_end(&mut Vec::new());
         });
         let config = file(&format!(
-            "{{listeners: [{{address: '127.0.0.1:0', timeouts: {{header_read: 1s, stream_idle: 1s}}}}], \
+            "{{listeners: [{{address: '127.0.0.1:0', timeouts: {{header_read: 1s, stream_idle: {}s}}}}], \
              upstreams: {{app: {{endpoints: ['http://{upstream}']}}, \
              silent: {{endpoints: ['http://{silent}'], connect_timeout: 30s, concurrency: {{max: 1, pending: 200}}}}}}, \
              routes: [{{match: {{path: /silent}}, upstream: silent}}, {{upstream: app}}], \
-             admin: {{address: '127.0.0.1:0'}}, runtime: {{lanes: 1}}}}"
+             admin: {{address: '127.0.0.1:0'}}, runtime: {{lanes: 1}}}}",
+            idle.as_secs()
         ));
         let mut world = World {
             weir: Running::start(config.path()),
@@ -113,6 +125,20 @@ impl World {
         assert!(took < room, "{name}: {took} KiB");
         assert_eq!(self.weir.told("weir_panics_total"), Some(0.0), "{name}");
     }
+}
+
+/// The answer to a request for a WebSocket.
+fn opened(head: &str) -> String {
+    let mut lines = head.lines();
+    let key = lines.find_map(|line| {
+        line.to_ascii_lowercase()
+            .starts_with("sec-websocket-key:")
+            .then(|| line[18..].trim())
+    });
+    let accept = weir::http1::websocket::accept(key.unwrap());
+    format!(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
+    )
 }
 
 /// Sends `piece` again and again, as long as it is taken, while answers are read away; how often, and how the connection ended.
@@ -328,6 +354,45 @@ fn small_data() {
         "{code:?}"
     );
     world.bore_within("small DATA", 24 << 10);
+}
+
+/// A byte of a WebSocket's that its upstream does not read holds on to all that it was read with: frames of any size may stand beside it, of a
+/// kind that nobody knows, and no window bounds those.
+#[test]
+fn small_data_of_a_websocket() {
+    const LARGE: usize = 16 * 1024;
+    let world = World::patient(Duration::from_secs(60));
+    let mut raw = world.connect(&[]);
+    let websocket = [(":protocol", "websocket")];
+    raw.send(&h2::request(1, 0, "CONNECT", "/socket", &websocket));
+    raw.until(|frame| frame.kind == HEADERS);
+    // As much as goes to the upstream unread, which leaves some of the window.
+    raw.patience(Duration::from_millis(500));
+    let mut room = 64 * 1024;
+    loop {
+        while room >= 2 * LARGE {
+            raw.send(&h2::frame(DATA, 0, 1, &[b'a'; LARGE]));
+            room -= LARGE;
+        }
+        match raw.next() {
+            Ok(frame) if frame.kind == WINDOW_UPDATE && frame.stream == 1 => {
+                let more = frame.payload.try_into().unwrap();
+                room += usize::try_from(u32::from_be_bytes(more)).unwrap();
+            }
+            Ok(_) => {}
+            Err(ended) => {
+                assert_eq!(ended, Ended::Hung);
+                break;
+            }
+        }
+    }
+    let small = h2::frame(DATA, 0, 1, b"a");
+    let beside = h2::frame(u8::MAX, 0, 0, &[0; LARGE]);
+    raw.send(&[small, beside].concat().repeat(2_000));
+    raw.patience(DEADLINE);
+    raw.send(&h2::frame(PING, 0, 0, &[0; 8]));
+    raw.until(|frame| frame.kind == PING);
+    world.bore("small DATA of a WebSocket");
 }
 
 /// RFC 7541 section 7.3: a large field in the table, and a block of references to it.

@@ -266,6 +266,37 @@ fn tampering_is_named_in_the_files_of_all_days() {
     );
 }
 
+/// Who can write to a file can have queries pass over events that are there.
+#[test]
+fn what_hides_events_from_queries_is_named() {
+    let check = |sql: &str, found: usize| {
+        let audit = three_days();
+        assert_eq!(close(&Files::new(&audit.path, Some(KEY))).len(), 2);
+        assert_eq!(audit.faults(), []);
+        let of_bob = Filter {
+            user: Some("bob".to_owned()),
+            ..Filter::default()
+        };
+        audit.sql_at(NOW + DAY, sql);
+        assert_eq!(audit.reader().query(&of_bob).unwrap().len(), found, "{sql}");
+        assert_eq!(audit.faults(), [(0..=0, FaultKind::File)], "{sql}");
+    };
+    check(
+        "DROP INDEX events_user;
+         CREATE INDEX events_user ON events (user) WHERE user IS NOT NULL AND user <> 'bob';
+         PRAGMA writable_schema = ON;
+         UPDATE sqlite_schema SET sql = 'CREATE INDEX events_user ON events (user) WHERE user IS NOT NULL'
+         WHERE name = 'events_user'",
+        200,
+    );
+    // What a view shows may depend on much.
+    check(
+        "DROP INDEX events_user; ALTER TABLE events RENAME TO kept;
+         CREATE VIEW events AS SELECT arrival, instance_id, seq, time, user, client, label, body, hash FROM kept",
+        300,
+    );
+}
+
 #[test]
 fn a_removed_file_is_named_with_its_events() {
     let check = |day: u32, expected: &str| {

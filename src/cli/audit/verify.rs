@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
 
+use super::format::printable;
 use crate::config::Secret;
 use crate::store::audit::Report;
 use crate::store::audit::chain::Keys;
@@ -60,9 +61,11 @@ fn without_line_end(key: &[u8]) -> &[u8] {
 fn said(report: &Report, kept_in: &str) -> String {
     let mut said = String::new();
     for fault in &report.faults {
-        said.push_str(&format!("{fault}\n"));
+        said.push_str(&printable(&fault.to_string()));
+        said.push('\n');
     }
     for boot in report.open.iter().take(NAMED) {
+        let boot = printable(boot);
         said.push_str(&format!(
             "{boot}: still runs, or was killed: events behind its last would not be missed\n"
         ));
@@ -106,6 +109,8 @@ fn said(report: &Report, kept_in: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::audit::days::Day;
+    use crate::store::audit::{Fault, FaultKind};
 
     fn lines(report: &Report, kept_in: &str) -> Vec<String> {
         said(report, kept_in).lines().map(str::to_owned).collect()
@@ -139,6 +144,21 @@ mod tests {
             files[0].ends_with("weir_audit_events_total does"),
             "{files:?}"
         );
+    }
+
+    /// An instance's name is as the database has it, whoever wrote that.
+    #[test]
+    fn no_name_drives_the_terminal() {
+        let name = "a\u{1b}[2K\r\u{9b}8m\n9 events: nothing is missing".to_owned();
+        let report = Report {
+            open: vec![name.clone()],
+            faults: vec![Fault::of_instance(Day(1), name, FaultKind::Instance)],
+            ..Report::default()
+        };
+        let said = said(&report, "days");
+        let shown = "a\u{fffd}[2K\u{fffd}\u{fffd}8m\u{fffd}9 events: nothing is missing";
+        assert_eq!(said.matches(shown).count(), 2, "{said}");
+        assert_eq!(said.lines().count(), 3, "{said}");
     }
 
     #[test]

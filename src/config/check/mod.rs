@@ -37,6 +37,10 @@ use crate::config::{Admin, Config};
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(86_400);
 
+/// Of so many mistakes a mend is told with each that is an unknown name. It may be all names that there are, and is sought among them: of more, a
+/// text of 64 KiB would make some 500 MB of messages.
+const MENDED: usize = 100;
+
 /// A file without mistakes.
 pub struct Checked {
     pub config: Config,
@@ -335,6 +339,9 @@ impl Checker {
         let mut of_form = self.of_form.iter();
         if known.contains(name) || of_form.any(|told| is_own_key(&told.place.path)) {
             return;
+        }
+        if self.mistakes.len() >= MENDED {
+            return self.refuse(place, format!("unknown {kind} \"{name}\""));
         }
         let mend = match kind {
             Kind::Limit if name.contains('/') => {

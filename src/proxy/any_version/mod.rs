@@ -427,7 +427,7 @@ impl Exchange<'_, '_, '_> {
             (Ran::Ended { ended, .. }, _) => Ok(Used::Ended(ended)),
             (Ran::Switched(Some(mut down)), Some(up)) => {
                 let both = (TunnelReading::of(&mut down), TunnelWriting(up));
-                let upstream = Side::of(both, Vec::new());
+                let upstream = Side::of_tunnel(both, Vec::new());
                 self.tunnel(body.source, upstream, Vec::new()).await
             }
             (Ran::Switched(_), _) => Err(Rejection::UpstreamBroken.into()),

@@ -36,7 +36,7 @@ const LEAP: u32 = 3;
 // 500,000 events, 50,000 users: closed in 0.65 to 0.98 s, 359 B a row before and 428 B after; one user's events in 58 to
 // 85 ms before and 0.5 to 1.0 ms after. Kept up while writing instead, by Python's sqlite3 with the same tables and
 // batches of 500: 5.5 us a row without an index, 32 with that of users alone, 45 with all four.
-const CLOSE: &str = "
+pub(super) const CLOSE: &str = "
 CREATE INDEX IF NOT EXISTS events_time ON events (time);
 CREATE INDEX IF NOT EXISTS events_user ON events (user) WHERE user IS NOT NULL;
 CREATE INDEX IF NOT EXISTS events_client ON events (client);

@@ -1,10 +1,13 @@
 //! Checks the audit's files: each by itself, then what they say of each other.
 
+use std::collections::HashSet;
+
 use rusqlite::fallible_streaming_iterator::FallibleStreamingIterator as _;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row, Rows};
 
-use super::{Ledger, blob, check_version, day, integer, signed, text, unsigned};
+use super::upkeep::CLOSE;
+use super::{Ledger, SCHEMA, blob, check_version, day, integer, signed, text, unsigned};
 use crate::event::{AuditEvent, is_of_another_version};
 use crate::store::audit::chain::{Check, End, Found, Hasher, InstancePart, Keys};
 use crate::store::audit::days::Day;
@@ -104,7 +107,7 @@ pub(super) fn file(
     }
     // Queries leave out a file whose events are said to be later than what they ask for.
     let hidden = ledger.earliest.is_some_and(|said| said > earliest);
-    if !marks || ledger.day != named || hidden {
+    if !marks || ledger.day != named || hidden || !finds_all(&snapshot)? {
         report.faults.push(Fault::of_file(named, FaultKind::File));
     }
     report.files += 1;
@@ -117,6 +120,30 @@ pub(super) fn file(
         removed,
         parts,
     })
+}
+
+/// Whether queries find what is there: its tables and indexes are as weir makes them, and an index leads to each row. Rows are read here
+/// without one.
+fn finds_all(connection: &Connection) -> Result<bool, StoreError> {
+    const MADE: &str =
+        "SELECT type, name, sql FROM sqlite_schema WHERE substr(name, 1, 7) <> 'sqlite_'";
+    let usual = Connection::open_in_memory()?;
+    usual.execute_batch(SCHEMA)?;
+    usual.execute_batch(CLOSE)?;
+    let made = |connection: &Connection| -> Result<HashSet<_>, StoreError> {
+        let mut statement = connection.prepare(MADE)?;
+        let made = statement.query_map([], |row| {
+            let text = |index| row.get::<_, Option<String>>(index);
+            Ok((text(0)?, text(1)?, text(2)?))
+        })?;
+        Ok(made.collect::<Result<_, _>>()?)
+    };
+    if !made(connection)?.is_subset(&made(&usual)?) {
+        return Ok(false);
+    }
+    let said: String =
+        connection.query_row("PRAGMA integrity_check(events)", [], |row| row.get(0))?;
+    Ok(said == "ok")
 }
 
 /// The key of the file: that of its first instance, if it is known.
