@@ -26,7 +26,7 @@ use super::companion::Runs;
 use super::control::{self, Tasks};
 use super::files;
 use super::reload;
-use super::service_manager::{self, State};
+use super::service_manager;
 use super::signals::Signals;
 use super::take_over::{self, Offer};
 use super::watched_files::{ConfigFiles, TlsFiles};
@@ -142,7 +142,7 @@ async fn supervise(
         biased;
         served = ports.serve(accepting) => {
             let accepting = served?;
-            service_manager::tell(State::Ready);
+            service_manager::ready();
             let offer = offered.and_then(|(admin, sockets)| {
                 let offer = Offer::new(admin, sockets);
                 let warned = offer.inspect_err(|error| {
@@ -409,7 +409,7 @@ impl Running {
 
     async fn drain(mut self, why: &Why) -> anyhow::Result<()> {
         info!("draining");
-        service_manager::tell(State::Stopping);
+        service_manager::stopping();
         let mut over = self.phases.subscribe();
         let is_over = |phase: &Phase| *phase == Phase::Over;
         // No other comes: what would bring one has ended.
