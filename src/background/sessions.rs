@@ -56,7 +56,7 @@ pub(super) struct SharedSweep {
 /// What is known from one sweep to the next.
 #[derive(Default)]
 struct Sweeping {
-    /// Each entry that was ever swept, and what is told of it.
+    /// Each entry of the last sweep, and what is told of it.
     told: BTreeMap<String, SweepMetrics>,
     /// From then on another process may sweep, unless this one is heard of before.
     mine_until: Option<Instant>,
@@ -109,11 +109,13 @@ impl SharedSweep {
                 sweeping.told.insert(name.clone(), metrics);
             }
         }
-        let gone = sweeping
-            .told
-            .iter()
-            .filter(|(name, _)| !names.contains(name));
-        gone.for_each(|(_, metrics)| tell(metrics, Swept::default()));
+        sweeping.told.retain(|name, _| {
+            let stays = names.contains(name);
+            if !stays {
+                self.metrics.sessions.forget_swept(name);
+            }
+            stays
+        });
         let mut asked = Instant::now();
         if !self.claim(sweeping).await? {
             return Ok(());

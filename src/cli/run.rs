@@ -5,6 +5,7 @@ mod ports;
 mod stores;
 
 use std::convert::Infallible;
+use std::fs;
 use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
@@ -99,6 +100,13 @@ pub fn run(file: PathBuf, role: Role, takes_over: TakesOver) -> anyhow::Result<(
 
 /// As a file is read again.
 fn load_and_warn(file: &Path) -> anyhow::Result<Config> {
+    // To open a named pipe is to wait for a writer, with all that this thread does.
+    if fs::metadata(file).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+        bail!(
+            "{} can be read once, which was at the start: put a file in its place, or start weir again",
+            file.display()
+        );
+    }
     let Checked {
         config, warnings, ..
     } = read(file)?;

@@ -2,7 +2,7 @@
 //! with whatever waits in their queues, and tells it once it serves. Both meet at a socket in the abstract namespace, which is that of
 //! the network, as ports are; it is named after the admin address. Owns who is given what; must not know what is served.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,12 +19,12 @@ use rustix::net::{
 use socket2::Socket;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use crate::clock;
 use crate::config::listeners::Address;
-use crate::net::listen::Bound;
+use crate::net::listen::{self, Bound};
 use crate::telemetry::log::LogRateLimit;
 
 /// What processes of any version begin with.
@@ -40,8 +40,11 @@ const FAREWELL: u8 = b'B';
 /// For what neither side has to wait for.
 const WITHIN: Duration = Duration::from_secs(5);
 
-/// Between two who fail to take over.
+/// Between two who fail to take over, and two times that one asks.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// How often one asks who comes while another takes over.
+const ASKS: u32 = 20;
 
 /// What was taken over. Dropped before [`Taken::say_serving`], it is as if nobody had asked.
 #[derive(Debug, Default)]
@@ -51,31 +54,27 @@ pub(super) struct Taken {
 }
 
 impl Taken {
-    /// Asks the process whose admin port is at `admin`. Where there is none that offers, nothing is taken.
+    /// Asks the process whose admin port is at `admin`, or the one that takes over from that meanwhile. Where there is none that offers,
+    /// nothing is taken.
     pub(super) async fn from(admin: SocketAddr) -> anyhow::Result<Taken> {
-        // It never waits: a process that stands still may have the name, with as many callers as wait for it at most.
-        let mut stream = match UnixStream::connect(format!("\0{}", name(admin))).await {
-            Ok(stream) => stream,
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+        let mut again = 1..ASKS;
+        loop {
+            // Between a process that leaves and the one that has taken over nobody offers, though the port is served; and whoever waited
+            // for his turn at the first is left without a word.
+            let between = match ask(admin).await? {
+                Answer::Given(taken) => {
+                    info!(%admin, sockets = taken.sockets.len(), "taking over");
+                    return Ok(taken);
+                }
+                Answer::Left => true,
+                Answer::Nobody => is_served(admin),
+            };
+            if !between || again.next().is_none() {
                 info!(%admin, "nobody to take over from");
                 return Ok(Taken::default());
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                bail!("the process that runs does not hand over its ports")
-            }
-            Err(error) => return Err(error).context("cannot ask for the ports"),
-        };
-        // Whoever is first may have the name: sockets of another user's are not to be served.
-        is_trusted(&stream).context("cannot take over")?;
-        let received = timeout(WITHIN, receive(&mut stream)).await;
-        let sockets = received
-            .unwrap_or_else(|_| bail!("the process that runs does not hand over its ports"))
-            .context("cannot take over")?;
-        info!(%admin, sockets = sockets.len(), "taking over");
-        Ok(Taken {
-            sockets,
-            from: Some(stream),
-        })
+            sleep(PAUSE).await;
+        }
     }
 
     /// Whether there is a process that is taken over from.
@@ -158,7 +157,7 @@ impl Offer {
                         let left_out = (left_out > 0).then_some(left_out);
                         warn!(error, left_out, "not taken over, and so going on");
                     }
-                    tokio::time::sleep(PAUSE).await;
+                    sleep(PAUSE).await;
                 }
             }
         };
@@ -188,6 +187,45 @@ pub(super) async fn taken(offer: Option<Offer>) {
         Some(offer) => offer.taken().await,
         None => std::future::pending().await,
     }
+}
+
+/// What comes of asking once.
+enum Answer {
+    Given(Taken),
+    /// The process that was asked offers nothing any more: another has taken over, or it is gone.
+    Left,
+    Nobody,
+}
+
+async fn ask(admin: SocketAddr) -> anyhow::Result<Answer> {
+    // It never waits: a process that stands still may have the name, with as many callers as wait for it at most.
+    let mut stream = match UnixStream::connect(format!("\0{}", name(admin))).await {
+        Ok(stream) => stream,
+        Err(error) => match error.kind() {
+            ErrorKind::ConnectionRefused => return Ok(Answer::Nobody),
+            ErrorKind::ConnectionReset => return Ok(Answer::Left),
+            ErrorKind::WouldBlock => bail!(STANDS_STILL),
+            _ => return Err(error).context("cannot ask for the ports"),
+        },
+    };
+    // Whoever is first may have the name: sockets of another user's are not to be served.
+    is_trusted(&stream).context("cannot take over")?;
+    let received = timeout(WITHIN, receive(&mut stream)).await;
+    let received = received.unwrap_or_else(|_| bail!(STANDS_STILL));
+    let Some(sockets) = received.context("cannot take over")? else {
+        return Ok(Answer::Left);
+    };
+    Ok(Answer::Given(Taken {
+        sockets,
+        from: Some(stream),
+    }))
+}
+
+const STANDS_STILL: &str = "the process that runs does not hand over its ports";
+
+/// Whether someone listens there.
+fn is_served(admin: SocketAddr) -> bool {
+    listen::alone(admin).is_err_and(|error| error.kind() == ErrorKind::AddrInUse)
 }
 
 fn name(admin: SocketAddr) -> String {
@@ -235,9 +273,11 @@ async fn send(stream: &mut UnixStream, sockets: &[OwnedFd]) -> io::Result<()> {
     stream.write_u8(NO_MORE).await
 }
 
-async fn receive(stream: &mut UnixStream) -> anyhow::Result<Vec<Socket>> {
-    let version = stream.read_u8().await;
-    let version = version.context("the process that runs hands over nothing")?;
+/// `None` where the other end leaves before it says anything.
+async fn receive(stream: &mut UnixStream) -> anyhow::Result<Option<Vec<Socket>>> {
+    let Ok(version) = stream.read_u8().await else {
+        return Ok(None);
+    };
     ensure!(
         version == VERSION,
         "the process that runs is of a version that hands over in another way: stop it first"
@@ -259,7 +299,7 @@ async fn receive(stream: &mut UnixStream) -> anyhow::Result<Vec<Socket>> {
         match stream.async_io(Interest::READABLE, one).await? {
             (SOCKET, 1, Some(fd)) => sockets.push(Socket::from(fd)),
             (SOCKET, 1, None) => bail!("no more files can be opened: raise the limit (ulimit -n)"),
-            (NO_MORE, 1, None) => return Ok(sockets),
+            (NO_MORE, 1, None) => return Ok(Some(sockets)),
             (_, _, _) => bail!("the process that runs broke off"),
         }
     }
@@ -304,6 +344,47 @@ mod tests {
         }
         assert!(!giving.is_finished());
         Taken::from(address).await.unwrap().say_serving().await;
+        giving.await.unwrap();
+    }
+
+    /// So that what can be done at once is done.
+    async fn others_go_on() {
+        for _ in 0..1_000 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// As where two are started at once: the old process ends while the second waits for its turn, and the first does not offer yet.
+    #[tokio::test]
+    async fn who_waits_behind_another_takes_over_from_that_one() {
+        let (address, listener, offer) = offered().await;
+        let giving = tokio::spawn(taken(Some(offer)));
+        let first = Taken::from(address).await.unwrap();
+        let second = tokio::spawn(Taken::from(address));
+        others_go_on().await;
+        first.say_serving().await;
+        giving.await.unwrap();
+        others_go_on().await;
+        let offer = Offer::new(address, vec![listener.into()]).unwrap();
+        let giving = tokio::spawn(taken(Some(offer)));
+        let mut second = second.await.unwrap().unwrap();
+        assert!(second.port(address).is_some());
+        second.say_serving().await;
+        giving.await.unwrap();
+    }
+
+    /// The port is served by one that has taken over, and is about to offer it.
+    #[tokio::test]
+    async fn who_asks_between_two_offers_waits_for_the_next() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let asking = tokio::spawn(Taken::from(address));
+        others_go_on().await;
+        let offer = Offer::new(address, vec![listener.into()]).unwrap();
+        let giving = tokio::spawn(taken(Some(offer)));
+        let mut got = asking.await.unwrap().unwrap();
+        assert!(got.port(address).is_some());
+        got.say_serving().await;
         giving.await.unwrap();
     }
 

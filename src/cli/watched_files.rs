@@ -155,7 +155,7 @@ impl Fingerprint {
     }
 }
 
-/// The file's that the path leads to now; `None` for one that cannot be seen.
+/// The file's that the path leads to now; `None` for one that cannot be seen, and for a pipe, which is no other file when someone writes to it.
 fn fingerprint(path: &Path) -> Option<Fingerprint> {
     let of = |file: Metadata| Fingerprint {
         device: file.dev(),
@@ -163,7 +163,7 @@ fn fingerprint(path: &Path) -> Option<Fingerprint> {
         size: file.size(),
         modified: (file.mtime(), file.mtime_nsec()),
     };
-    fs::metadata(path).ok().map(of)
+    fs::metadata(path).ok().filter(Metadata::is_file).map(of)
 }
 
 #[cfg(test)]
@@ -214,6 +214,22 @@ pub(super) mod tests {
         assert!(!files.are_changing());
         fs::rename(&aside, &path).unwrap();
         assert!(!files.look(now));
+    }
+
+    /// It is another by its times once someone has written to it, and can be read once.
+    #[test]
+    fn a_pipe_never_changes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weir.yaml");
+        let made = std::process::Command::new("mkfifo").arg(&path).status();
+        assert!(made.unwrap().success());
+        let now = clock::wall();
+        let mut files = ConfigFiles::of(path.clone());
+        // Who opens it for both waits for nobody.
+        let pipe = File::options().read(true).write(true).open(&path).unwrap();
+        pipe.set_modified(UNIX_EPOCH + now - 9 * SECOND).unwrap();
+        assert!([(); 5].iter().all(|()| !files.look(now)));
+        assert!(!files.are_changing());
     }
 
     #[test]

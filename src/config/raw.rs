@@ -12,10 +12,11 @@ mod upstreams;
 mod worker;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::num::NonZeroUsize;
 
 use schemars::JsonSchema;
-use serde::de::Error;
+use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::units::{Percent, TimeLength};
@@ -423,15 +424,46 @@ pub enum Auto {
 
 impl<'de> Deserialize<'de> for Lanes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Lanes, D::Error> {
-        match String::deserialize(deserializer)?.as_str() {
-            "auto" => Ok(Lanes::Auto(Auto::Auto)),
-            text => text.parse().map(Lanes::Count).map_err(|_| {
-                D::Error::custom(format_args!(
-                    "\"{text}\" lanes: use auto or a number from 1"
-                ))
-            }),
+        let count = |count| NonZeroUsize::new(usize::try_from(count).ok()?);
+        let lanes = auto_or(deserializer, "lanes: use auto or a number from 1", count)?;
+        Ok(lanes.map_or(Lanes::Auto(Auto::Auto), Lanes::Count))
+    }
+}
+
+/// `auto`, which is `None`, or a number, as the schema has both: in quotes it is none. `needed` is said behind what is neither.
+fn auto_or<'de, D: Deserializer<'de>, T>(
+    deserializer: D,
+    needed: &'static str,
+    count: impl Fn(u64) -> Option<T>,
+) -> Result<Option<T>, D::Error> {
+    struct Reads<F>(&'static str, F);
+
+    impl<T, F: Fn(u64) -> Option<T>> Visitor<'_> for Reads<F> {
+        type Value = Option<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("auto or a number")
+        }
+
+        fn visit_u64<E: Error>(self, number: u64) -> Result<Option<T>, E> {
+            let Reads(needed, count) = self;
+            let wrong = || E::custom(format_args!("\"{number}\" {needed}"));
+            count(number).ok_or_else(wrong).map(Some)
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<Option<T>, E> {
+            let needed = self.0;
+            match text {
+                "auto" => Ok(None),
+                text if text.parse::<u64>().is_ok() => Err(E::custom(format_args!(
+                    "\"{text}\" {needed}, without quotes"
+                ))),
+                text => Err(E::custom(format_args!("\"{text}\" {needed}"))),
+            }
         }
     }
+
+    deserializer.deserialize_u64(Reads(needed, count))
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]

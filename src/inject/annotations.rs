@@ -303,7 +303,7 @@ fn resource(
 }
 
 /// A Kubernetes quantity in its unit.
-fn quantity(at: &str, text: &str) -> Result<f64, Unfit> {
+pub(super) fn quantity(at: &str, text: &str) -> Result<f64, Unfit> {
     const SUFFIXES: [(&str, f64); 16] = [
         ("Ki", 1024.0),
         ("Mi", 1_048_576.0),

@@ -7,6 +7,7 @@ pub mod manifest;
 mod ports;
 mod probes;
 pub mod review;
+mod room;
 mod services;
 mod sidecar;
 mod text;
@@ -279,6 +280,7 @@ fn inject(
         given::refuse_wrong(text.unwrap_or_default(), &told, (asked.mode, settings))?;
     }
     add(pod, &made);
+    room::refuse_full(pod)?;
     undo::note(pod, before, asked.mode);
     let injected = Injected {
         mode: asked.mode,

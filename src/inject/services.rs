@@ -150,19 +150,23 @@ pub(super) fn restore(service: &mut Value) -> Result<(), Unfit> {
 
 /// Tells of a NetworkPolicy that lets in the app's port alone.
 pub(super) fn shut_out(policy: &Value, named: &str, workloads: &[Workload]) -> Option<String> {
-    let empty = Map::new();
-    let selector = policy["spec"]["podSelector"]["matchLabels"].as_object();
     let rules = policy["spec"]["ingress"].as_array().into_iter().flatten();
     let let_in: Vec<_> = rules
         .flat_map(|rule| rule["ports"].as_array().into_iter().flatten())
-        .filter_map(|port| port["port"].as_u64())
+        .filter_map(|port| {
+            let first = port["port"].as_u64()?;
+            Some(first..=port["endPort"].as_u64().unwrap_or(first))
+        })
         .collect();
-    let injected = of(policy, selector.unwrap_or(&empty), workloads)
-        .filter_map(|workload| workload.injected.as_ref());
-    let mut shut_out = injected.filter(|injected| {
-        let app = injected.app_port.map(u64::from);
-        app.is_some_and(|app| let_in.contains(&app)) && !let_in.contains(&injected.port.into())
+    let lets_in = |port: u16| let_in.iter().any(|ports| ports.contains(&port.into()));
+    let namespace = policy["metadata"]["namespace"].as_str();
+    let selected = workloads.iter().filter(|workload| {
+        workload.namespace.as_deref() == namespace
+            && selects(&policy["spec"]["podSelector"], &workload.labels)
     });
+    let injected = selected.filter_map(|workload| workload.injected.as_ref());
+    let mut shut_out = injected
+        .filter(|injected| injected.app_port.is_some_and(&lets_in) && !lets_in(injected.port));
     let injected = shut_out.next()?;
     Some(format!(
         "warning: {named}: lets in port {} by number, and weir takes requests on {}: let that in",
@@ -189,4 +193,28 @@ fn of<'a>(
         let has = |(key, value): (&String, &String)| workload.labels.get(key) == Some(value);
         workload.namespace == namespace && wanted.iter().all(has)
     })
+}
+
+/// Whether a selector of labels, as all but a Service's are, selects these. An empty one selects all.
+fn selects(selector: &Value, labels: &BTreeMap<String, String>) -> bool {
+    let wanted = selector["matchLabels"].as_object().into_iter().flatten();
+    let mut wanted =
+        wanted.map(|(key, value)| labels.get(key).map(String::as_str) == value.as_str());
+    let expressions = selector["matchExpressions"]
+        .as_array()
+        .into_iter()
+        .flatten();
+    let mut holds = expressions.map(|expression| {
+        let label = labels.get(expression["key"].as_str().unwrap_or_default());
+        let mut values = expression["values"].as_array().into_iter().flatten();
+        let is_one = label.is_some_and(|label| values.any(|value| value == label.as_str()));
+        match expression["operator"].as_str() {
+            Some("In") => is_one,
+            Some("NotIn") => !is_one,
+            Some("Exists") => label.is_some(),
+            Some("DoesNotExist") => label.is_none(),
+            Some(_) | None => false,
+        }
+    });
+    wanted.all(|is_it| is_it) && holds.all(|is_it| is_it)
 }

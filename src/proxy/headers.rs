@@ -123,11 +123,14 @@ pub(super) fn upgrade(buffer: &[u8], head: &RequestHead) -> Option<Vec<u8>> {
     if !asked {
         return None;
     }
-    let protocols = head.field(buffer, "upgrade")?;
-    protocols
-        .split(|byte| *byte == b',')
-        .all(is_other_than_http)
-        .then(|| protocols.to_vec())
+    let mut offered = head.values(buffer, "upgrade");
+    let mut protocols = offered.next()?.to_vec();
+    for more in offered {
+        protocols.extend_from_slice(b", ");
+        protocols.extend_from_slice(more);
+    }
+    let mut each = protocols.split(|byte| *byte == b',');
+    each.all(is_other_than_http).then_some(protocols)
 }
 
 /// Whether one of these values of `Authorization` or `WWW-Authenticate` has a part in saying who the client is for as long as a connection

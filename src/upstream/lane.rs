@@ -314,7 +314,10 @@ impl View {
                     let new = || shared.pool(endpoint.clone());
                     kept.unwrap_or_else(|| Rc::new(new()))
                 };
-                snapshot.endpoints.iter().map(pool).collect()
+                let pools = snapshot.endpoints.iter().map(pool).collect();
+                // Those of endpoints that are gone.
+                kept.values().for_each(|pool| pool.leave());
+                pools
             }
         };
         View { snapshot, pools }

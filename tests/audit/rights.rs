@@ -6,6 +6,7 @@ use super::harness::eventually;
 use super::harness::postgres::Database;
 use super::harness::process::{Echo, Log, Running, file, signal};
 use super::harness::redis::{Answer, Cluster, Server, key_prefix};
+use weir::keys::{SLOTS, slot};
 
 const PAGE: &str = include_str!("../../docs/shared-state.md");
 
@@ -137,7 +138,7 @@ fn nor_does_a_user_of_a_cluster() {
     }
     let shares = redis.yaml(&prefix).replace(
         "redis: {",
-        &format!("redis: {{username: '{prefix}', password: secret, "),
+        &format!("redis: {{timeout: 5s, username: '{prefix}', password: secret, "),
     );
     let weir = Running::start(
         file(&format!(
@@ -165,8 +166,60 @@ fn nor_does_a_user_of_a_cluster() {
         let reply = admin.send(method, path, &json, body);
         assert_eq!(reply.status, status, "{reply:?}");
     }
+    // A slot on its way: what has moved is asked for by ASKING.
+    let of_web = format!("{prefix}:s:web:*");
+    let on_node = |node| redis.cli(node, &["KEYS", &of_web]).list().to_vec();
+    let found: Vec<_> = (0..6).flat_map(on_node).collect();
+    let slot = slot(found[0].text().as_bytes());
+    let from = redis.master_of(slot);
+    let mut slots = (0..SLOTS).step_by(1_000);
+    let to = slots.find_map(|slot| Some(redis.master_of(slot)).filter(|to| *to != from));
+    let to = to.unwrap();
+    redis.open_slot(slot, to);
+    redis.move_keys(slot, to, usize::MAX);
+    let mut of_ann = || admin.send("GET", "/v1/sessions?user=ann", &json, "");
+    let reply = of_ann();
+    assert!(
+        reply.status == 200 && reply.body.contains("ann"),
+        "{reply:?}"
+    );
     for node in 0..6 {
         let log = redis.cli(node, &["ACL", "LOG"]);
         assert_eq!(refused(&log, &prefix), [""; 0]);
     }
+    redis.cli(to, &["ACL", "SETUSER", &prefix, "-asking"]);
+    assert_ne!(of_ann().status, 200);
+    let log = redis.cli(to, &["ACL", "LOG"]);
+    assert!(refused(&log, &prefix)[0].contains("asking"), "{log:?}");
+    redis.close_slot(slot, to);
+}
+
+#[test]
+fn nor_does_a_user_of_another_database() {
+    let (redis, echo) = (Server::single(), Echo::start());
+    let user = ["ACL", "SETUSER", "weir", "on", ">secret"];
+    let rights = [
+        rights("every weir"),
+        rights("with a database that is not 0"),
+    ];
+    redis.cli(&[&user[..], &rights.concat()].concat());
+    let weir = Running::start(
+        file(&format!(
+            "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nupstream: http://{}\nsessions: {{web: {{token: [{{bearer: true}}]}}}}\n\
+             redis: {{urls: '{}/1', username: weir, password: secret}}\n",
+            echo.address,
+            redis.url(),
+        ))
+        .path(),
+    );
+    let json = ["Host: localhost", "Content-Type: application/json"];
+    let mut admin = weir.admin();
+    let mut begin = || admin.send("POST", "/v1/sessions", &json, r#"{"user": "ann"}"#);
+    eventually(|| begin().status == 201);
+    let log = || refused(&redis.cli(&["ACL", "LOG"]), "weir");
+    assert_eq!(log(), [""; 0]);
+    // Without the right a new connection is good for nothing.
+    redis.cli(&["ACL", "SETUSER", "weir", "-select"]);
+    redis.cli(&["CLIENT", "KILL", "USER", "weir"]);
+    eventually(|| log().iter().any(|entry| entry.contains("select")));
 }

@@ -208,6 +208,28 @@ fn a_file_that_can_be_read_once_is_read_once() {
     assert_eq!(running.client().get("/").body, "piped");
 }
 
+/// To open a named pipe again would be to wait for a writer, with the admin port and all else of the control thread.
+#[test]
+fn a_named_pipe_is_not_read_again_and_holds_nothing_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weir.yaml");
+    let made = Command::new("mkfifo").arg(&path).status().unwrap();
+    assert!(made.success());
+    let to = path.clone();
+    let writer = std::thread::spawn(move || fs::write(to, replying("piped")).unwrap());
+    let running = Running::start(&path);
+    writer.join().unwrap();
+    let body = || running.client().get("/").body;
+    assert_eq!(body(), "piped");
+    running.signal("HUP");
+    let said = running.log_until("configuration not reloaded");
+    assert!(said.contains("can be read once"), "{said}");
+    assert_eq!((running.metric(TAKEN), &*body()), (0, "piped"));
+    // A file in its place is taken up.
+    replace(&path, &replying("file"));
+    eventually(|| body() == "file" && running.metric(TAKEN) == 1);
+}
+
 /// As of a service manager that is told to reload what it has just begun, or of one that tells all processes in a take-over.
 #[test]
 fn a_signal_to_reload_that_comes_before_the_file_is_read_ends_no_process() {

@@ -14,6 +14,7 @@ use super::harness::frames::{
 };
 use super::harness::process::{Running, file};
 use super::harness::raw::{scripted, send};
+use super::harness::servers::NameServer;
 use super::harness::versions::{Client, Length, Origin, Outgoing, Version, run};
 use super::harness::{Lane, PATIENCE, eventually};
 use super::{World, on_each_pairing};
@@ -658,6 +659,59 @@ fn a_connection_that_a_reload_leaves_keeps_no_other_out() {
         let mut other = origin.asked().await;
         other.ok("").await;
         assert_eq!((call.whole().await.0, other.connection), (200, 2));
+        asked.ok("held").await;
+        assert_eq!(held.whole().await.1, "held");
+    });
+}
+
+/// Nor does one to an address that a name has lost.
+#[test]
+fn a_connection_to_an_endpoint_that_is_gone_keeps_no_other_out() {
+    run(async {
+        let (mut gone, mut stays) = (
+            Origin::start(Version::Two).await,
+            Origin::start(Version::Two).await,
+        );
+        let names = NameServer::start();
+        let source = |name: &str, origin: &Origin| {
+            let port = origin.address.port();
+            format!(
+                "{{dns: '{name}:{port}', refresh: 20ms, servers: ['{}']}}",
+                names.address
+            )
+        };
+        names.says("gone.test", &[gone.address.ip()], 0);
+        let lane = Lane::start(&format!(
+            "listen: '127.0.0.1:0'\n\
+             upstreams: {{app: {{endpoints: [{}, {}], protocol: http2, connect_timeout: 300ms, concurrency: {{max_connections: 1}}}}}}\n",
+            source("gone.test", &gone),
+            source("stays.test", &stays),
+        ));
+        let mut client = Client::connect(Version::Two, lane.address).await;
+        let up = || lane.plan.borrow().upstreams[0].live.list().len();
+        while up() == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let held = client.get("/held").await;
+        let mut asked = gone.asked().await;
+        names.says("stays.test", &[stays.address.ip()], 0);
+        names.forgets("gone.test");
+        let place = stays.address.to_string();
+        let moved = || {
+            let list = lane.plan.borrow().upstreams[0].live.list();
+            list.len() == 1 && list[0].place == place
+        };
+        while !moved() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let call = client.get("/").await;
+        tokio::select! {
+            other = stays.asked() => {
+                let mut other = other;
+                other.ok("").await;
+            }
+            whole = call.whole() => panic!("{whole:?}"),
+        }
         asked.ok("held").await;
         assert_eq!(held.whole().await.1, "held");
     });

@@ -149,5 +149,34 @@ fn an_entry_that_a_reload_brings_is_swept() {
     eventually(|| live(&weir, "web") == Some(1.0));
     std::fs::write(config.path(), text("shop")).unwrap();
     weir.signal("HUP");
-    eventually(|| live(&weir, "shop") == Some(1.0) && live(&weir, "web") == Some(0.0));
+    eventually(|| live(&weir, "shop") == Some(1.0) && live(&weir, "web").is_none());
+}
+
+#[test]
+fn an_entry_that_a_reload_removes_is_told_of_no_more() {
+    let server = Server::single();
+    let prefix = key_prefix();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weir.yaml");
+    let write = |sessions: &str| {
+        let text = format!(
+            "listen: 127.0.0.1:0\nadmin: {{address: '127.0.0.1:0'}}\nupstream: http://127.0.0.1:1\nruntime: {{lanes: 1}}\n\
+             sessions: {sessions}\nworker: {{session_sweep: 50ms}}\n{}",
+            server.yaml(&prefix)
+        );
+        std::fs::write(&path, text).unwrap();
+    };
+    write("{web: {}, old: {}}");
+    let weir = Running::start(&path);
+    let users =
+        |sessions: &str| weir.told(&format!("weir_session_users{{sessions=\"{sessions}\"}}"));
+    eventually(|| live(&weir, "web").is_some() && live(&weir, "old").is_some());
+    write("{web: {}}");
+    weir.signal("HUP");
+    eventually(|| live(&weir, "old").is_none() && users("old").is_none());
+    assert_eq!((live(&weir, "web"), users("web")), (Some(0.0), Some(0.0)));
+    // It may come back.
+    write("{web: {}, old: {}}");
+    weir.signal("HUP");
+    eventually(|| live(&weir, "old").is_some());
 }

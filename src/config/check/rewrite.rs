@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Checker;
-use super::values::field_name;
+use super::values::{before_value, field_name};
 use crate::config::raw;
 use crate::config::rewrite::{HeaderChanges, NewPath, Redirect, Reply, Rewrite, To};
 use crate::config::sessions::Sessions;
@@ -213,7 +213,10 @@ impl Checker {
         let mut fields = Vec::with_capacity(raw.len());
         for (name, at) in raw {
             if let Err(message) = changeable(&name, of, &self.identity_fields) {
-                self.say(&at.place, message);
+                let path = at.place.path.strip_suffix(&*name);
+                let path = path.map(|of| format!("{of}{}", before_value(&name)));
+                let place = path.map(|path| at.place.named(&path));
+                self.say(place.as_ref().unwrap_or(&at.place), message);
                 continue;
             }
             if self.is_spelt(&at) && at.value.as_deref().is_some_and(has_variable) {
@@ -529,6 +532,10 @@ mod tests {
             (
                 "upstream: app, response_headers: {remove: ['x a']}",
                 "is not a header's name",
+            ),
+            (
+                "upstream: app, request_headers: {set: {Authorization=Bearer s3cret: x}}",
+                "routes[0].request_headers.set.Authorization=…: \"Authorization=…\" is not a header's name",
             ),
             (
                 "upstream: app, request_headers: {set: {x-a: b}, remove: [X_A]}",

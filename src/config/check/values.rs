@@ -1,5 +1,6 @@
 //! Values of the file by themselves: numbers within bounds, times, addresses, names, secrets. Must not know which key one is of.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -251,7 +252,16 @@ pub(super) fn field_name(text: &str) -> Result<String, String> {
     match !text.is_empty() && text.bytes().all(is_token) {
         true => Ok(text.to_owned()),
         false => Err(format!(
-            "\"{text}\" is not a header's name: use letters, digits and -"
+            "\"{}\" is not a header's name: use letters, digits and -",
+            before_value(text)
         )),
+    }
+}
+
+/// A field's name as it is shown: a whole field may stand where only its name is to be, and its value be secret.
+pub(super) fn before_value(text: &str) -> Cow<'_, str> {
+    match text.find([':', '=']) {
+        Some(at) => format!("{}…", &text[..=at]).into(),
+        None => text.into(),
     }
 }

@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
-use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{Auto, Mode};
+use super::{Auto, Mode, auto_or};
 use crate::config::units::{Percent, TimeLength};
 use crate::config::yaml::{At, OneOrMany};
 
@@ -110,20 +109,15 @@ pub struct RateLimitDefaults {
 #[schemars(untagged)]
 pub enum MaxKeys {
     Auto(Auto),
-    Count(u32),
+    Count(#[schemars(range(min = 1))] u32),
 }
 
 impl<'de> Deserialize<'de> for MaxKeys {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<MaxKeys, D::Error> {
-        match String::deserialize(deserializer)?.as_str() {
-            "auto" => Ok(MaxKeys::Auto(Auto::Auto)),
-            text => match text.parse() {
-                Ok(keys @ 1..) => Ok(MaxKeys::Count(keys)),
-                Ok(0) | Err(_) => Err(D::Error::custom(format_args!(
-                    "\"{text}\" keys: use auto or a whole number from 1"
-                ))),
-            },
-        }
+        let count = |count| u32::try_from(count).ok().filter(|count| *count > 0);
+        let needed = "keys: use auto or a whole number from 1";
+        let keys = auto_or(deserializer, needed, count)?;
+        Ok(keys.map_or(MaxKeys::Auto(Auto::Auto), MaxKeys::Count))
     }
 }
 

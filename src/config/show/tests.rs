@@ -57,6 +57,34 @@ fn a_number_is_printed_as_one() {
 }
 
 #[test]
+fn a_number_in_quotes_is_none_to_the_check_as_to_the_schema() {
+    for (key, lanes) in [
+        ("runtime.lanes", "{runtime: {lanes: \"3\"}}"),
+        (
+            "rate_limit_defaults.max_keys",
+            "{rate_limit_defaults: {max_keys: \"12\"}}",
+        ),
+    ] {
+        let text = format!(
+            "{{listen: '127.0.0.1:1', upstream: 'http://x', {}",
+            &lanes[1..]
+        );
+        let said = check::parse(&text, &|_| None).unwrap_err();
+        let said: Vec<_> = said.iter().map(ToString::to_string).collect();
+        assert!(
+            said.len() == 1 && said[0].contains(key) && said[0].contains("auto or a"),
+            "{said:?}"
+        );
+        let with_variable = text
+            .replace("\"3\"", "\"${N}\"")
+            .replace("\"12\"", "\"${N}\"");
+        check::parse(&with_variable, &|_| Some("3".to_owned())).unwrap();
+    }
+    let keys = &schema()["$defs"]["MaxKeys"]["anyOf"][1];
+    assert_eq!(keys["minimum"], json!(1));
+}
+
+#[test]
 fn a_literal_dollar_and_brace_is_printed_so_that_it_is_read_again() {
     let text = "listen: 127.0.0.1:1\nroutes: [{reply: {body: 'a $${b} ${C} $$${d}'}}]\n";
     let lookup = |name: &str| (name == "C").then(|| "${c}".to_owned());

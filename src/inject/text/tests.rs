@@ -211,3 +211,24 @@ proptest! {
         }
     }
 }
+
+/// As the YAML 1.1 of Kubernetes has numbers, whichever this reader knows.
+#[test]
+fn a_text_that_some_reader_takes_for_a_number_is_quoted() {
+    for text in [
+        ".inf", "-.inf", ".Inf", ".NaN", "-0b1", "-0x1f", "-1e3", ".5e3",
+    ] {
+        check(
+            "image: a\n",
+            |value| value["image"] = json!(text),
+            &format!("image: \"{text}\"\n"),
+        );
+    }
+    for text in ["./a", "-e", "--port=1", ".env"] {
+        check(
+            "image: a\n",
+            |value| value["image"] = json!(text),
+            &format!("image: {text}\n"),
+        );
+    }
+}

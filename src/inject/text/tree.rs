@@ -352,9 +352,12 @@ fn number(text: &str) -> Option<Number> {
 
 /// Whether a text without quotes is read as a text, by whatever version of YAML.
 pub(super) fn plain_text(text: &str) -> bool {
+    let unsigned = text.trim_start_matches(['+', '-']);
     plain(text).is_string()
         && !matches!(text, "y" | "Y" | "n" | "N")
-        && !text.starts_with(|c: char| c.is_ascii_digit() && number_like(text))
+        && !matches!(&*unsigned.to_ascii_lowercase(), ".inf" | ".nan")
+        && !unsigned
+            .starts_with(|c: char| (c.is_ascii_digit() || c == '.') && number_like(unsigned))
 }
 
 /// Numbers, times and versions that some reader may take for a number.

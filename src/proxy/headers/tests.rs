@@ -198,6 +198,16 @@ fn a_chain_of_trusted_proxies_goes_on_and_others_begin_anew() {
     assert!(!sent.contains("6.6.6.6") && sent.contains("X-Forwarded-For: 1.2.3.4\r\n"));
 }
 
+/// RFC 9110 section 5.2: the fields of a list are one.
+#[test]
+fn all_protocols_that_a_client_offers_are_offered_on() {
+    let asks = |fields: &str| sent_up(&format!("Connection: upgrade\r\n{fields}"), false);
+    let sent = asks("Upgrade: x/1\r\nUpgrade: y, websocket\r\n");
+    assert!(sent.contains("Upgrade: x/1, y, websocket\r\n"), "{sent}");
+    let sent = asks("Upgrade: websocket\r\nUpgrade: h2c\r\n").to_ascii_lowercase();
+    assert!(!sent.contains("upgrade"), "{sent}");
+}
+
 #[test]
 fn a_switch_to_another_http_is_not_passed_on() {
     let asks = |protocol: &str| {

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
-use rusqlite::ffi::SQLITE_IOERR_SHMSIZE;
+use rusqlite::ffi::{SQLITE_IOERR_SHMSIZE, SQLITE_IOERR_WRITE};
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row};
 
 pub use self::read::Reader;
@@ -28,6 +28,9 @@ use super::audit::links::Previous;
 
 /// Of the tables; kept as `user_version`.
 const VERSION: i64 = 3;
+
+/// But for a disk that is full.
+const NOT_WRITTEN: &str = "the system refuses a write: past a bound on the size of files (ulimit -f), past a quota, or since the disk fails, which its log says";
 
 /// How long a lock of another process is waited for; who appends has a queue, and tries again.
 const BUSY: Duration = Duration::from_millis(50);
@@ -268,9 +271,38 @@ impl From<rusqlite::Error> for StoreError {
             {
                 StoreError::Full
             }
+            // SQLite says "disk I/O error", whatever the system has against it.
+            _ if error
+                .sqlite_error()
+                .is_some_and(|it| it.extended_code == SQLITE_IOERR_WRITE) =>
+            {
+                StoreError::Other(NOT_WRITTEN.into())
+            }
             // By the handler of a search alone.
             Some(ErrorCode::OperationInterrupted) => StoreError::OutOfTime,
             _ => StoreError::Other(Box::new(error)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::ffi::{Error, SQLITE_IOERR_READ};
+
+    use super::*;
+
+    #[test]
+    fn a_write_that_is_refused_says_what_may_be_the_reason() {
+        let said = |code| {
+            let error = rusqlite::Error::SqliteFailure(Error::new(code), None);
+            StoreError::from(error).to_string()
+        };
+        let of_write = said(SQLITE_IOERR_WRITE);
+        assert!(
+            of_write.contains("ulimit -f") && of_write.contains("quota"),
+            "{of_write}"
+        );
+        let of_read = said(SQLITE_IOERR_READ);
+        assert!(of_read.contains("disk I/O error"), "{of_read}");
     }
 }

@@ -156,6 +156,13 @@ impl SessionFamilies {
         self.held.remove(&labels(entry));
     }
 
+    /// Likewise, of what the last sweep over it in Redis found.
+    pub fn forget_swept(&self, entry: &str) {
+        let labels = labels(entry);
+        self.live.remove(&labels);
+        self.users.remove(&labels);
+    }
+
     /// The handles of the sweeps over an entry in Redis.
     pub fn sweep(&self, entry: &str) -> SweepMetrics {
         let labels = labels(entry);
