@@ -24,6 +24,7 @@ mod watched_files;
 pub mod webhook;
 pub mod worker;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind, Write as _};
@@ -39,6 +40,7 @@ use crate::config::telemetry::Log;
 use crate::config::yaml::{self, Mistake};
 use crate::store::audit::StoreError;
 use crate::store::postgres::PostgresError;
+use crate::telemetry::access_log::is_not_shown;
 use crate::telemetry::log;
 
 /// Reads and checks a file; the error tells every mistake in it.
@@ -134,6 +136,23 @@ pub fn tell(text: &str) {
         .write_all(format!("{text}\n").as_bytes());
 }
 
+/// JSON with escapes for what could drive a terminal, or would show something else than it says; it means the same.
+fn seen(json: &str) -> Cow<'_, str> {
+    // Lines are parted by it; within a text it is an escape.
+    let hides = |char: char| char != '\n' && is_not_shown(char);
+    if !json.contains(hides) {
+        return Cow::Borrowed(json);
+    }
+    let mut seen = String::with_capacity(json.len());
+    for char in json.chars() {
+        match hides(char) {
+            true => drop(write!(seen, "\\u{:04x}", u32::from(char))),
+            false => seen.push(char),
+        }
+    }
+    Cow::Owned(seen)
+}
+
 /// Writes to standard output. A reader that has seen enough and left, as `head` does, is not a failure.
 pub fn print(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
@@ -142,5 +161,24 @@ pub fn print(text: &str) -> anyhow::Result<()> {
             Err(error).context("cannot write to standard output")
         }
         Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::seen;
+
+    #[test]
+    fn json_says_the_same_and_is_seen() {
+        let value = json!({ "user": "a\u{9b}2J\u{7f}\u{202e}\n\u{e4}" });
+        for (json, lines) in [(value.to_string(), 1), (format!("{value:#}"), 3)] {
+            let seen = seen(&json);
+            assert!(seen.contains("a\\u009b2J\\u007f\\u202e\\n\u{e4}"), "{seen}");
+            assert_eq!(seen.lines().count(), lines);
+            assert_eq!(serde_json::from_str::<Value>(&seen).unwrap(), value);
+        }
+        assert_eq!(seen("{\"user\":\"ann\"}"), "{\"user\":\"ann\"}");
     }
 }

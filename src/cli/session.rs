@@ -10,7 +10,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Map, Value, json};
 
 use super::client::{AdminPort, AdminToken, Call, MEND_OF_401, WITHIN, call, detail};
-use super::print;
+use super::{print, seen};
 
 #[derive(Args)]
 pub struct Arguments {
@@ -91,7 +91,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
             let claims: Map<_, _> = claims.into_iter().collect();
             let body = json!({ "user": user, "claims": claims });
             let created = port.ask(Method::POST, "", &[], body.to_string(), Some("token"))?;
-            print(&format!("{created:#}\n"))?;
+            print(&seen(&format!("{created:#}\n")))?;
         }
         Command::List { user } => {
             let mut after: Option<String> = None;
@@ -101,7 +101,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
                 let query: Vec<_> = of_user.chain(from).collect();
                 let page = port.ask(Method::GET, "", &query, String::new(), Some("sessions"))?;
                 for session in page["sessions"].as_array().into_iter().flatten() {
-                    match writeln!(out, "{session}") {
+                    match writeln!(out, "{}", seen(&session.to_string())) {
                         // The rest is not asked for.
                         Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
                         written => written?,
@@ -116,7 +116,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Show { id } => {
             let path = format!("/{}", escaped(&id));
             let session = port.ask(Method::GET, &path, &[], String::new(), Some("id"))?;
-            print(&format!("{session:#}\n"))?;
+            print(&seen(&format!("{session:#}\n")))?;
         }
         Command::Revoke(Revoked { id: Some(id), .. }) => {
             let path = format!("/{}", escaped(&id));

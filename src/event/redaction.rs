@@ -12,6 +12,9 @@ use crate::http1::path;
 /// What stands in place of a redacted value.
 pub const REDACTED: &str = "***";
 
+/// How often a URL within a URL may be escaped.
+const ESCAPED: usize = 2;
+
 /// The headers whose values are URLs.
 const OF_URLS: [&str; 3] = ["referer", "location", "content-location"];
 
@@ -28,6 +31,8 @@ pub struct Redaction {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 struct Names {
     exact: BTreeSet<String>,
+    /// The same without what parts their words: `accessToken` and `access-token` are as secret as `access_token`.
+    joined: BTreeSet<String>,
     patterns: BTreeSet<String>,
 }
 
@@ -42,14 +47,20 @@ impl Names {
         for name in names.into_iter().map(lower) {
             match name.contains('*') {
                 true => self.patterns.insert(name),
-                false => self.exact.insert(name),
+                false => {
+                    self.joined.insert(joined(&name));
+                    self.exact.insert(name)
+                }
             };
         }
     }
 
     fn has(&self, name: &str) -> bool {
-        let name = lower(name);
-        self.exact.contains(&name) || self.patterns.iter().any(|it| is_like(it, &name))
+        if self.joined.contains(&joined(name)) {
+            return true;
+        }
+        let is_like = |name: String| self.patterns.iter().any(|it| is_like(it, &name));
+        !self.patterns.is_empty() && is_like(lower(name))
     }
 
     fn iter(&self) -> impl Iterator<Item = &str> {
@@ -270,13 +281,33 @@ impl Redaction {
         let mut start = 0;
         for part in pair.split(';') {
             if let Some(equals) = part.find('=')
-                && (start + equals > LONGEST || self.is_secret(&decode_name(&part[..equals])))
+                && (start + equals > LONGEST
+                    || self.is_secret(&decode_name(&part[..equals]))
+                    || self.is_in_url(&part[equals + 1..]))
             {
                 return Some(start + equals + 1);
             }
             start += part.len() + 1;
         }
         None
+    }
+
+    /// Whether a value is a URL with a secret, as where to go on after a log-in often is, escaped once or twice.
+    fn is_in_url(&self, value: &str) -> bool {
+        let mut value = Cow::Borrowed(value);
+        for _ in 0..=ESCAPED {
+            // Before the first of these there is no parameter.
+            let parameters = value.split(['?', '#', '&', ';']).skip(1);
+            let mut names = parameters.filter_map(|it| it.split_once('=').map(|(name, _)| name));
+            if value.contains(['?', '#']) && names.any(|name| self.is_secret(&decode_name(name))) {
+                return true;
+            }
+            if !value.contains('%') {
+                break;
+            }
+            value = Cow::Owned(decoded(&value).into_owned());
+        }
+        false
     }
 
     /// Whether a parameter's value is: by its name, or where that is nested (`user[password]`, `token[]`) by a part of it.
@@ -434,6 +465,16 @@ fn parted(text: &str, mark: char) -> (&str, Option<&str>) {
     match text.split_once(mark) {
         Some((before, behind)) => (before, Some(behind)),
         None => (text, None),
+    }
+}
+
+/// A name in lower case without what parts words in it; one that has nothing else is itself.
+fn joined(name: &str) -> String {
+    let is_kept = |char: &char| !matches!(char, '-' | '_' | '.');
+    let joined: String = name.chars().filter(is_kept).collect();
+    match joined.is_empty() {
+        true => name.to_owned(),
+        false => joined.to_lowercase(),
     }
 }
 

@@ -5,6 +5,7 @@ use std::io::Write;
 use clap::ValueEnum;
 use comfy_table::{Table, presets};
 
+use crate::cli::seen;
 use crate::store::audit::Stored;
 use crate::store::audit::record::{self, Record};
 use crate::telemetry::access_log::is_not_shown;
@@ -58,7 +59,7 @@ pub(super) fn print(
         }
         Format::Jsonl => {
             for record in records {
-                writeln!(out, "{}", serde_json::to_string(&record)?)?;
+                writeln!(out, "{}", seen(&serde_json::to_string(&record)?))?;
             }
         }
         Format::Csv => {

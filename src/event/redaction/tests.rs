@@ -58,6 +58,56 @@ fn urls_in_headers_show_no_secret() {
 }
 
 #[test]
+fn names_are_the_same_however_their_words_are_parted() {
+    let redaction = Redaction::default();
+    for name in [
+        "accessToken",
+        "access-token",
+        "ACCESS.TOKEN",
+        "refreshtoken",
+    ] {
+        assert_eq!(
+            redaction.redact_query(&format!("{name}=s")),
+            format!("{name}=***")
+        );
+    }
+    assert!(redaction.hides("x_api_key") && redaction.hides("XApiKey"));
+    for name in ["to", "ken", "tokens", "", "-", "_"] {
+        let query = format!("{name}=s");
+        assert_eq!(redaction.redact_query(&query), query);
+    }
+    assert_eq!(
+        Redaction::new(["-"], ["-"]).redact_query("-=s&_=t&=u"),
+        "-=***&_=t&=u"
+    );
+}
+
+#[test]
+fn a_url_within_a_url_shows_no_secret() {
+    let check = |query: &str, expected: &str| {
+        assert_eq!(
+            Redaction::default().redact_query(query),
+            expected,
+            "{query}"
+        );
+    };
+    check("next=/cb?token=s", "next=***");
+    check("a=1&next=%2Fcb%3Fa%3D1%26token%3Ds&b=2", "a=1&next=***&b=2");
+    check("next=%252Fcb%253Ftoken%253Ds", "next=***");
+    check("next=%2Fcb%23access_token%3Ds", "next=***");
+    check("next=%2Fcb%3F%74oken%3Ds", "next=***");
+    for shown in [
+        "next=/cb?a=1",
+        "q=token%3D1",
+        "next=%2Ftoken%3Fa%3D1",
+        "q=50%25&r=%zz?",
+        "q=a%26token%3D1",
+    ] {
+        check(shown, shown);
+    }
+}
+
+#[test]
 fn no_more_of_a_query_is_looked_through_than_is_kept() {
     for part in ["=&", "=;", "a[b]=1&"] {
         let told = Redaction::default().redact_query(&part.repeat(9_000)).len();
