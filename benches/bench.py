@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -444,6 +444,18 @@ def mistake(weir: str, config: Config, directory: Path) -> str | None:
     return None if checked.returncode == 0 else lines[min(1, len(lines) - 1)].strip()
 
 
+def in_turn(names: Iterable[str], number: int) -> list[str]:
+    """The names in the order of this round: nobody always goes first."""
+    names = [*names]
+    shift = number % len(names)
+    return names[shift:] + names[:shift]
+
+
+def show(number: int, name: str, figures: Figures) -> None:
+    shown = "  ".join(f"{key} {value:.2f}" for key, value in figures.items())
+    print(f"  round {number + 1}  {name:34} {shown}", file=sys.stderr, flush=True)
+
+
 def run(scenario: Scenario, options: argparse.Namespace, paths: dict[str, str], directory: Path) -> list[str]:
     """Runs a scenario and gives its text for the results."""
     said, chosen = [scenario.what, ""], dict(scenario.peers)
@@ -481,8 +493,7 @@ def run(scenario: Scenario, options: argparse.Namespace, paths: dict[str, str], 
                 running[name].probe(scenario.status)
                 load(running[name], 1, paths["wrk"], scenario.status)  # to warm up
         for number, figures in enumerate(rounds):
-            shift = number % len(chosen)  # nobody always goes first
-            for name in [*chosen][shift:] + [*chosen][:shift]:
+            for name in in_turn(chosen, number):
                 if scenario.idle:
                     with start(name, chosen[name], str(number)) as process:
                         figures[name] = hold(process)
@@ -490,8 +501,7 @@ def run(scenario: Scenario, options: argparse.Namespace, paths: dict[str, str], 
                     figures[name] = load_shared(running[name], options.seconds, paths["wrk"])
                 else:
                     figures[name] = load(running[name], options.seconds, paths["wrk"], scenario.status)
-                shown = "  ".join(f"{key} {value:.2f}" for key, value in figures[name].items())
-                print(f"  round {number + 1}  {name:26} {shown}", file=sys.stderr, flush=True)
+                show(number, name, figures[name])
     said += table(scenario.columns, [*chosen], rounds)
     return said + (scenario.bars(rounds) if scenario.bars and len(chosen) == len(scenario.peers) else [])
 

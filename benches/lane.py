@@ -150,19 +150,13 @@ def measure(options: argparse.Namespace, paths: dict[str, str], directory: Path)
         for number, both in enumerate(zip(fast, paced)):
             for figures, by in zip(both, (None, pace)):
                 names = [*running, BESIDE] if by else [*running]
-                shift = number % len(names)  # nobody always goes first
-                for name in names[shift:] + names[:shift]:
+                for name in bench.in_turn(names, number):
                     with events_beside(options.seconds) if name == BESIDE else nullcontext():
                         figures[name] = load(running[NONE if name == BESIDE else name], options.seconds, paths["wrk"], by)
-                    show(number, name, figures[name])
+                    bench.show(number, name, figures[name])
                 for each in figures.values():
                     each["added"] = each["lane"] - figures[NONE]["lane"]
     return fast, paced
-
-
-def show(number: int, name: str, figures: Figures) -> None:
-    shown = "  ".join(f"{key} {value:.2f}" for key, value in figures.items())
-    print(f"  round {number + 1}  {name:12} {shown}", file=sys.stderr, flush=True)
 
 
 def bars(rounds: list[dict[str, Figures]]) -> list[str]:

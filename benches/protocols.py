@@ -13,7 +13,6 @@ import socket
 import ssl
 import statistics
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -292,11 +291,9 @@ def run(scenario: Scenario, options: argparse.Namespace, paths: dict[str, str], 
             running[name] = stack.enter_context(Process(paths[program], program, config, upstream, directory / name))
             scenario.load(running[name], 1)  # to warm up
         for number, figures in enumerate(rounds):
-            shift = number % len(running)  # nobody always goes first
-            for name in [*running][shift:] + [*running][:shift]:
+            for name in bench.in_turn(running, number):
                 figures[name] = scenario.load(running[name], options.seconds)
-                shown = "  ".join(f"{key} {value:.2f}" for key, value in figures[name].items())
-                print(f"  round {number + 1}  {name:10} {shown}", file=sys.stderr, flush=True)
+                bench.show(number, name, figures[name])
     peer, keys, bound = scenario.bar
     ratios = [statistics.median(figures["weir"][key] / figures[peer][key] for figures in rounds) for key in keys]
     at_most = keys == ["cpu"]

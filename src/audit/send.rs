@@ -121,7 +121,7 @@ async fn serve(sending: Sending) {
         fleet,
         common,
     } = sending;
-    let redis = fleet.connect(false).main;
+    let redis = fleet.connect().main;
     let shards = (0..stream.shards.max(1)).map(|_| Shard {
         sending: Cell::new(0),
         not_before: Cell::new(None),

@@ -78,7 +78,7 @@ impl Companion {
         let mut supervisor = Supervisor::new(handle.clone(), metrics.clone());
         let redis = {
             let _within = handle.enter();
-            fleet.connect(false)
+            fleet.connect()
         };
         let settings = ingest::Settings {
             stream: audit.stream.clone(),

@@ -102,7 +102,7 @@ async fn serve(
     let following = Following::new(plans);
     let redis = match &following.current().plan.fleet {
         Some(fleet) => {
-            let redis = fleet.connect(false);
+            let redis = fleet.connect();
             let mut phases = phases.clone();
             tokio::select! {
                 // Whoever comes first is not to be told that Redis is away.

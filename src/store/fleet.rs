@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use prometheus_client::metrics::counter::Counter;
 use tokio::time::sleep;
 
-use super::redis::{Arg, CallError, Connections, OpenError, Redis, Script, read};
+use super::redis::{Arg, CallError, Connections, OpenError, Redis, Script, Telling, read};
 use crate::clock;
 use crate::config::redis::{self, Client};
 use crate::keys::Keys;
@@ -100,12 +100,16 @@ impl Fleet {
         }))
     }
 
-    /// Begins to connect, on the runtime of this thread. `speaks`: whether it logs what becomes of nodes.
-    pub fn connect(&self, speaks: bool) -> FleetConnections {
-        let main = Arc::new(Connections::start(self.main.clone(), speaks));
+    /// Begins to connect, on the runtime of this thread, which is not the one that [watches](Fleet::watch) and logs what becomes of nodes.
+    pub fn connect(&self) -> FleetConnections {
+        self.begin(Telling::Silent)
+    }
+
+    fn begin(&self, telling: Telling) -> FleetConnections {
+        let main = Arc::new(Connections::start(self.main.clone(), telling));
         let or_main = |client: &Arc<Redis>| match Arc::ptr_eq(client, &self.main) {
             true => main.clone(),
-            false => Arc::new(Connections::start(client.clone(), speaks)),
+            false => Arc::new(Connections::start(client.clone(), telling)),
         };
         FleetConnections {
             rate_limit: or_main(&self.rate_limit),
@@ -132,7 +136,7 @@ impl Fleet {
             let keep = move || client.clone().keep_topology();
             tokio::spawn(begin_again(self.panics.clone(), keep));
         }
-        self.connect(true)
+        self.begin(Telling::Logged)
     }
 
     /// The clients, each once.

@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use weir::store::redis::{Arg, CallError, Connections, Heard, NodeHealth, Redis, Script, Value};
+use weir::store::redis::{
+    Arg, CallError, Connections, Heard, NodeHealth, Redis, Script, Telling, Value,
+};
 
 use super::redis::Server;
 use super::{DEADLINE, PATIENCE, eventually, fleet, runtime};
@@ -28,7 +30,7 @@ pub fn on_a_lane<T>(yaml: &str, test: impl AsyncFnOnce(Arc<Connections>) -> T) -
     runtime().block_on(async {
         let redis = client(yaml);
         tokio::spawn(redis.clone().keep_topology());
-        test(Arc::new(Connections::start(redis, true))).await
+        test(Arc::new(Connections::start(redis, Telling::Logged))).await
     })
 }
 
@@ -211,7 +213,7 @@ async fn call_on(
     waited: impl Fn() -> Duration + Copy + Send + 'static,
 ) {
     tokio::spawn(redis.clone().keep_topology());
-    let connections = Arc::new(Connections::start(redis, true));
+    let connections = Arc::new(Connections::start(redis, Telling::Logged));
     assert!(connections.ready(DEADLINE).await);
     let script = Arc::new(Script::new(SCRIPT));
     let mut tasks = tokio::task::JoinSet::new();

@@ -103,7 +103,7 @@ async fn connect(configured: Configured<'_>) -> anyhow::Result<Streams> {
     };
     let fleet = Fleet::new(redis, &Metrics::default())?;
     tokio::spawn(fleet.main.clone().keep_topology());
-    let connections = fleet.connect(false).main;
+    let connections = fleet.connect().main;
     let within = redis.connect_timeout;
     let servers = redis.main.endpoints.iter().map(ToString::to_string);
     let servers: Vec<_> = servers.collect();

@@ -228,6 +228,13 @@ pub struct Connections {
     waiting: Mutex<Vec<joined::Call>>,
 }
 
+/// Whether connections log what becomes of their nodes: those of one thread of a process do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Telling {
+    Logged,
+    Silent,
+}
+
 /// Who has which slot, as connections.
 #[derive(Debug)]
 struct Routing {
@@ -238,9 +245,8 @@ struct Routing {
 }
 
 impl Connections {
-    /// Begins to connect to every node that has slots, on the runtime of this thread. `speaks`: whether it logs what
-    /// becomes of its nodes, which one of a process does.
-    pub fn start(redis: Arc<Redis>, speaks: bool) -> Connections {
+    /// Begins to connect to every node that has slots, on the runtime of this thread.
+    pub fn start(redis: Arc<Redis>, telling: Telling) -> Connections {
         let mut topologies = redis.topology.subscribe();
         let connected = Arc::new(Notify::new());
         let routing = Arc::new(Mutex::new(Routing {
@@ -253,7 +259,7 @@ impl Connections {
             async move {
                 loop {
                     let topology = topologies.borrow_and_update().clone();
-                    routing.lock().follow(topology, &redis, speaks);
+                    routing.lock().follow(topology, &redis, telling);
                     if topologies.changed().await.is_err() {
                         return;
                     }
@@ -480,13 +486,13 @@ impl Drop for Connections {
 
 impl Routing {
     /// Goes over to `topology`; connections to nodes that stay, stay.
-    fn follow(&mut self, topology: Arc<Topology>, redis: &Arc<Redis>, speaks: bool) {
+    fn follow(&mut self, topology: Arc<Topology>, redis: &Arc<Redis>, telling: Telling) {
         let kept = |address: &Address| self.nodes.get(address).cloned();
         self.nodes = topology
             .nodes()
             .map(|address| {
                 let node =
-                    kept(address).unwrap_or_else(|| Arc::new(self.start(address, redis, speaks)));
+                    kept(address).unwrap_or_else(|| Arc::new(self.start(address, redis, telling)));
                 (address.clone(), node)
             })
             .collect();
@@ -498,14 +504,14 @@ impl Routing {
         if let Some(node) = self.nodes.get(address) {
             return node.clone();
         }
-        let node = Arc::new(self.start(address, redis, false));
+        let node = Arc::new(self.start(address, redis, Telling::Silent));
         self.nodes.insert(address.clone(), node.clone());
         node
     }
 
-    fn start(&self, address: &Address, redis: &Arc<Redis>, speaks: bool) -> Node {
+    fn start(&self, address: &Address, redis: &Arc<Redis>, telling: Telling) -> Node {
         let connected = self.connected.clone();
-        Node::start(redis.clone(), address.clone(), speaks, connected)
+        Node::start(redis.clone(), address.clone(), telling, connected)
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{info, warn};
 
 use super::topology::Address;
-use super::{CallError, Driver, Redis};
+use super::{CallError, Driver, Redis, Telling};
 use crate::clock;
 use crate::policy::retry::{Pauses, equal_jitter};
 use crate::telemetry::panics::begin_again;
@@ -71,7 +71,7 @@ impl Node {
     pub(super) fn start(
         redis: Arc<Redis>,
         address: Address,
-        speaks: bool,
+        telling: Telling,
         connected: Arc<Notify>,
     ) -> Node {
         let state = Arc::new(State {
@@ -89,7 +89,7 @@ impl Node {
         let of_task = (redis, address.clone(), state.clone());
         let task = tokio::spawn(begin_again(panics, move || {
             let (redis, address, state) = of_task.clone();
-            keep(redis, address, state, speaks)
+            keep(redis, address, state, telling)
         }));
         Node {
             address,
@@ -217,14 +217,15 @@ impl State {
 }
 
 /// Connects for ever anew.
-async fn keep(redis: Arc<Redis>, address: Address, state: Arc<State>, speaks: bool) {
+async fn keep(redis: Arc<Redis>, address: Address, state: Arc<State>, telling: Telling) {
+    let logs = telling == Telling::Logged;
     let mut pause = PAUSES.first;
     let (mut told_down, mut was_replica) = (false, false);
     loop {
         match connect(&redis, &address).await {
             Ok((mut connection, _driver)) => {
                 let told = || {
-                    if speaks {
+                    if logs {
                         info!(client = redis.name, node = %address, "redis node is connected");
                     }
                 };
@@ -235,12 +236,12 @@ async fn keep(redis: Arc<Redis>, address: Address, state: Arc<State>, speaks: bo
                 if worked {
                     (pause, told_down) = (PAUSES.first, false);
                 }
-                if speaks && !told_down {
+                if logs && !told_down {
                     told_down = !worked;
                     warn!(client = redis.name, node = %address, error = %ended, "redis node is lost");
                 }
             }
-            Err(error) if speaks && !told_down => {
+            Err(error) if logs && !told_down => {
                 told_down = true;
                 warn!(client = redis.name, node = %address, error, "redis node cannot be reached; tried again");
             }
