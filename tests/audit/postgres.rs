@@ -158,6 +158,21 @@ fn a_host_that_is_silent_leaves_time_for_the_next() {
     });
 }
 
+/// Its kernel accepts connections.
+#[test]
+fn a_host_that_hangs_leaves_time_for_the_next() {
+    let (hung, database) = (Server::start(), Database::new());
+    hung.pause();
+    on_a_runtime(async {
+        let both = format!("@127.0.0.1:{},", hung.port);
+        let url = database.url().replacen('@', &both, 1);
+        let postgres = Postgres::new(&config(&url, &[])).unwrap();
+        let read = postgres.read().await.unwrap();
+        read.batch_execute("SELECT 1").await.unwrap();
+    });
+    hung.resume();
+}
+
 #[test]
 fn who_finds_no_connection_free_is_told_so_in_time() {
     let database = Database::new();

@@ -4,6 +4,7 @@
 //!
 //! A pool's connections live on the runtime that made them, so all calls are to come from one.
 
+mod connect;
 mod error;
 pub mod migrate;
 pub mod partitions;

@@ -11,9 +11,11 @@ use deadpool_postgres::{
     RecyclingMethod, Runtime, TimeoutType, Timeouts,
 };
 use tokio::time::timeout;
+use tokio_postgres::NoTls;
 use tokio_postgres::config::{Host, SslMode};
 use tracing::{info, warn};
 
+use super::connect::EachInTime;
 use super::tls::MakeLatest;
 use super::url::{name, parse, set};
 use super::{CloseUnlessKept, OpenError, PostgresError};
@@ -86,8 +88,11 @@ impl Target {
             };
             let config = config.clone();
             let manager = match tls {
-                Some(tls) => Manager::from_config(config, MakeLatest(tls.latest()), recycling),
-                None => Manager::from_config(config, tokio_postgres::NoTls, recycling),
+                Some(tls) => {
+                    let connect = EachInTime(MakeLatest(tls.latest()));
+                    Manager::from_connect(config, connect, recycling)
+                }
+                None => Manager::from_connect(config, EachInTime(NoTls), recycling),
             };
             let timeouts = Timeouts {
                 wait: Some(timeout),
