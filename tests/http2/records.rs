@@ -15,7 +15,7 @@ use super::harness::held::{Locked, lock, on_record, start};
 use super::harness::process::{Running, audited, file};
 use super::harness::raw::{read_head, scripted};
 use super::harness::versions::{Client, Length, Origin, Outgoing, PAIRINGS, Version, run, soon};
-use super::harness::{Upstream, eventually};
+use super::harness::{Upstream, at_once, eventually};
 
 #[test]
 fn requests_are_on_record_as_those_of_http1() {
@@ -434,10 +434,14 @@ fn guaranteed(upstream: SocketAddr, database: &Path) -> tempfile::NamedTempFile 
     ))
 }
 
-/// To a client of HTTP/1.1 the last byte of a length is the end, which an upstream of HTTP/2 may say in a frame of its own: its event is
-/// safe before that byte, and one that leaves then has all.
+/// To a client of HTTP/1.1, and to some of HTTP/2 (curl), the last byte of a length is the end, which an upstream of HTTP/2 may say in a frame
+/// of its own: its event is safe before that byte, and one of HTTP/1.1 that leaves then has all.
 #[test]
 fn the_last_byte_of_a_length_is_the_end_of_an_answer() {
+    at_once([Version::One, Version::Two], last_byte_ends);
+}
+
+fn last_byte_ends(asks: Version) {
     let (goes_on, last) = mpsc::channel::<()>();
     let (ends, end) = mpsc::channel::<()>();
     let (last, end) = (Mutex::new(last), Mutex::new(end));
@@ -460,9 +464,25 @@ fn the_last_byte_of_a_length_is_the_end_of_an_answer() {
     let locked = lock(&database);
     let metrics = || weir.admin().get("/metrics").body;
     run(async {
-        let mut client = Client::connect(Version::One, weir.address.parse().unwrap()).await;
-        is_held_until_safe(&mut client, &goes_on, &locked, &database).await;
+        let mut client = Client::connect(asks, weir.address.parse().unwrap()).await;
+        let mut answer = client.get("/held").await.answer().await;
+        answer.body.expect(b"first").await;
+        goes_on.send(()).unwrap();
+        let mut other = Box::pin(answer.body.expect(b"other"));
+        let early = tokio::time::timeout(std::time::Duration::from_millis(600), &mut other).await;
+        assert!(early.is_err(), "{early:?}");
+        assert_eq!(on_record(&database), [""; 0]);
+        locked.execute_batch("ROLLBACK").unwrap();
+        other.await;
+        assert_eq!(on_record(&database), ["/held"]);
+        if asks == Version::Two {
+            ends.send(()).unwrap();
+            assert_eq!(answer.body.rest().await, Ok((Vec::new(), Vec::new())));
+        }
     });
+    if asks == Version::Two {
+        return;
+    }
     // The client is gone; weir has time to hear of that.
     std::thread::sleep(std::time::Duration::from_millis(300));
     ends.send(()).unwrap();

@@ -147,7 +147,7 @@ fn tell_http2(
 pub(super) struct Down<'r, 'c> {
     pub head: Vec<u8>,
     pub chunked: bool,
-    /// What is left of a length that a client of HTTP/1.1 is told: to it the last byte of that is the end.
+    /// What is left of a length that the client is told: to one of HTTP/1.1, and to some of HTTP/2, the last byte of that is the end.
     pub left: Option<u64>,
     /// Once the head is on its way.
     pub sink: Option<Sink<'c>>,
@@ -288,7 +288,7 @@ impl<'c> Down<'_, 'c> {
     ) -> Result<Result<Part, Option<Rejection>>, Failure> {
         let (request, progress) = (self.request, self.progress);
         // An upstream of HTTP/2 may say the end in a frame of its own, and who has all may leave before.
-        let has_all = self.left == Some(0);
+        let has_all = self.left == Some(0) && back.is_http1();
         let sink = self.begin(back, false)?;
         let flushed = sink.flush(|| progress.made());
         let flushed = while_moving(deadlines, progress, || request.idle, flushed);

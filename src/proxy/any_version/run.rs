@@ -151,7 +151,12 @@ impl Exchange<'_, '_, '_> {
             head: std::mem::take(&mut *outgoing.out),
             chunked: answered.chunked() && !request.is_http10,
             left: match answered.head.body {
-                ResponseBody::Length(BodyLength::Fixed(bytes)) if back.is_http1() => Some(bytes),
+                // How a call of gRPC went is said behind it, to clients of HTTP/2.
+                ResponseBody::Length(BodyLength::Fixed(bytes))
+                    if back.is_http1() || request.grpc.is_none() =>
+                {
+                    Some(bytes)
+                }
                 ResponseBody::Length(_) | ResponseBody::UntilClose => None,
             },
             sink: None,
