@@ -90,10 +90,11 @@ end
 -- Settings of a reload hold for the next opening, as they do where a breaker is local.
 if state == 'closed' then next_open_for = open_for end
 next_open_for = math.max(open_for, math.min(next_open_for, max_open_for))
--- A clock that was set back must not make either last longer than it could.
+-- A clock that was set back must not make any last longer than it could.
 local longest = recover_over
+if state == 'half_open' then longest = 0 end
 if state == 'open' then longest = math.ceil(max_open_for * (1 + max_jitter)) end
-if (state == 'open' or state == 'recovering') and ends > now + longest then
+if (state == 'open' or state == 'half_open' or state == 'recovering') and ends > now + longest then
   ends, dirty = now + longest, true
 end
 if state == 'open' and now >= ends then
@@ -232,7 +233,7 @@ if state == 'half_open' then
   ended = table.concat(of_each, ' ')
   -- Fewer than open a closed one do not open this again, while others can still say how it is.
   local doubted = sick >= math.min(quorum, alive)
-  local waits = not doubted and now < math.min(ends, now) + OTHERS_WITHIN
+  local waits = not doubted and now < ends + OTHERS_WITHIN
   -- Decided as soon as the probes still to come cannot change it.
   local passes = reaches(good, probes, success_rate)
   local too_many = not reaches(math.max(probes - bad, 0), probes, success_rate)

@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::fs;
 use std::future::pending;
 use std::io;
+use std::iter;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -31,7 +32,7 @@ use super::service_manager;
 use super::signals::Signals;
 use super::take_over::{self, Offer};
 use super::watched_files::{ConfigFiles, TlsFiles};
-use super::{begin_to_log, read};
+use super::{begin_to_log, named_files, read};
 use crate::admin::app_health::AppProbes;
 use crate::admin::drain::Leave;
 use crate::admin::health::machine::Disk;
@@ -101,10 +102,12 @@ pub fn run(file: PathBuf, role: Role, takes_over: TakesOver) -> anyhow::Result<(
 /// As a file is read again.
 fn load_and_warn(file: &Path) -> anyhow::Result<Config> {
     // To open a named pipe is to wait for a writer, with all that this thread does.
-    if fs::metadata(file).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+    let is_pipe = |path: &PathBuf| fs::metadata(path).is_ok_and(|it| !it.is_file() && !it.is_dir());
+    let mut all = iter::once(file.to_owned()).chain(named_files(file));
+    if let Some(pipe) = all.find(is_pipe) {
         bail!(
             "{} can be read once, which was at the start: put a file in its place, or start weir again",
-            file.display()
+            pipe.display()
         );
     }
     let Checked {

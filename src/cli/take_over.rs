@@ -18,13 +18,13 @@ use rustix::net::{
 };
 use socket2::Socket;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use crate::clock;
 use crate::config::listeners::Address;
-use crate::net::listen::{self, Bound};
+use crate::net::listen::Bound;
 use crate::telemetry::log::LogRateLimit;
 
 /// What processes of any version begin with.
@@ -67,7 +67,7 @@ impl Taken {
                     return Ok(taken);
                 }
                 Answer::Left => true,
-                Answer::Nobody => is_served(admin),
+                Answer::Nobody => is_served(admin).await,
             };
             if !between || again.next().is_none() {
                 info!(%admin, "nobody to take over from");
@@ -223,9 +223,10 @@ async fn ask(admin: SocketAddr) -> anyhow::Result<Answer> {
 
 const STANDS_STILL: &str = "the process that runs does not hand over its ports";
 
-/// Whether someone listens there.
-fn is_served(admin: SocketAddr) -> bool {
-    listen::alone(admin).is_err_and(|error| error.kind() == ErrorKind::AddrInUse)
+/// Whether someone listens there. To listen oneself would tell, too, and be in the way of who is about to.
+async fn is_served(admin: SocketAddr) -> bool {
+    let connected = timeout(PAUSE, TcpStream::connect(admin)).await;
+    connected.is_ok_and(|connected| connected.is_ok())
 }
 
 fn name(admin: SocketAddr) -> String {

@@ -471,10 +471,11 @@ fn parted(text: &str, mark: char) -> (&str, Option<&str>) {
 /// A name in lower case without what parts words in it; one that has nothing else is itself.
 fn joined(name: &str) -> String {
     let is_kept = |char: &char| !matches!(char, '-' | '_' | '.');
-    let joined: String = name.chars().filter(is_kept).collect();
+    let kept = name.chars().filter(is_kept);
+    let joined: String = kept.flat_map(char::to_lowercase).collect();
     match joined.is_empty() {
         true => name.to_owned(),
-        false => joined.to_lowercase(),
+        false => joined,
     }
 }
 

@@ -14,15 +14,25 @@ const NEARLY: f64 = 1.0 + 1e-9;
 pub(super) fn refuse_full(pod: &Value) -> Result<(), Unfit> {
     let spec = &pod["spec"];
     let all = |list: &str| spec[list].as_array().into_iter().flatten();
-    let stays = |container: &&Value| container["restartPolicy"] == "Always";
     for name in ["cpu", "memory"] {
         let of = |container: &Value, kind: &str| amount(&container["resources"][kind][name]);
         if let Some((room, written)) = of(spec, "requests") {
-            let together = all("containers").chain(all("initContainers").filter(stays));
             // Kubernetes takes a limit for the request that is missing.
-            let asked = together.filter_map(|it| of(it, "requests").or_else(|| of(it, "limits")));
-            let asked: f64 = asked.map(|(asked, _)| asked).sum();
-            if asked > room * NEARLY {
+            let asked_by = |it: &Value| {
+                let asked = of(it, "requests").or_else(|| of(it, "limits"));
+                asked.map_or(0.0, |(asked, _)| asked)
+            };
+            // A native sidecar stays from its place on, beside each step behind it and all containers.
+            let (mut staying, mut most) = (0.0, 0.0_f64);
+            for it in all("initContainers") {
+                let beside = staying + asked_by(it);
+                most = most.max(beside);
+                if it["restartPolicy"] == "Always" {
+                    staying = beside;
+                }
+            }
+            let together = staying + all("containers").map(asked_by).sum::<f64>();
+            if most.max(together) > room * NEARLY {
                 return Err(Unfit::new(
                     format!("spec.resources.requests.{name}"),
                     format!(

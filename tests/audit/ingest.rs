@@ -523,13 +523,13 @@ fn days_are_made_ahead_indexed_once_over_and_removed_with_a_mark() {
         let hasher = Hasher::new(Some(b"key"));
         let metrics = Metrics::default();
         let keep = async |days: u32| {
-            let mut unindexed = Undone::new();
+            let mut undone = Undone::new();
             keep_once(
                 &world.postgres,
                 DAY * days,
                 &hasher,
                 &metrics.ingest,
-                &mut unindexed,
+                &mut undone,
                 &Heartbeat::default(),
             )
             .await

@@ -695,14 +695,14 @@ fn days_are_kept_whatever_bounds_the_role_has() {
             let transaction = transaction.start().await.unwrap();
             transaction.query(look, &[]).await.unwrap();
             let (hasher, metrics) = (Hasher::new(None), Metrics::default());
-            let mut unindexed = Undone::new();
+            let mut undone = Undone::new();
             let heart = Heartbeat::default();
             let keeps = keep_once(
                 &postgres,
                 retention,
                 &hasher,
                 &metrics.ingest,
-                &mut unindexed,
+                &mut undone,
                 &heart,
             );
             let ends = async {
@@ -740,10 +740,10 @@ fn behind_a_transaction_that_does_not_end_one_index_waits_and_not_that_of_each_d
         let transaction = transaction.start().await.unwrap();
         transaction.query("SELECT 1", &[]).await.unwrap();
         let (hasher, metrics) = (Hasher::new(None), Metrics::default());
-        let (mut unindexed, heart) = (Undone::new(), Heartbeat::default());
+        let (mut undone, heart) = (Undone::new(), Heartbeat::default());
         let mut keep = async || {
             let (pools, ingest) = (kept.pools(), &metrics.ingest);
-            keep_once(pools, RETENTION, &hasher, ingest, &mut unindexed, &heart).await
+            keep_once(pools, RETENTION, &hasher, ingest, &mut undone, &heart).await
         };
         let first = keep().await;
         assert!(
@@ -815,14 +815,14 @@ fn days_are_kept_while_today_is_vacuumed() {
     let (kept, _process) = Kept::with(Kind::Postgres, 1);
     kept.block(async {
         let (hasher, metrics) = (Hasher::new(None), Metrics::default());
-        let (mut unindexed, heart) = (Undone::new(), Heartbeat::default());
+        let (mut undone, heart) = (Undone::new(), Heartbeat::default());
         let mut keep = async || {
             let keeps = keep_once(
                 kept.pools(),
                 RETENTION,
                 &hasher,
                 &metrics.ingest,
-                &mut unindexed,
+                &mut undone,
                 &heart,
             );
             tokio::time::timeout(WITHIN, keeps).await
@@ -940,13 +940,13 @@ fn queries_read_the_days_they_ask_for_by_their_indexes() {
     database.query(&FILL.replace("TODAY", &today.to_string()));
     kept.block(async {
         let (hasher, metrics) = (Hasher::new(Some(KEY)), Metrics::default());
-        let mut unindexed = Undone::new();
+        let mut undone = Undone::new();
         keep_once(
             kept.pools(),
             RETENTION,
             &hasher,
             &metrics.ingest,
-            &mut unindexed,
+            &mut undone,
             &Heartbeat::default(),
         )
         .await

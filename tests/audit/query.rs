@@ -876,10 +876,12 @@ fn who_follows_is_told_that_a_promoted_standby_lacks_what_was_shown() {
     });
 }
 
-/// Nor is who waits on a day that retention has removed since.
+/// Nor is who waits on a day that retention has removed since, though something of the next day came ahead of its last.
 #[test]
 fn a_place_on_a_day_that_was_removed_is_gone_on_from() {
-    let (kept, mut process) = Kept::with(Kind::Postgres, 10);
+    let (kept, mut process) = Kept::with(Kind::Postgres, 7);
+    kept.append(&mut process, 8..=9, noon() + DAY);
+    kept.append(&mut process, 10..=10, noon());
     kept.settle();
     let after = Filter {
         after: Some(kept.block(kept.events().end()).unwrap()),

@@ -7,12 +7,11 @@ use std::os::unix::net::{self as unix, UnixDatagram};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Duration;
 
 use super::harness::process::{Echo, Log, Running, file, signal};
 use super::harness::servers::Kept;
 use super::harness::tls::Authority;
-use super::harness::{Client, Reply, eventually};
+use super::harness::{Client, PATIENCE, Reply, eventually};
 
 /// An upstream that answers every request on every connection with `body`.
 fn answering(body: &'static str) -> SocketAddr {
@@ -362,8 +361,7 @@ fn a_service_manager_is_told_when_weir_serves_and_when_it_ends() {
         (path.clone(), UnixDatagram::bind(&path).unwrap()),
         (format!("@{name}"), UnixDatagram::bind_addr(&here).unwrap()),
     ] {
-        let within = Some(Duration::from_secs(5));
-        manager.set_read_timeout(within).unwrap();
+        manager.set_read_timeout(Some(PATIENCE)).unwrap();
         let heard = || {
             let mut text = [0; 64];
             let n = manager.recv(&mut text).unwrap();

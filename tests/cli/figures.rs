@@ -240,8 +240,9 @@ src/proxy/lane.rs | before < max + max.div_ceil(8) | overload | An eighth more t
 src/admin/mod.rs | LogRateLimit::new(5) | reference | five in ten seconds
 src/config/check/limits.rs | const SHORT_LIMIT: &str = \"rate_limit\"; | configuration | one limit on every request (its name is `rate_limit`)
 lua/breaker_force.lua | redis.call('PEXPIRE', KEYS[1], 30 * DAY) | shared-breakers | for 30 days if none lives
-lua/breaker_sync.lua | DEAD_AFTER, DOUBT_FOR, WANTED_FOR = 86400000, 5000, 3000, 1000 | shared-breakers | 5 s past the last report
-lua/breaker_sync.lua | DEAD_AFTER, DOUBT_FOR, WANTED_FOR = 86400000, 5000, 3000, 1000 | shared-breakers | 3 s past the last that does
+lua/breaker_sync.lua | DEAD_AFTER, DOUBT_FOR, WANTED_FOR, OTHERS_WITHIN = 86400000, 5000, 3000, 1000, 3000 | shared-breakers | 5 s past the last report
+lua/breaker_sync.lua | DEAD_AFTER, DOUBT_FOR, WANTED_FOR, OTHERS_WITHIN = 86400000, 5000, 3000, 1000, 3000 | shared-breakers | 3 s past the last that does
+lua/breaker_sync.lua | DEAD_AFTER, DOUBT_FOR, WANTED_FOR, OTHERS_WITHIN = 86400000, 5000, 3000, 1000, 3000 | shared-breakers | 3 s after half-open began
 src/event.rs | pub const LONGEST: usize = 4 * 1024; | audit | the first 4 KiB are kept
 src/cli/audit.rs | default_value_t = 100)] limit: u32 | audit | shows the newest 100 events
 src/cli/audit.rs | default_value_t = 10)] lines: u32 | audit | `tail` the newest 10

@@ -228,6 +228,19 @@ fn a_named_pipe_is_not_read_again_and_holds_nothing_up() {
     // A file in its place is taken up.
     replace(&path, &replying("file"));
     eventually(|| body() == "file" && running.metric(TAKEN) == 1);
+    // Nor is one that a value names.
+    let value = folder.path().join("value");
+    let made = Command::new("mkfifo").arg(&value).status().unwrap();
+    assert!(made.success());
+    let named = format!("'${{file:{}}}'", value.display());
+    replace(&path, &replying(&named));
+    running.signal("HUP");
+    let said = running.log_until("configuration not reloaded");
+    assert!(
+        said.contains(&format!("{} can be read once", value.display())),
+        "{said}"
+    );
+    assert_eq!(body(), "file");
 }
 
 /// As of a service manager that is told to reload what it has just begun, or of one that tells all processes in a take-over.

@@ -153,6 +153,13 @@ impl<'a> Shared<'a> {
         told
     }
 
+    /// Has it so that the server's clock was set back by an hour.
+    async fn set_back(&self) {
+        let script = Script::new("return redis.call('HINCRBY', KEYS[1], 'e', 3600000)");
+        let state = [self.keys[0].as_str()];
+        self.redis.run(&script, &state, &[]).await.unwrap();
+    }
+
     /// Of these calls, with so many that failed; the state behind it, and for how long.
     async fn fail(&mut self, failures: u64, calls: u64) -> (String, u64) {
         let report = Report {
@@ -448,6 +455,10 @@ fn one_sick_process_keeps_no_breaker_open_and_a_quorum_does() {
         // It does not wait for ever for those who say nothing.
         let mut shared = half_failed().await;
         let is_open = |told: &Told| told.state == "open";
+        shared.until("a", Report::default(), is_open).await;
+        // Nor for an hour where a clock is set back by one.
+        let mut shared = half_failed().await;
+        shared.set_back().await;
         shared.until("a", Report::default(), is_open).await;
     });
 }

@@ -121,7 +121,7 @@ pub(super) async fn export(
     out.flush()?;
     if let Some(day) = removed {
         bail!(
-            "day {day} was removed while it was read: what may have been left of it is not in the output"
+            "day {day} was removed while it was read, or a server answers that lacks what was read of it: what may have been left of it is not in the output"
         );
     }
     Ok(ExitCode::SUCCESS)

@@ -60,6 +60,8 @@ pub enum FaultKind {
     Chain,
     /// What describes the file was changed.
     File,
+    /// Postgres shows this user less than there is, or something else.
+    Veiled,
     /// A file is gone as a whole, and not by retention.
     FileMissing,
     /// The file is there, and is damaged, of another weir, or shut to the reader: not checked.
@@ -100,6 +102,9 @@ impl fmt::Display for FaultKind {
             FaultKind::Link => "does not go on from the file before",
             FaultKind::Chain => "does not go on from the batch before",
             FaultKind::File => "what describes the file was changed",
+            FaultKind::Veiled => {
+                "a view, or row security for this user, stands between queries and what is stored: verify as the tables' owner"
+            }
             FaultKind::FileMissing => "missing",
             FaultKind::Unreadable => "cannot be read",
             FaultKind::Key => "not checked: written under another key",
@@ -116,6 +121,9 @@ impl fmt::Display for Fault {
             (first, last) if first == last => format!("event {first}"),
             (first, last) => format!("events {first} to {last}"),
         };
+        if self.kind == FaultKind::Veiled {
+            return self.kind.fmt(f);
+        }
         let (first, last) = (self.days.start(), self.days.end());
         if self.kind == FaultKind::FileMissing {
             match first == last {

@@ -152,7 +152,7 @@ impl Reader {
         Err(said)
     }
 
-    /// The place behind all that has arrived and that nothing can come to stand ahead of any more: that of its last event, if there is one.
+    /// The place of the last event that nothing can come to stand ahead of any more; from the start, where there is none.
     pub async fn end(&self) -> Result<Cursor, StoreError> {
         let newest = Filter {
             settled: true,
@@ -214,7 +214,7 @@ async fn search(
     let all = between;
     let address = filter.client.as_deref().map(str::parse::<IpAddr>);
     let Ok(address) = address.transpose() else {
-        return Ok(Found { ..Found::default() });
+        return Ok(Found::default());
     };
     let search = Search {
         client,
@@ -278,9 +278,10 @@ async fn search(
         }
         _ => false,
     };
-    // Of a whole search alone: else it is behind what is left.
+    // Of a whole search from old to new alone: else it is behind what is left.
+    let is_whole = !is_over && stored.len() < limit && filter.order == Order::OldestFirst;
     let settled_to = match looked_at {
-        Some((arrival, days)) if filter.settled && !is_over => {
+        Some((arrival, days)) if filter.settled && is_whole => {
             last_of(client, arrival, days).await?
         }
         _ => None,
@@ -377,11 +378,18 @@ async fn is_there(client: &Client, place: Cursor, since: Day) -> Result<bool, Po
 }
 
 /// Whether a place that one went on from can be one of this server. A standby that is promoted lacks what had not come to it, and gives those
-/// numbers of transactions to others, which one who goes on would never see. There is nothing up to the place where retention has
-/// removed all of it.
+/// numbers of transactions to others, which one who goes on would never see. Where retention has removed the event it says so of its boot, or
+/// there is nothing up to the place.
 async fn knows(client: &Client, place: Cursor) -> Result<bool, PostgresError> {
     let is_no_event = [i32::MIN, i32::MAX].contains(&place.boot);
     if is_no_event || is_there(client, place, Day::default()).await? {
+        return Ok(true);
+    }
+    let removed = "SELECT FROM weir.audit_boots WHERE id = $1 AND removed_to >= $2";
+    let values: [(&(dyn ToSql + Sync), Type); 2] =
+        [(&place.boot, Type::INT4), (&place.seq, Type::INT8)];
+    let removed = client.query_typed(removed, &values).await?;
+    if !removed.is_empty() {
         return Ok(true);
     }
     let span = place.arrival >> SPAN;

@@ -438,7 +438,8 @@ impl Look<'_> {
 
     async fn hidden(&mut self) -> Result<(), PostgresError> {
         if self.transaction.query_one(VEILED, &[]).await?.try_get(0)? {
-            let fault = Fault::of_file(Day::default(), FaultKind::File);
+            // Of no day.
+            let fault = Fault::of_file(Day::default(), FaultKind::Veiled);
             self.report.faults.push(fault);
         }
         for row in self.transaction.query(HIDDEN, &[]).await? {

@@ -217,7 +217,7 @@ impl Script {
             let (good, bad) = self.probed();
             let sick = self.ended.values().filter(|(_, bad)| *bad > 0).count();
             let doubted = sick >= self.quorum.min(alive);
-            let waits = !doubted && now < self.ends.min(now) + OTHERS_WITHIN;
+            let waits = !doubted && now < self.ends + OTHERS_WITHIN;
             let others_are_well = self.ended.values().any(|it| it.0 > 0 && it.1 == 0);
             let too_many = !passes(PROBES - bad);
             let fails = too_many && !(waits && good + bad < PROBES);
