@@ -32,6 +32,13 @@ pub fn is_of_another_version(encoding: &[u8]) -> bool {
 /// Bytes of one text of a request that are kept, at most: what waits to be written is bounded by the number of events.
 pub const LONGEST: usize = 4 * 1024;
 
+/// As many characters as fit into `most` bytes.
+pub fn start_of(text: &str, most: usize) -> &str {
+    let mut ends = (0..=most.min(text.len())).rev();
+    let end = ends.find(|end| text.is_char_boundary(*end));
+    &text[..end.unwrap_or(0)]
+}
+
 /// A whole number of microseconds: a length of time, or a time since the Unix epoch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Micros(pub u64);

@@ -28,7 +28,7 @@ use super::companion::Runs;
 use super::control::{self, Tasks};
 use super::files;
 use super::reload;
-use super::service_manager;
+use super::service_manager::{self, State};
 use super::signals::Signals;
 use super::take_over::{self, Offer};
 use super::watched_files::{ConfigFiles, TlsFiles};
@@ -153,7 +153,7 @@ async fn supervise(
         biased;
         served = ports.serve(accepting) => {
             let accepting = served?;
-            service_manager::ready();
+            service_manager::tell(State::Ready);
             let offer = offered.and_then(|(admin, sockets)| {
                 let offer = Offer::new(admin, sockets);
                 let warned = offer.inspect_err(|error| {
@@ -420,7 +420,7 @@ impl Running {
 
     async fn drain(mut self, why: &Why) -> anyhow::Result<()> {
         info!("draining");
-        service_manager::stopping();
+        service_manager::tell(State::Stopping);
         let mut over = self.phases.subscribe();
         let is_over = |phase: &Phase| *phase == Phase::Over;
         // No other comes: what would bring one has ended.

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::companion::Runs;
 use super::control::{self, AdminPorts, Tasks, tls_of};
 use super::run::bind;
-use super::service_manager;
+use super::service_manager::{self, State};
 use super::signals::Signals;
 use super::watched_files::TlsFiles;
 use super::{begin_to_log, dependencies, load, reload};
@@ -133,7 +133,7 @@ async fn supervise(
         refusals: Refusals::default(),
     });
     tokio::spawn(say_why_not_reload(hangup));
-    service_manager::ready();
+    service_manager::tell(State::Ready);
     let gave_up = tokio::select! {
         stopped = signals.stopped() => {
             stopped?;
@@ -146,7 +146,7 @@ async fn supervise(
         },
     };
     info!("stopping");
-    service_manager::stopping();
+    service_manager::tell(State::Stopping);
     unready.send_replace(true);
     if let Some(companion) = tasks.companion {
         tokio::select! {

@@ -60,7 +60,6 @@ const WORDS: &[(&str, &[&str])] = &[
     ("backend", &["upstream"]),
     ("cluster", &["upstream"]),
     ("directresponse", &["reply"]),
-    ("headers", &["match"]),
     ("host", &["match", "endpoints", "address"]),
     ("hosts", &["host", "match", "endpoints"]),
     ("location", &["match"]),
@@ -103,8 +102,8 @@ pub(super) fn meant<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
 }
 
 fn letters(word: &str) -> String {
-    let letters = word.chars().filter(char::is_ascii_alphanumeric);
-    letters.map(|letter| letter.to_ascii_lowercase()).collect()
+    let letters = word.chars().filter(|char| char.is_alphanumeric());
+    letters.flat_map(char::to_lowercase).collect()
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ pub use brought_in::BroughtIn;
 pub use one_or_many::OneOrMany;
 pub use tree::named_files;
 use words::{NO_BREAK_SPACE, in_our_words};
-pub use words::{did_you_mean, without_value};
+pub use words::{did_you_mean, did_you_mean_own, without_value};
 
 /// Where a value stands in a file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use percent_encoding::percent_decode_str;
 use smallvec::SmallVec;
 
-use super::LONGEST;
+use super::{LONGEST, start_of};
 use crate::http1::path;
 
 /// What stands in place of a redacted value.
@@ -294,7 +294,8 @@ impl Redaction {
 
     /// Whether a value is a URL with a secret, as where to go on after a log-in often is, escaped once or twice.
     fn is_in_url(&self, value: &str) -> bool {
-        let mut value = Cow::Borrowed(value);
+        // What is behind is not kept.
+        let mut value = Cow::Borrowed(start_of(value, LONGEST));
         for _ in 0..=ESCAPED {
             // Before the first of these there is no parameter.
             let parameters = value.split(['?', '#', '&', ';']).skip(1);
@@ -472,7 +473,8 @@ fn parted(text: &str, mark: char) -> (&str, Option<&str>) {
 fn joined(name: &str) -> String {
     let is_kept = |char: &char| !matches!(char, '-' | '_' | '.');
     let kept = name.chars().filter(is_kept);
-    let joined: String = kept.flat_map(char::to_lowercase).collect();
+    let mut joined = String::with_capacity(name.len());
+    joined.extend(kept.flat_map(char::to_lowercase));
     match joined.is_empty() {
         true => name.to_owned(),
         false => joined,

@@ -16,7 +16,7 @@ use super::record::Record;
 use super::trace::{self, Trace};
 use crate::clock;
 use crate::config::audit::Level;
-use crate::event::{self, LONGEST, Micros};
+use crate::event::{self, LONGEST, Micros, start_of};
 use crate::http1::head::{Fields, RequestHead, path_and_query, values};
 use crate::http1::trace_context::TraceParent;
 use crate::plan::Plan;
@@ -327,7 +327,5 @@ fn cut(text: Cow<'_, str>) -> Cow<'_, str> {
     if text.len() <= LONGEST {
         return text;
     }
-    let mut ends = (0..=LONGEST).rev();
-    let end = ends.find(|at| text.is_char_boundary(*at));
-    Cow::Owned(text[..end.unwrap_or_default()].to_owned() + "…")
+    Cow::Owned(start_of(&text, LONGEST).to_owned() + "…")
 }

@@ -300,7 +300,12 @@ impl Multiplexed {
     /// that have some take others, too.
     pub(super) fn free(&self, takes_old: bool) -> Option<StreamPermit> {
         let mut found = None;
-        self.open.borrow_mut().retain(|open| {
+        let mut all = self.open.borrow_mut();
+        if takes_old {
+            // One that takes no bodies is asked last.
+            all.sort_by_key(|open| open.usage.left.get());
+        }
+        all.retain(|open| {
             if found.is_some() {
                 return true;
             }

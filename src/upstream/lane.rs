@@ -204,7 +204,7 @@ impl LaneUpstream {
 
     /// Closes an idle connection, or else the one of all clients' own that was not used for longest.
     fn make_room(&self) {
-        let (view, originals) = (self.view.borrow(), self.originals.borrow());
+        let (view, originals) = (self.view(), self.originals.borrow());
         let pools = || view.pools.iter().chain(originals.values());
         // Their clients would have to say anew who they are.
         if !pools().any(|pool| pool.close_one()) {

@@ -365,7 +365,7 @@ fn a_service_manager_is_told_when_weir_serves_and_when_it_ends() {
         let heard = || {
             let mut text = [0; 64];
             let n = manager.recv(&mut text).unwrap();
-            String::from_utf8_lossy(&text[..n]).trim_end().to_owned()
+            String::from_utf8_lossy(&text[..n]).into_owned()
         };
         let mut running = Running::start_in(config.path(), &[("NOTIFY_SOCKET", &notify)]);
         assert_eq!(heard(), "READY=1");

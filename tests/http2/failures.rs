@@ -206,7 +206,7 @@ fn a_connection_that_takes_no_more_of_bodies_gets_no_others() {
                 }
             }
         });
-        let timeout = if times_out { "1s" } else { "60s" };
+        let timeout = if times_out { "2s" } else { "60s" };
         let lane = Lane::start(&format!(
             "listen: '127.0.0.1:0'\n\
              upstreams: {{app: {{endpoints: ['http://{upstream}'], protocol: http2, timeout: 60s, connect_timeout: 60s}}}}\n\
@@ -222,6 +222,7 @@ fn a_connection_that_takes_no_more_of_bodies_gets_no_others() {
             match times_out {
                 true => assert_eq!(stuck.answer().await.status, 504),
                 false => {
+                    // A second that nothing of it is taken in, and some.
                     tokio::time::sleep(Duration::from_millis(1500)).await;
                     stuck.body.reset();
                 }

@@ -347,7 +347,7 @@ impl Checker {
             Kind::Limit if name.contains('/') => {
                 "a route names limits: define one under rate_limits, such as \"per_client: {limit: 100/s, by: client.ip}\"".to_owned()
             }
-            _ => yaml::did_you_mean(name, &Vec::from_iter(known)),
+            _ => yaml::did_you_mean_own(name, &Vec::from_iter(known)),
         };
         self.refuse(place, format!("unknown {kind} \"{name}\"; {mend}"));
     }

@@ -322,7 +322,11 @@ fn has_variable(text: &str) -> bool {
     let of_envoy = |(at, _): (usize, &str)| {
         let behind = &text[at + 1..];
         let name = behind.trim_start_matches(|c: char| c.is_ascii_uppercase() || c == '_');
-        behind.starts_with('[') || (name.len() < behind.len() && name.starts_with(['%', '(']))
+        // Two letters may be an escaped byte, and the next one begins behind them.
+        let letters = behind.len() - name.len();
+        behind.starts_with('[')
+            || (letters > 0 && name.starts_with('('))
+            || (letters > 2 && name.starts_with('%'))
     };
     text.match_indices('$').any(of_nginx) || text.match_indices('%').any(of_envoy)
 }

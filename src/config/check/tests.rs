@@ -315,6 +315,17 @@ fn what_is_written_as_elsewhere_is_told_with_how_it_is_written_here() {
     }
 }
 
+/// Who names an upstream by a word of another proxy does not mean that proxy's.
+#[test]
+fn names_that_the_file_gives_are_told_by_a_slip_alone() {
+    let text = "listen: 127.0.0.1:1\n\
+        upstreams: {server: {endpoints: [http://x]}, endpoints: {endpoints: [http://y]}, сервер1: {endpoints: [http://z]}}\n\
+        routes: [{match: {path: /a}, upstream: servers}, {upstream: хутор1}]\n";
+    let said = read(text).unwrap_err().join("\n");
+    assert!(said.contains("did you mean \"server\"?"), "{said}");
+    assert!(!said.contains("did you mean \"сервер1\"?"), "{said}");
+}
+
 /// They would be sent as they stand, to every app.
 #[test]
 fn what_looks_like_a_variable_of_another_proxy_is_warned_of() {
@@ -338,7 +349,7 @@ fn what_looks_like_a_variable_of_another_proxy_is_warned_of() {
         assert!(said.starts_with(start) && !said.contains(value), "{said}");
     }
     for value in [
-        "$5", "a$b", "US$", "100%", "%41%42", "%%", "$${a}", "a%20b", "ü$", "%A",
+        "$5", "a$b", "US$", "100%", "%41%42", "%%", "$${a}", "a%20b", "ü$", "%A", "%CE%B1",
     ] {
         assert_eq!(warned(value), "", "{value}");
     }

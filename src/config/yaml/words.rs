@@ -287,9 +287,10 @@ const COMPARED: usize = 64;
 
 /// The word of `known` that may have been meant: by who knows another proxy's words, or by a slip.
 pub(super) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
-    if let Some(meant) = elsewhere::meant(word, known) {
-        return Some(meant);
-    }
+    elsewhere::meant(word, known).or_else(|| slip(word, known))
+}
+
+fn slip<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let near = known
         .iter()
         .filter(|other| word.len().max(other.len()) <= COMPARED)
@@ -300,7 +301,16 @@ pub(super) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
 
 /// `did you mean "…"?` when one of `known` is near, else all of them.
 pub fn did_you_mean(word: &str, known: &[&str]) -> String {
-    match nearest(word, known) {
+    meant(nearest(word, known), known)
+}
+
+/// Likewise of names that the file itself gives, where no other proxy's words are meant.
+pub fn did_you_mean_own(word: &str, known: &[&str]) -> String {
+    meant(slip(word, known), known)
+}
+
+fn meant(nearest: Option<&str>, known: &[&str]) -> String {
+    match nearest {
         Some(other) => format!("did you mean \"{other}\"?"),
         None if known.is_empty() => "none is in the file: add it".to_owned(),
         None => format!("known here: {}", known.join(", ")),

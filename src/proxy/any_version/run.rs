@@ -103,8 +103,12 @@ impl Exchange<'_, '_, '_> {
         let answered = answered.await;
         current.waited = progress.waited();
         current.point = Point::of(progress.begun.get(), answer);
-        current.is_stuck = uploading.is_stuck(&progress);
-        let (head, mut body) = answered?;
+        current.is_stuck = uploading.is_stuck(&request, &progress);
+        let (mut head, mut body) = answered?;
+        if back.is_http1() && head.body == ResponseBody::Length(BodyLength::Fixed(0)) {
+            // There is no place for trailers behind it.
+            head.body = ResponseBody::Length(BodyLength::None);
+        }
         record.note_answered(head.status);
         progress.answer();
         let status = head.status;
@@ -170,7 +174,7 @@ impl Exchange<'_, '_, '_> {
         let has_body = answered.head.body != ResponseBody::Length(BodyLength::None);
         let streamed = down.stream(has_body.then_some(&mut body), &mut uploading, back, record);
         let streamed = streamed.await;
-        current.is_stuck = uploading.is_stuck(&progress);
+        current.is_stuck = uploading.is_stuck(&request, &progress);
         record.grpc = record.grpc.or(down.grpc);
         outgoing.finish(end_of_response(status, down.grpc, &streamed), record);
         streamed?;

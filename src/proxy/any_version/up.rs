@@ -22,7 +22,7 @@ use crate::proxy::progress::Progress;
 use crate::proxy::reply::Rejection;
 use crate::proxy::wire::{Deadlines, Elapsed};
 
-/// For as long as nothing moves: a sender that is held up for less is none that an upstream has forgotten.
+/// For as long as nothing moves, or half of the time of a try that has less: a sender that is held up for less is none that an upstream has forgotten.
 const STUCK: Duration = Duration::from_secs(1);
 
 /// A request's body on its way, which may go on beside the response.
@@ -59,8 +59,9 @@ impl<F: Future<Output = Result<(), Failure>>> Uploading<'_, F> {
     }
 
     /// Whether the upstream has taken nothing for a while, though there is something of the body for it.
-    pub(super) fn is_stuck(&self, progress: &Progress) -> bool {
-        !self.whole && !progress.waits() && progress.left_of(STUCK).is_zero()
+    pub(super) fn is_stuck(&self, request: &Request, progress: &Progress) -> bool {
+        let long = STUCK.min(request.within / 2);
+        !self.whole && !progress.waits() && progress.left_of(long).is_zero()
     }
 
     /// What `response` gives, with the upload going on meanwhile. Where that ends for the client's part, be it gone or at fault, so does the

@@ -15,7 +15,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, accepts, to_sql_checked};
 
 use super::PostgresError;
-use crate::event::{self, Columns, Micros, Parts, Traits};
+use crate::event::{self, Columns, Micros, Parts, Traits, start_of};
 use crate::store::audit::days::Day;
 
 /// `COPY` with the columns that [`put`] writes.
@@ -268,17 +268,10 @@ pub(super) fn held_text(text: &str) -> Cow<'_, str> {
 
 /// A user as the column has it, whose b-tree takes no long ones.
 pub(super) fn held_user(user: &str) -> Cow<'_, str> {
-    match held_text(start_of(user)) {
-        Cow::Owned(held) => Cow::Owned(start_of(&held).to_owned()),
+    match held_text(start_of(user, LONGEST_USER)) {
+        Cow::Owned(held) => Cow::Owned(start_of(&held, LONGEST_USER).to_owned()),
         held @ Cow::Borrowed(_) => held,
     }
-}
-
-/// As many characters as fit into [`LONGEST_USER`].
-fn start_of(user: &str) -> &str {
-    let mut ends = (0..=LONGEST_USER.min(user.len())).rev();
-    let end = ends.find(|end| user.is_char_boundary(*end));
-    &user[..end.unwrap_or(0)]
 }
 
 fn put_bytes(buffer: &mut BytesMut, bytes: &[u8]) {
