@@ -22,7 +22,7 @@ use weir::store::audit::days::Day;
 use weir::store::audit::events::Events;
 use weir::store::audit::{Cursor, Filter, Order, StoreError};
 use weir::store::postgres::write::Writer;
-use weir::store::postgres::{Reader, migrate, partitions};
+use weir::store::postgres::{Reader, migrate};
 
 crate::in_each_store!(
     each_filter_finds_what_it_names_and_nothing_else,
@@ -780,12 +780,7 @@ fn an_export_tells_of_a_day_that_retention_removes_while_it_is_read() {
         said.next().unwrap().unwrap();
         let yesterday = Day::of(noon());
         if removes {
-            kept.block(async {
-                let mut connection = kept.pools().write().await.unwrap();
-                let hasher = Hasher::new(Some(KEY));
-                let removed = partitions::remove(&mut connection, yesterday, &hasher);
-                removed.await.unwrap();
-            });
+            kept.block(kept.remove(yesterday));
         }
         assert_eq!(said.map_while(Result::ok).count() + 1, count);
         let mut error = String::new();
@@ -888,13 +883,7 @@ fn a_place_on_a_day_that_was_removed_is_gone_on_from() {
         settled: true,
         ..Filter::default()
     };
-    kept.block(async {
-        let mut connection = kept.pools().write().await.unwrap();
-        let (day, hasher) = (Day::of(noon()), Hasher::new(Some(KEY)));
-        partitions::remove(&mut connection, day, &hasher)
-            .await
-            .unwrap();
-    });
+    kept.block(kept.remove(Day::of(noon())));
     assert_eq!(seqs(&kept.query(&after)), [0; 0]);
     kept.append(&mut process, 11..=12, noon() + DAY);
     eventually(|| seqs(&kept.query(&after)) == [11, 12]);

@@ -319,11 +319,7 @@ fn an_end_mark_that_came_too_early_is_no_fault() {
             .pack(&mut [encoded(10..=12)], (noon() + DAY).into(), 0)
             .1;
         writer.store(&[&Batch::open(&next).unwrap()]).await.unwrap();
-        let mut connection = kept.pools().write().await.unwrap();
-        let day = Day::of(noon());
-        partitions::remove(&mut connection, day, &hasher())
-            .await
-            .unwrap();
+        kept.remove(Day::of(noon())).await;
     });
     assert_eq!(kept.faults(), []);
 }
@@ -351,13 +347,7 @@ fn what_was_written_under_several_keys_is_checked_under_each() {
     assert_eq!(faults(&[KEY, OLD]), []);
     assert_eq!(faults(&[KEY]), [(FaultKind::Key, true)]);
     // A worker has today's key alone.
-    kept.block(async {
-        let mut connection = kept.pools().write().await.unwrap();
-        let (day, hasher) = (Day::of(noon()), Hasher::new(Some(KEY)));
-        partitions::remove(&mut connection, day, &hasher)
-            .await
-            .unwrap();
-    });
+    kept.block(kept.remove(Day::of(noon())));
     assert_eq!(faults(&[KEY, OLD]), []);
     kept.sql(
         "",
@@ -452,14 +442,11 @@ fn a_boot_that_lost_all_it_had_is_named() {
     kept.end(idle);
     let day = Day::of(noon());
     kept.block(async {
-        let mut connection = kept.pools().write().await.unwrap();
+        let connection = kept.pools().write().await.unwrap();
         let today = partitions::today(&connection).await.unwrap();
         // What it had, with its day, is noted by retention; of a boot without events there is nothing left to note.
-        let hasher = Hasher::new(Some(KEY));
         for day in day.0..=today.0 {
-            partitions::remove(&mut connection, Day(day), &hasher)
-                .await
-                .unwrap();
+            kept.remove(Day(day)).await;
         }
     });
     let report = kept.verify(KEY);
@@ -494,12 +481,7 @@ fn batches_follow_a_clock_that_is_set_right() {
     };
     assert_eq!(read(), (400, vec![]));
     for (day, left) in [(day.0, 200), (day.0 + 1, 100), (day.0 + 3, 0)] {
-        kept.block(async {
-            let mut connection = kept.pools().write().await.unwrap();
-            partitions::remove(&mut connection, Day(day), &Hasher::new(Some(KEY)))
-                .await
-                .unwrap();
-        });
+        kept.block(kept.remove(Day(day)));
         assert_eq!(read(), (left, vec![]));
     }
 }
@@ -537,13 +519,7 @@ fn days_that_retention_removed_are_not_missed(kind: Kind) {
                 .unwrap();
             assert_eq!(removed, 1);
         }
-        Kind::Postgres => kept.block(async {
-            let mut connection = kept.pools().write().await.unwrap();
-            let day = Day::of(noon());
-            partitions::remove(&mut connection, day, &Hasher::new(Some(KEY)))
-                .await
-                .unwrap();
-        }),
+        Kind::Postgres => kept.block(kept.remove(Day::of(noon()))),
     }
     let report = kept.verify(KEY);
     assert_eq!((report.events, report.faults), (300, vec![]));

@@ -17,7 +17,7 @@ use weir::store::audit::chain::{Hasher, Keys};
 use weir::store::audit::days::Day;
 use weir::store::audit::events::Events;
 use weir::store::audit::{FaultKind, Filter, Order, Report, Stored};
-use weir::store::postgres::{Postgres, Reader, migrate, write};
+use weir::store::postgres::{Postgres, Reader, migrate, partitions, write};
 use weir::store::sqlite;
 
 use super::postgres::Database;
@@ -129,6 +129,14 @@ impl Kept {
 
     pub fn pools(&self) -> &Arc<Postgres> {
         self.pools.as_ref().unwrap()
+    }
+
+    /// A day of Postgres, as retention does.
+    pub async fn remove(&self, day: Day) {
+        let mut connection = self.pools().write().await.unwrap();
+        let hasher = Hasher::new(Some(KEY));
+        let removed = partitions::remove(&mut connection, day, &hasher);
+        removed.await.unwrap();
     }
 
     pub fn process(&self, instance: &str) -> Process {
