@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read as _};
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -629,6 +630,16 @@ fn replicas_of_uneven_lag_leave_nothing_out_of_a_listing() {
     assert_eq!(found, (51..=1_000).collect::<Vec<_>>());
 }
 
+/// Makes the batches of one boot, in their order.
+fn batches() -> impl FnMut(RangeInclusive<u64>) -> Batch {
+    let id = Uuid::from_bytes([1; 16]);
+    let mut boot = Boot::new("a".to_owned(), id, noon().into(), Hasher::new(None));
+    move |range| {
+        let (_, bytes) = boot.pack(&mut [encoded(range)], noon().into(), 0);
+        Batch::open(&bytes).unwrap()
+    }
+}
+
 /// A commit that waits for one standby is seen at another that has it, and at the primary once it is over.
 #[test]
 fn a_replica_that_is_ahead_of_its_primary_hides_nothing_from_who_follows() {
@@ -647,12 +658,7 @@ fn a_replica_that_is_ahead_of_its_primary_hides_nothing_from_who_follows() {
         let of_primary = pools(&primary.url());
         let connection = of_primary.write().await.unwrap();
         migrate::migrate(connection).await.unwrap();
-        let id = Uuid::from_bytes([1; 16]);
-        let mut boot = Boot::new("a".to_owned(), id, noon().into(), Hasher::new(None));
-        let mut batch = |range| {
-            let (_, bytes) = boot.pack(&mut [encoded(range)], noon().into(), 0);
-            Batch::open(&bytes).unwrap()
-        };
+        let mut batch = batches();
         let mut writer = Writer::new(of_primary, RETENTION);
         writer.store(&[&batch(1..=10)]).await.unwrap();
         eventually(|| {
@@ -824,12 +830,7 @@ fn who_follows_is_told_that_a_promoted_standby_lacks_what_was_shown() {
         let of_primary = pools(&primary.url());
         let connection = of_primary.write().await.unwrap();
         migrate::migrate(connection).await.unwrap();
-        let id = Uuid::from_bytes([1; 16]);
-        let mut boot = Boot::new("a".to_owned(), id, noon().into(), Hasher::new(None));
-        let mut batch = |range| {
-            let (_, bytes) = boot.pack(&mut [encoded(range)], noon().into(), 0);
-            Batch::open(&bytes).unwrap()
-        };
+        let mut batch = batches();
         let mut writer = Writer::new(of_primary.clone(), RETENTION);
         writer.store(&[&batch(1..=10)]).await.unwrap();
         standby.catch_up_with(&primary);
