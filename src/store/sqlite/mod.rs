@@ -52,7 +52,7 @@ const PAGE_SIZE: u32 = 8_192;
 // user, it takes 0.08.
 //
 // 8 KiB: a batch of one event writes whole pages too. `verify` costs 2.3 a row: it sorts, as there is no index. Of a closed day it costs some 3
-// more, by Python's sqlite3 with the same tables: each row is looked up in the indexes.
+// more, by Python's sqlite3: each row is looked up in the indexes.
 const SCHEMA: &str = "
 CREATE TABLE instances (
     id INTEGER PRIMARY KEY,
